@@ -1,0 +1,65 @@
+"""Settings: frozen dataclasses that check themselves, and that a validator can read without this package importing it.
+
+Every component states its settings as a frozen dataclass derived from `Settings`. The bounds live in the
+field's metadata, in pydantic's vocabulary (`ge`, `gt`, `le`, `lt`, `strict`, `discriminator`, `description`), so
+that a YAML file and a notebook are held to the same ones.
+"""
+
+import dataclasses
+import operator
+from typing import Any, ClassVar
+
+_BOUNDS = {"ge": (operator.ge, "≥"), "gt": (operator.gt, ">"), "le": (operator.le, "≤"), "lt": (operator.lt, "<")}
+
+
+def setting(default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any) -> Any:
+    """A number, text or truth value among the fields of a `Settings`: its type is held strictly (no `true` for 1).
+
+    `identity=False` says that the field does not determine any number (a folder, say), so that changing it
+    does not make a finished cell another one.
+    """
+    return choice(default, description, identity=identity, strict=True, **constraints)
+
+
+def choice(default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any) -> Any:
+    """A field that is one of several: a `Literal`, or a union of configs with `discriminator="name"`."""
+    metadata = {"description": description, "identity": identity, **constraints}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all settings: unknown names are refused, and bounds are checked on construction.
+
+    Raises ValueError with the field, its value and the valid range.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for bound, (holds, sign) in _BOUNDS.items():
+                limit = field.metadata.get(bound)
+                if limit is not None and isinstance(value, int | float) and not holds(value, limit):
+                    raise ValueError(f"{type(self).__qualname__}: {field.name} is {value!r}, expected {sign} {limit}")
+
+
+def to_dict(config: Settings) -> dict[str, Any]:
+    """The settings as plain mappings, lists and scalars, in the order of the fields."""
+    return dataclasses.asdict(config)
+
+
+def identity(config: Settings) -> dict[str, Any]:
+    """The settings that determine numbers: `to_dict` without the fields declared `identity=False`."""
+    named: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("identity", True):
+            value = getattr(config, field.name)
+            named[field.name] = identity(value) if isinstance(value, Settings) else value
+    return named
+
+
+Config = Settings

@@ -1,0 +1,59 @@
+"""What a gradient estimator is."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from fsg.layers import quantized_layers
+
+
+class GradientEstimator(ABC):
+    """Where the gradient of the quantized weights comes from. One training step:
+
+        weights = estimator.propose(model, lr=lr, progress=progress)
+        loss = cross_entropy(functional_call(model, weights, images), labels)
+        optimizer.zero_grad(); estimator.zero_grad()
+        loss.backward()
+        if estimator.update(model):
+            optimizer.step(lr)
+
+    A new one derives from this class, and has a `Config` with a `build(model)` nested in it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Raises ValueError for a model without a trainable quantized layer."""
+        self.layers = dict(quantized_layers(model))
+        if not self.layers:
+            raise ValueError("the model has no trainable quantized layer; quantize(model, quantizer) makes them")
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The latent weights W."""
+        return [layer.weight for layer in self.layers.values()]
+
+    @abstractmethod
+    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        """The quantized weights Ŵ that the forward pass shall use, by parameter name, and what else it shall.
+
+        `lr` is the learning rate of this step, `progress` the part of the training that is over, in [0, 1].
+        """
+
+    @abstractmethod
+    def update(self, model: nn.Module) -> bool:
+        """Take g = ∂loss/∂Ŵ after the backward pass and write the latent weights' `.grad`.
+
+        Returns whether there is something for the optimizer to apply.
+        """
+
+    def zero_grad(self) -> None:
+        """Clear what is learned beside the network."""
+        return
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is not in the network's and the optimizer's state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """In place. The network's and the optimizer's states are loaded before this one."""
+        return

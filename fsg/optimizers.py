@@ -1,0 +1,143 @@
+"""Optimizers of the network: pure directions, and one class that keeps their state.
+
+    W ← W − lr·direction
+
+`step` leaves the direction that it applied in each parameter's `.grad`, where a look-ahead finds it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fsg.config import Config, choice, setting
+from fsg.imported import Imported
+
+State = dict[str, list[Tensor]]
+
+
+class Rule(Protocol):
+    """How gradients become directions."""
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the buffers kept for each parameter, zero at the start, of its shape."""
+        ...
+
+    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+        """Turn the gradients into directions, in place; `step` counts from 1."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule(Config):
+    lr: float = setting(1e-3, "Learning rate before the schedule.", gt=0)
+    weight_decay: float = setting(0.0, "L2 penalty: weight_decay·W is added to the gradient.", ge=0)
+
+    def buffers(self) -> tuple[str, ...]:
+        return ()
+
+    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+        """The gradient itself."""
+
+    def build(self, model: nn.Module) -> "Optimizer":
+        return Optimizer(self, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(_Rule):
+    """Stochastic gradient descent, with momentum μ where it is not zero.
+
+    direction = m,   m ← μ·m + g      (the first m is g itself)
+    """
+
+    name: Literal["sgd"] = "sgd"
+    momentum: float = setting(0.0, "μ; 0 switches it off.", ge=0, lt=1)
+
+    def buffers(self) -> tuple[str, ...]:
+        return ("momentum",) if self.momentum else ()
+
+    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+        if self.momentum:
+            torch._foreach_mul_(state["momentum"], self.momentum)
+            torch._foreach_add_(state["momentum"], gradients)
+            torch._foreach_copy_(gradients, state["momentum"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(_Rule):
+    """Adam.
+
+    m ← β₁m + (1 − β₁)g,   v ← β₂v + (1 − β₂)g²
+    direction = m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ⁿ),   v̂ = v/(1 − β₂ⁿ)          (epsilon: corrected)
+    direction = m / (√v + ε) · √(1 − β₂ⁿ)/(1 − β₁ⁿ)                            (epsilon: uncorrected)
+
+    The second form, in which the bias correction enlarges ε, is that of the code released for MetaQuant and FSG.
+    Kingma and Ba, ICLR 2015 (arXiv:1412.6980).
+    """
+
+    name: Literal["adam"] = "adam"
+    beta1: float = setting(0.9, "Decay of the mean of the gradient.", ge=0, lt=1)
+    beta2: float = setting(0.999, "Decay of the mean of its square.", ge=0, lt=1)
+    eps: float = setting(1e-8, "ε.", gt=0)
+    epsilon: Literal["corrected", "uncorrected"] = choice("corrected", "Whether ε is added after the bias correction.")
+
+    def buffers(self) -> tuple[str, ...]:
+        return ("mean", "square")
+
+    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+        mean, square = state["mean"], state["square"]
+        torch._foreach_lerp_(mean, gradients, 1 - self.beta1)
+        torch._foreach_mul_(square, self.beta2)
+        torch._foreach_addcmul_(square, gradients, gradients, 1 - self.beta2)
+        root = math.sqrt(1 - self.beta2**step)
+        denominator = torch._foreach_sqrt(square)
+        torch._foreach_add_(denominator, self.eps if self.epsilon == "uncorrected" else self.eps * root)
+        torch._foreach_copy_(gradients, mean)
+        torch._foreach_div_(gradients, denominator)
+        torch._foreach_mul_(gradients, root / (1 - self.beta1**step))
+
+
+class Optimizer:
+    """A rule and its state for the parameters of a model that need a gradient."""
+
+    def __init__(self, rule: Rule, model: nn.Module) -> None:
+        self.rule = rule
+        self.names, self.parameters = map(list, zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad)))
+        self.steps = 0
+        self.state: State = {b: [torch.zeros_like(p) for p in self.parameters] for b in rule.buffers()}
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Apply the direction of the gradients; parameters without one count as zero gradient."""
+        self.steps += 1
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients: list[Tensor] = [p.grad for p in self.parameters if p.grad is not None]
+        if self.rule.weight_decay:
+            torch._foreach_add_(gradients, self.parameters, alpha=self.rule.weight_decay)
+        self.rule.direction(gradients, self.state, self.steps)
+        torch._foreach_add_(self.parameters, gradients, alpha=-lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        buffers = {b: dict(zip(self.names, tensors, strict=True)) for b, tensors in self.state.items()}
+        return {"steps": self.steps, "buffers": buffers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """In place, so that memory formats stay. Raises KeyError where a parameter is missing."""
+        self.steps = state["steps"]
+        for buffer, tensors in self.state.items():
+            for name, tensor in zip(self.names, tensors, strict=True):
+                tensor.copy_(state["buffers"][buffer][name])
+
+
+OptimizerConfig = SGD | Adam | Imported
