@@ -4,6 +4,7 @@ The fast net looks at a weight, the slow nets at the gradient history of all lay
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,11 @@ from fsg.history import ChunkLayout
 from fsg.selective_scan import selective_scan
 
 Nonlinearity = Literal["linear", "relu", "tanh"]
-_ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+def activation(nonlinearity: Nonlinearity) -> Callable[[Tensor], Tensor] | None:
+    """The function of that name; None for linear."""
+    return {"linear": None, "relu": torch.relu, "tanh": torch.tanh}[nonlinearity]
 
 
 class FastNet(nn.Module):
@@ -33,7 +38,7 @@ class FastNet(nn.Module):
         self.linear1 = nn.Linear(1, hidden, bias=False)
         self.linear2 = nn.Linear(hidden, hidden, bias=False)
         self.linear3 = nn.Linear(hidden, 1, bias=False)
-        self.activation = _ACTIVATIONS.get(nonlinearity)
+        self.activation = activation(nonlinearity)
 
     def scale(self) -> Tensor:
         """k of the linear net, a tensor of no dimension."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
-from fsg.estimators.protocol import GradientEstimator
+from fsg.estimators.look_ahead import LookAhead
 from fsg.estimators.straight_through import derivative
 from fsg.history import ChunkLayout, GradientHistory
 from fsg.hypernetworks import EMA, FastNet, Mamba, Nonlinearity, SlowNet, SlowNetConfig, average
@@ -15,7 +15,7 @@ from fsg.hypernetworks import EMA, FastNet, Mamba, Nonlinearity, SlowNet, SlowNe
 AVERAGE_DECAY = 0.9
 
 
-class FSG(GradientEstimator):
+class FSG(LookAhead):
     """Fast and slow gradient generation (AAAI 2025).
 
     With g the newest gradient ∂loss/∂Ŵ, W̃ the pre-quantized weight of the forward pass that gave it, c the
@@ -81,92 +81,60 @@ class FSG(GradientEstimator):
         super().__init__(model)
         self.config = config
         self.identity = config.start == "identity"
-        like = self.weights[0].detach()
         self.layout = ChunkLayout(tuple(w.shape for w in self.weights), config.chunk_size)
-        uses_fast, uses_slow = config.slow_weight < 1, config.slow_weight > 0
-        self.fast = FastNet(config.hidden, config.nonlinearity).to(like) if uses_fast else None
+        self.fast: FastNet | None = None
         self.slow: SlowNet | None = None
         self.average_decay: float | None = None
-        if uses_slow and isinstance(config.slow_net, EMA):
-            self.average_decay = config.slow_net.decay
-        elif uses_slow and isinstance(config.slow_net, Mamba):
-            self.slow = SlowNet(config.slow_net, self.layout, config.layer_embedding_dim, config.layer_embedding).to(like)
-            self.average_decay = AVERAGE_DECAY if self.identity else None
+        if config.slow_weight < 1:
+            self.fast = FastNet(config.hidden, config.nonlinearity)
+            self.teach("fast", self.fast, config.fast_lr)
+        if uses_slow := config.slow_weight > 0:
+            if isinstance(config.slow_net, EMA):
+                self.average_decay = config.slow_net.decay
+            else:
+                self.slow = SlowNet(config.slow_net, self.layout, config.layer_embedding_dim, config.layer_embedding)
+                self.teach("slow", self.slow, config.slow_lr)
+                self.average_decay = AVERAGE_DECAY if self.identity else None
         if self.identity and self.fast is not None:
             nn.init.zeros_(self.fast.linear3.weight)
         if self.identity and self.slow is not None:
             self.slow.start_at_zero()
-        rates = {"fast": config.fast_lr, "slow": config.slow_lr}
-        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=rates[name]) for name, net in self._nets()}
         length = config.history_length if uses_slow else 1
-        self.history = GradientHistory(length, (self.layout.rows, config.chunk_size), like)
-        self.prequantized = [torch.zeros_like(w) for w in self.weights]
-        self.generated: _Generated | None = None
+        self.history = GradientHistory(length, (self.layout.rows, config.chunk_size), self.weights[0].detach())
 
-    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
-        layers = self.layers.values()
-        self.looked_ahead: list[Tensor] | None = None
-        self.effective, proposed = self.weights, {}
-        if self.generated is not None:
-            combined, self.looked_ahead = self._combine(self.generated)
-            self.effective = [w.detach() - lr * d for w, d in zip(self.weights, combined, strict=True)]
-            if self.config.semantics == "released":
-                proposed = {name: bias - lr * bias.grad for name, bias in self._biases() if bias.grad is not None}
-        with torch.no_grad():
-            self.prequantized = [x.quantizer.prequantize(w.detach()) for x, w in zip(layers, self.effective, strict=True)]
-            quantized = [x.quantizer.quantize(w) for x, w in zip(layers, self.prequantized, strict=True)]
-        self.quantized = [tensor.detach().requires_grad_() for tensor in quantized]
-        return proposed | {f"{name}.weight": w for name, w in zip(self.layers, self.quantized, strict=True)}
-
-    def update(self, model: nn.Module) -> bool:
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
-        self._learn(gradients)
+    def remember(self, gradients: list[Tensor]) -> None:
         self.history.append(self.layout.pack(gradients))
-        self.generated = self._generate()
-        applied = self.looked_ahead
-        if self.config.applied == "current":
-            with torch.no_grad():
-                _, applied = self._combine(self.generated)
-        for weight, gradient in zip(self.weights, applied or [], strict=applied is not None):
-            weight.grad = gradient.detach()
-        return applied is not None
 
-    def zero_grad(self) -> None:
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-
-    def _learn(self, gradients: list[Tensor]) -> None:
-        """Step the hypernetworks along ∂loss/∂(look-ahead weight), where there was a look-ahead."""
-        if self.generated is None or not self.optimizers:
-            return
-        with torch.no_grad():
-            chained = [
-                g * derivative(layer.quantizer, prequantized, weight)
-                for layer, g, prequantized, weight in zip(
-                    self.layers.values(), gradients, self.prequantized, self.effective, strict=True
-                )
-            ]
-        torch.autograd.backward(self.effective, chained)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-
-    def _generate(self) -> "_Generated":
-        """What the hypernetworks make of the newest gradient and the history, before calibration."""
+    def generate(self) -> None:
+        """f without its calibration, the average of the history without its own, and the slow net's output."""
         history = self.history.oldest_first()
-        fast = average_ = slow = None
+        self.fast_gradients = self.averages = self.slow_gradients = None
         if self.fast is not None:
-            fast = [g * self.fast(w) for g, w in zip(self.layout.unpack(history[-1]), self.prequantized, strict=True)]
+            newest = self.layout.unpack(history[-1])
+            self.fast_gradients = [g * self.fast(w) for g, w in zip(newest, self.prequantized, strict=True)]
             if self.identity:
-                fast = [g + f for g, f in zip(self.layout.unpack(history[-1]), fast, strict=True)]
+                self.fast_gradients = [g + f for g, f in zip(newest, self.fast_gradients, strict=True)]
         if self.average_decay is not None:
-            average_ = self.layout.unpack(average(history, self.average_decay))
+            self.averages = self.layout.unpack(average(history, self.average_decay))
         if self.slow is not None:
             scale = self.layout.root_mean_square(history) if self.identity else torch.ones_like(history[0, :, :1])
-            slow = self.layout.unpack(scale * self.slow(history / scale))
-        return _Generated(fast, average_, slow)
+            self.slow_gradients = self.layout.unpack(scale * self.slow(history / scale))
 
-    def _combine(self, generated: "_Generated") -> tuple[list[Tensor], list[Tensor]]:
-        """The weighted sum, and the gradient that the optimizer gets."""
+    def look_ahead(self, lr: float) -> list[Tensor]:
+        combined, self.looked_ahead = self._combine()
+        return [w.detach() - lr * direction for w, direction in zip(self.weights, combined, strict=True)]
+
+    def applied(self) -> list[Tensor] | None:
+        if self.config.applied == "previous":
+            return self.looked_ahead
+        with torch.no_grad():
+            return self._combine()[1]
+
+    def biases(self, lr: float) -> dict[str, Tensor]:
+        return super().biases(lr) if self.config.semantics == "released" else {}
+
+    def _combine(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The weighted sums α·s + (1 − α)·c⊙f, and the gradients for the optimizer."""
         alpha = self.config.slow_weight
         combined, applied = [], []
         for i, (layer, prequantized) in enumerate(zip(self.layers.values(), self.prequantized, strict=True)):
@@ -174,50 +142,17 @@ class FSG(GradientEstimator):
                 c = layer.quantizer.calibration(layer.weight)
                 if self.identity:
                     c = derivative(layer.quantizer, prequantized, layer.weight)
-            fast = c * generated.fast[i] if generated.fast else torch.zeros_like(c)
-            slow = c * generated.average[i] if generated.average else torch.zeros_like(c)
-            if generated.slow:
-                slow = slow + generated.slow[i]
+            fast = c * self.fast_gradients[i] if self.fast_gradients else torch.zeros_like(c)
+            slow = c * self.averages[i] if self.averages else torch.zeros_like(c)
+            if self.slow_gradients:
+                slow = slow + self.slow_gradients[i]
             combined.append(alpha * slow + (1 - alpha) * fast)
             applied.append(fast if self.config.semantics == "released" else combined[-1])
         return combined, applied
 
-    def _biases(self) -> list[tuple[str, Tensor]]:
-        found = [(f"{name}.bias", layer.get_parameter("bias")) for name, layer in self.layers.items() if layer.bias is not None]
-        return [(name, bias) for name, bias in found if bias.requires_grad]
-
     def state_dict(self) -> dict[str, Any]:
-        """The generated gradients are not in it: they follow from the rest."""
-        return {
-            "history": self.history.state_dict(),
-            "prequantized": dict(zip(self.layers, self.prequantized, strict=True)),
-            "bias_directions": {name: bias.grad for name, bias in self._biases() if bias.grad is not None},
-            "nets": {name: net.state_dict() for name, net in self._nets()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-        }
+        return super().state_dict() | {"history": self.history.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
-        for name, net in self._nets():
-            net.load_state_dict(state["nets"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
-        with torch.no_grad():
-            for prequantized, name in zip(self.prequantized, self.layers, strict=True):
-                prequantized.copy_(state["prequantized"][name])
-            for name, bias in self._biases():
-                if name in state["bias_directions"]:
-                    bias.grad = torch.empty_like(bias).copy_(state["bias_directions"][name])
-        if len(self.history):
-            self.generated = self._generate()
-
-    def _nets(self) -> list[tuple[str, nn.Module]]:
-        return [(name, net) for name, net in (("fast", self.fast), ("slow", self.slow)) if net is not None]
-
-
-@dataclass(frozen=True)
-class _Generated:
-    """A list of tensors, one a layer, from each part; None for a part that is switched off."""
-
-    fast: list[Tensor] | None
-    average: list[Tensor] | None
-    slow: list[Tensor] | None
+        super().load_state_dict(state)

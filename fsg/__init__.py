@@ -1,0 +1,42 @@
+"""FSG: binary neural networks trained by learned gradients.
+
+    model = fsg.quantize(network, fsg.DoReFa())
+    estimator = fsg.FSG.Config(history_length=5).build(model)
+    optimizer = fsg.Adam(lr=1e-3).build(model)
+    for images, labels in batches:
+        fsg.train_step(model, estimator, optimizer, images, labels, lr=1e-3, progress=0.0)
+
+`NUMERICS` is raised when, and only when, the numbers of a recorded training change; it is part of what identifies a
+finished training.
+"""
+
+from fsg.estimators import FSG, LSTMFC, STE, FCGrad, GradientEstimator, MultiFC
+from fsg.layers import QuantConv2d, QuantLinear, quantize
+from fsg.optimizers import SGD, Adam
+from fsg.quantizers import DoReFa, FullPrecision, Sign
+from fsg.trainer import TrainConfig, Training, train, train_step
+
+NUMERICS = 1
+__version__ = "0.1.0"
+
+__all__ = [
+    "FSG",
+    "LSTMFC",
+    "NUMERICS",
+    "SGD",
+    "STE",
+    "Adam",
+    "DoReFa",
+    "FCGrad",
+    "FullPrecision",
+    "GradientEstimator",
+    "MultiFC",
+    "QuantConv2d",
+    "QuantLinear",
+    "Sign",
+    "TrainConfig",
+    "Training",
+    "quantize",
+    "train",
+    "train_step",
+]

@@ -1,0 +1,134 @@
+"""What hypernetwork estimators share: they are taught through a look-ahead weight."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsg.estimators.protocol import GradientEstimator
+from fsg.estimators.straight_through import derivative
+
+
+class LookAhead(GradientEstimator):
+    """Hypernetworks generate a gradient; the forward pass quantizes a weight that has already followed it.
+
+        W_eff = W − lr·direction(hypernetworks),   Ŵ = Q(W_eff)
+
+    so the backward pass reaches the hypernetworks, whose own Adams step along
+
+        ∂loss/∂Ŵ ⊙ c ⊙ 1[|W̃| ≤ saturation]  at W_eff.
+
+    Nothing is looked ahead in the first step, for there is no gradient yet.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.prequantized = [torch.zeros_like(w) for w in self.weights]
+        self.nets: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.looked_ahead: list[Tensor] | None = None
+        self.ready = False
+
+    def teach(self, name: str, net: nn.Module, lr: float) -> None:
+        """Give a hypernetwork its own Adam (PyTorch's), and both a place in the state."""
+        self.nets[name] = net.to(self.weights[0].detach())
+        self.optimizers[name] = torch.optim.Adam(net.parameters(), lr=lr)
+
+    @abstractmethod
+    def remember(self, gradients: list[Tensor]) -> None:
+        """Keep g = ∂loss/∂Ŵ of every layer, the newest, for as long as it is needed."""
+
+    @abstractmethod
+    def generate(self) -> None:
+        """Let the hypernetworks make gradients of what is remembered: with a graph, for the next look-ahead."""
+
+    @abstractmethod
+    def look_ahead(self, lr: float) -> list[Tensor]:
+        """W_eff of every layer, from what was generated; leaves the gradients to apply in `looked_ahead`."""
+
+    def applied(self) -> list[Tensor] | None:
+        """The gradients for the optimizer: those that the look-ahead followed; None where there was none."""
+        return self.looked_ahead
+
+    def biases(self, lr: float) -> dict[str, Tensor]:
+        """The quantized layers' biases, looked ahead by the direction that was last applied to them.
+
+            b_eff = b − lr·b.grad
+
+        In the first step that has one, b.grad is the raw gradient.
+        """
+        return {name: bias - lr * bias.grad for name, bias in self._biases() if bias.grad is not None}
+
+    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        layers = self.layers.values()
+        proposed = self.biases(lr) if self.ready else {}
+        self.effective = self.look_ahead(lr) if self.ready else self.weights
+        with torch.no_grad():
+            self.prequantized = [
+                layer.quantizer.prequantize(w.detach()) for layer, w in zip(layers, self.effective, strict=True)
+            ]
+            quantized = [layer.quantizer.quantize(w) for layer, w in zip(layers, self.prequantized, strict=True)]
+        self.quantized = [tensor.detach().requires_grad_() for tensor in quantized]
+        return proposed | {f"{name}.weight": w for name, w in zip(self.layers, self.quantized, strict=True)}
+
+    def update(self, model: nn.Module) -> bool:
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
+        if self.ready and self.optimizers:
+            torch.autograd.backward(self.effective, self.straight_through(gradients))
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+        self.remember(gradients)
+        self.generate()
+        applied = self.applied()
+        for weight, gradient in zip(self.weights, applied or self.straight_through(gradients), strict=True):
+            weight.grad = gradient.detach()
+        self.ready = True
+        return applied is not None
+
+    @torch.no_grad()
+    def straight_through(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """∂loss/∂W_eff by the straight-through derivative of the quantizer."""
+        return [
+            gradient * derivative(layer.quantizer, prequantized, weight.detach())
+            for layer, gradient, prequantized, weight in zip(
+                self.layers.values(), gradients, self.prequantized, self.effective, strict=True
+            )
+        ]
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def _biases(self) -> list[tuple[str, Tensor]]:
+        found = [(f"{name}.bias", x.get_parameter("bias")) for name, x in self.layers.items() if x.bias is not None]
+        return [(name, bias) for name, bias in found if bias.requires_grad]
+
+    def directions(self) -> list[tuple[str, Tensor]]:
+        """The parameters whose `.grad`, the direction last applied, the next look-ahead reads."""
+        return self._biases()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was generated is not in it: it follows from the rest."""
+        return {
+            "ready": self.ready,
+            "prequantized": dict(zip(self.layers, self.prequantized, strict=True)),
+            "directions": {name: p.grad for name, p in self.directions() if p.grad is not None},
+            "nets": {name: net.state_dict() for name, net in self.nets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ready = state["ready"]
+        with torch.no_grad():
+            for prequantized, name in zip(self.prequantized, self.layers, strict=True):
+                prequantized.copy_(state["prequantized"][name])
+        for name, parameter in self.directions():
+            if name in state["directions"]:
+                parameter.grad = torch.empty_like(parameter).copy_(state["directions"][name])
+        for name, net in self.nets.items():
+            net.load_state_dict(state["nets"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        if self.ready:
+            self.generate()

@@ -1,0 +1,227 @@
+"""Hold this code against a recorded trace of another: `python -m fsg.replay TRACE.npz`.
+
+A trace is an `.npz` of a few training steps of a small network (conv1 – bn1 – ReLU – conv2 – bn2 – ReLU – mean over
+the plane – fc), number by number, in float64. The same training step, estimators, layers and optimizers that users
+run are run on its batches from its initial state, and every recorded tensor is compared:
+
+    config                                       JSON: method, quantizer, optimizer, sizes, learning rates
+    x [steps, b, 3, h, w], y [steps, b]          the batches
+    init/{net,fast,slow,meta}/…                  parameters and buffers at the start
+    step{t}/{net,fast,slow,meta}/…               the same after step t
+    step{t}/loss, logits                         of step t
+    step{t}/{quantized_grad,effective_weight,quantized_weight,weight,fast_grad,slow_grad,meta_grad}/<layer>
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsg.estimators import FSG, LSTMFC, FCGrad, MultiFC
+from fsg.estimators.look_ahead import LookAhead
+from fsg.estimators.metaquant import MetaQuant
+from fsg.hypernetworks import Mamba
+from fsg.layers import quantize
+from fsg.optimizers import SGD, Adam
+from fsg.quantizers import DoReFa, Sign
+from fsg.trainer import train_step
+
+TOLERANCE = 1e-9
+
+
+class TraceError(Exception):
+    """A file that is no trace, or one of something that this code does not have."""
+
+
+class TracedNetwork(nn.Module):
+    """The network of the traces; [b, 3, h, w] → [b, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.bn1(self.conv1(images)).relu()
+        features = self.bn2(self.conv2(features)).relu()
+        self.logits: Tensor = self.fc(features.mean((2, 3)))
+        return self.logits
+
+
+@dataclass(frozen=True)
+class Error:
+    """The largest relative error ‖a − b‖/‖b‖ of one kind of tensor, and the key where it stands."""
+
+    kind: str
+    value: float
+    key: str
+    compared: int
+
+
+def replay(path: Path) -> tuple[list[Error], list[str]]:
+    """The errors by kind of tensor, worst first, and the recorded keys that were not compared.
+
+    Raises TraceError.
+    """
+    trace, config = _read(path)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        errors: dict[str, Error] = {}
+        compared = {"config", "x", "y", *(key for key in trace if key.startswith("init/"))}
+        for key, tensor in _run(trace, config):
+            if key in trace:
+                compared.add(key)
+                _worse(errors, key, _relative(tensor, trace[key]))
+    finally:
+        torch.set_default_dtype(before)
+    return sorted(errors.values(), key=lambda e: -e.value), sorted(set(trace) - compared)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            config = json.loads(str(archive["config"]))
+            tensors = {key: torch.from_numpy(np.array(archive[key])) for key in archive.files if key != "config"}
+            return tensors | {"config": torch.zeros(())}, config
+    except (OSError, ValueError, KeyError) as error:
+        raise TraceError(f"{path}: not a trace ({error})") from error
+
+
+def _run(trace: dict[str, Tensor], config: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor that a trace may hold, under its key, in the order of the computation."""
+    network = TracedNetwork()
+    _load(network, trace, "net", {})
+    quantize(network, _quantizer(config))
+    estimator = _estimator(config).build(network)
+    renamed = {f"linear{i + 1}.weight": f"network.Linear{i}.weight" for i in range(3)} if config["method"] == "multifc" else {}
+    for name, net in estimator.nets.items():
+        _load(net, trace, name, renamed)
+    optimizer = _optimizer(config).build(network)
+    for t, (images, labels) in enumerate(zip(trace["x"], trace["y"], strict=True)):
+        generated = _generated(estimator) if t else {}
+        loss = train_step(network, estimator, optimizer, images, labels, lr=config["lr"], progress=t / config["steps"])
+        yield f"step{t}/loss", loss
+        yield f"step{t}/logits", network.logits
+        for i, (name, layer) in enumerate(estimator.layers.items()):
+            for kind, tensors in generated.items():
+                yield f"step{t}/{kind}/{name}", tensors[i]
+            gradient = estimator.quantized[i].grad
+            assert gradient is not None
+            yield f"step{t}/quantized_grad/{name}", gradient
+            yield f"step{t}/quantized_weight/{name}", estimator.quantized[i]
+            yield f"step{t}/effective_weight/{name}", estimator.effective[i]
+            yield f"step{t}/weight/{name}", layer.weight
+        for part, module, names in [("net", network, {}), *((n, net, renamed) for n, net in estimator.nets.items())]:
+            for name, tensor in module.state_dict().items():
+                yield f"step{t}/{part}/{names.get(name, name)}", tensor
+
+
+def _generated(estimator: LookAhead) -> dict[str, list[Tensor]]:
+    """What the hypernetworks left for the step to come."""
+    if isinstance(estimator, MetaQuant):
+        return {"meta_grad": [m.detach() for m in estimator.generated]}
+    assert isinstance(estimator, FSG)
+    assert estimator.fast_gradients is not None
+    assert estimator.slow_gradients is not None
+    return {"fast_grad": list(estimator.fast_gradients), "slow_grad": list(estimator.slow_gradients)}
+
+
+def _load(module: nn.Module, trace: dict[str, Tensor], part: str, names: dict[str, str]) -> None:
+    state = {name: trace[f"init/{part}/{names.get(name, name)}"] for name in module.state_dict()}
+    module.load_state_dict(state)
+
+
+def _quantizer(config: dict[str, Any]) -> DoReFa | Sign:
+    if (config["weight_bits"], config["activation_bits"]) != (1, 32):
+        raise TraceError(f"{config['weight_bits']}-bit weights and {config['activation_bits']}-bit activations, not 1 and 32")
+    return _one_of({"dorefa": DoReFa, "bwn": Sign}, config, "quantizer")()
+
+
+def _optimizer(config: dict[str, Any]) -> SGD | Adam:
+    rules = {"sgd": lambda: SGD(lr=config["lr"]), "adam": lambda: Adam(lr=config["lr"], epsilon="uncorrected")}
+    return _one_of(rules, config, "optimizer")()
+
+
+def _estimator(config: dict[str, Any]) -> Any:
+    def fsg() -> FSG.Config:
+        mamba = Mamba(expand=config["expand"], d_state=config["d_state"], d_conv=config["d_conv"])
+        return FSG.Config(
+            semantics="released", start="random", applied="previous", slow_weight=config["alpha"],
+            history_length=config["history_length"], chunk_size=1, layer_embedding_dim=config["d_model"],
+            slow_net=mamba, hidden=config["hidden"], nonlinearity=config["nonlinearity"] or "linear",
+            fast_lr=config["fast_lr"], slow_lr=config["slow_lr"],
+        )  # fmt: skip
+
+    def metaquant(kind: Any, **more: Any) -> Any:
+        return kind.Config(hidden=config["hidden"], hyper_lr=config["hyper_lr"], **more)
+
+    nonlinearity = {"nonlinearity": config["nonlinearity"] or "linear"}
+    methods = {
+        "fsg": fsg,
+        "multifc": lambda: metaquant(MultiFC, **nonlinearity),
+        "fcgrad": lambda: metaquant(FCGrad, **nonlinearity),
+        "lstmfc": lambda: metaquant(LSTMFC),
+    }
+    return _one_of(methods, config, "method")()
+
+
+def _one_of(known: dict[str, Any], config: dict[str, Any], field: str) -> Any:
+    if config[field] not in known:
+        raise TraceError(f"{field} {config[field]!r}, expected one of {', '.join(known)}")
+    return known[config[field]]
+
+
+def _relative(measured: Tensor, recorded: Tensor) -> float:
+    if measured.shape != recorded.shape:
+        return math.inf
+    difference = float((measured.detach().double() - recorded.double()).norm())
+    size = float(recorded.double().norm())
+    error = difference / size if size else (0.0 if difference == 0 else math.inf)
+    return error if error == error else math.inf
+
+
+def _worse(errors: dict[str, Error], key: str, value: float) -> None:
+    kind = key.split("/")[1]
+    known = errors.get(kind, Error(kind, -1.0, "", 0))
+    worst = (known.value, known.key) if known.value >= value else (value, key)
+    errors[kind] = Error(kind, *worst, known.compared + 1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fsg.replay", description="Replay a recorded trace with this code.")
+    parser.add_argument("trace", type=Path, nargs="+", help="an .npz file")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest relative error (default %(default)g)")
+    arguments = parser.parse_args()
+    good = True
+    for path in arguments.trace:
+        try:
+            errors, missed = replay(path)
+        except TraceError as refused:
+            print(f"{refused}", file=sys.stderr)
+            return 2
+        print(f"{path.name}: {sum(e.compared for e in errors)} tensors compared")
+        print(f"  {'kind':<18}{'tensors':>8}  {'largest relative error':<24}where")
+        for error in errors:
+            print(f"  {error.kind:<18}{error.compared:>8}  {error.value:<24.2e}{error.key}")
+        for key in missed:
+            print(f"  not compared: {key}")
+        agrees = not missed and all(e.value <= arguments.tolerance for e in errors)
+        print(f"  {'agrees' if agrees else 'DIFFERS'} (tolerance {arguments.tolerance:g})")
+        good = good and agrees
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

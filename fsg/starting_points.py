@@ -1,0 +1,144 @@
+"""Where a training's weights come from."""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsg.config import Config, choice, setting
+from fsg.optimizers import Adam, OptimizerConfig
+from fsg.schedules import Cosine, ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch(Config):
+    """Random initial weights, drawn from the seed."""
+
+    name: Literal["scratch"] = "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class File(Config):
+    """Weights from a file (.npz, .pt or .safetensors), by name."""
+
+    name: Literal["file"] = "file"
+    path: str = setting(description="The file: .npz, .pt or .safetensors.", identity=False)
+    trained_on: Literal["train_without_validation", "all_training_images", "other_data", "undeclared"] = choice(
+        "undeclared", "What it was trained on; validation is marked contaminated unless that leaves those images out."
+    )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file's bytes. Raises ValueError where it cannot be read."""
+        try:
+            return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Config):
+    """Train the full-precision network first, once per seed, on the training images without the validation ones."""
+
+    name: Literal["pretrain"] = "pretrain"
+    epochs: int = setting(10, "Epochs of full-precision training.", ge=1)
+    batch_size: int = setting(128, "Images a step.", ge=1)
+    optimizer: OptimizerConfig = choice(Adam, "Its optimizer.", discriminator="name")
+    lr_schedule: ScheduleConfig = choice(Cosine, "Its learning-rate schedule.", discriminator="name")
+
+
+InitConfig = Scratch | File | Pretrain
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """The named tensors of a file, on the CPU: a .npz of arrays, a .safetensors, or a .pt, read by the safe loader.
+
+    A .pt may hold a state dict, or a mapping with one under `weights` or `state_dict`. Where all names begin with
+    `module.`, which `nn.DataParallel` puts there, that is taken off.
+    Raises ValueError, in one line, for a file that is missing, damaged, of another kind, or holds anything else.
+    """
+    path = Path(path)
+    read = _READERS.get(path.suffix)
+    if read is None:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(_READERS)}")
+    try:
+        held = read(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
+    except Exception as error:  # each format has half a dozen kinds for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable {path.suffix} file of named tensors ({reason})") from error
+    odd = [f"{name} is a {type(value).__name__}" for name, value in held.items() if not isinstance(value, Tensor)]
+    if odd or not held:
+        raise ValueError(f"{path}: expected named tensors, found {_few(odd) or 'none'}")
+    if all(str(name).startswith("module.") for name in held):
+        return {name.removeprefix("module."): tensor for name, tensor in held.items()}
+    return dict(held)
+
+
+def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a model's parameters and buffers, by name, whatever their dtype and memory format.
+
+    Raises ValueError, in one line, naming what is missing, unexpected, or of another shape; then nothing is changed.
+    """
+    expected = model.state_dict()
+    missing, unexpected = [n for n in expected if n not in weights], [n for n in weights if n not in expected]
+    wrong = []
+    if missing:
+        wrong.append(f"missing {_few(missing)}")
+    if unexpected:
+        wrong.append(f"unexpected {_few(name + _nearest(name, missing) for name in unexpected)}")
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} (expected {tuple(tensor.shape)})"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if shapes:
+        wrong.append(f"of another shape {_few(shapes)}")
+    if wrong:
+        raise ValueError(f"the weights do not fit the network: {'; '.join(wrong)}")
+    model.load_state_dict(weights)
+
+
+def _few(names: Iterable[str]) -> str:
+    named = list(names)
+    return ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+
+
+def _nearest(name: str, others: list[str]) -> str:
+    near = difflib.get_close_matches(name, others, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _read_npz(path: Path) -> Mapping[str, Any]:
+    archive = np.load(path, allow_pickle=False)
+    with archive:
+        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+
+
+def _read_pt(path: Path) -> Mapping[str, Any]:
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("weights", "state_dict"):
+        if isinstance(held, Mapping) and isinstance(held.get(wrapper), Mapping):
+            held = held[wrapper]
+    if not isinstance(held, Mapping):
+        raise ValueError(f"it holds a {type(held).__name__}")
+    return held
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+_READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+    ".npz": _read_npz,
+    ".pt": _read_pt,
+    ".safetensors": _read_safetensors,
+}

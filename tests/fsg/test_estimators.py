@@ -1,0 +1,311 @@
+"""What every gradient estimator promises, and what is particular to each family."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fsg.checkpoint import digest, from_bytes, to_bytes
+from fsg.estimators import FSG, LSTMFC, STE, FCGrad, GradientEstimator, MultiFC
+from fsg.history import ChunkLayout
+from fsg.hypernetworks import EMA, FastNet, Mamba, SlowNet, average
+from fsg.layers import quantize
+from fsg.optimizers import SGD, Adam, Optimizer
+from fsg.quantizers import DoReFa, FullPrecision, Sign
+from fsg.trainer import train_step
+
+RELEASED = FSG.Config(semantics="released", start="random", applied="previous", chunk_size=1, layer_embedding_dim=1, hidden=6)
+ESTIMATORS = {
+    "ste": STE.Config(),
+    "fsg": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, history_length=3),
+    "fsg_random": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, start="random"),
+    "fsg_released": RELEASED,
+    "fsg_nonlinear": FSG.Config(hidden=6, chunk_size=8, nonlinearity="tanh"),
+    "no_history": FSG.Config(hidden=6, chunk_size=8, history_length=1),
+    "no_layer_embedding": FSG.Config(hidden=6, chunk_size=8, layer_embedding=False),
+    "fast_only": FSG.Config(hidden=6, slow_weight=0.0),
+    "slow_only": FSG.Config(hidden=6, chunk_size=8, slow_weight=1.0),
+    "ema": FSG.Config(hidden=6, chunk_size=8, slow_net=EMA()),
+    "multifc": MultiFC.Config(hidden=6),
+    "fcgrad": FCGrad.Config(hidden=6, nonlinearity="relu"),
+    "lstmfc": LSTMFC.Config(hidden=3),
+}
+every_estimator = pytest.mark.parametrize("config", ESTIMATORS.values(), ids=ESTIMATORS.keys())
+
+
+class Network(nn.Module):
+    """Two convolutions, a layer that is used twice, one that is frozen, and a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.frozen = nn.Conv2d(4, 4, 1)
+        self.frozen.requires_grad_(False)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.norm(self.conv(images)).relu()
+        features = self.shared(self.shared(features).relu()).relu()
+        return self.fc(self.frozen(features).mean((2, 3)))
+
+
+def built(config: Any, model: nn.Module | None = None, quantizer: Any = None, lr: float = 0.01) -> tuple[Any, Any, Optimizer]:
+    torch.manual_seed(0)
+    network = quantize(model or Network(), quantizer or DoReFa())
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network, config.build(network), SGD(lr=lr, momentum=0.9).build(network)
+
+
+def steps(model: nn.Module, estimator: GradientEstimator, optimizer: Optimizer, first: int, last: int) -> list[float]:
+    losses = []
+    for t in range(first, last):
+        generator = torch.Generator().manual_seed(t)
+        images = torch.randn(8, 2, 6, 6, generator=generator)
+        labels = torch.randint(3, (8,), generator=generator)
+        losses.append(train_step(model, estimator, optimizer, images, labels, lr=0.01, progress=t / 20).item())
+    return losses
+
+
+@every_estimator
+def test_proposes_quantized_weights_of_the_right_shape_for_each_trainable_layer(config: Any) -> None:
+    model, estimator, optimizer = built(config)
+    for t in range(3):
+        proposed = estimator.propose(model, lr=0.01, progress=0.0)
+        weights = {name: w for name, w in proposed.items() if name.endswith("weight")}
+        assert set(weights) == {"conv.weight", "shared.weight", "fc.weight"}
+        for name, weight in weights.items():
+            assert weight.shape == model.get_parameter(name).shape
+            assert weight.dtype == torch.float32
+            assert set(weight.unique().tolist()) <= {-1.0, 1.0}
+        steps(model, estimator, optimizer, t, t + 1)
+
+
+@every_estimator
+def test_gives_every_trainable_weight_a_gradient_of_its_shape_and_moves_it(config: Any) -> None:
+    model, estimator, optimizer = built(config)
+    before = copy.deepcopy(model.state_dict())
+    steps(model, estimator, optimizer, 0, 3)
+    for name, layer in estimator.layers.items():
+        assert layer.weight.grad.shape == layer.weight.shape
+        assert not torch.equal(layer.weight, before[f"{name}.weight"]), name
+    assert torch.equal(model.frozen.weight, before["frozen.weight"])
+
+
+@every_estimator
+def test_is_deterministic(config: Any) -> None:
+    runs = []
+    for _ in range(2):
+        model, estimator, optimizer = built(config)
+        losses = steps(model, estimator, optimizer, 0, 5)
+        runs.append((losses, digest(model.state_dict()), digest(estimator.state_dict())))
+    assert runs[0] == runs[1]
+
+
+@every_estimator
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_goes_on_from_its_state_bit_for_bit(config: Any, at: int) -> None:
+    model, estimator, optimizer = built(config)
+    steps(model, estimator, optimizer, 0, at)
+    saved = to_bytes({"m": model.state_dict(), "o": optimizer.state_dict(), "e": estimator.state_dict()})
+    steps(model, estimator, optimizer, at, 7)
+
+    model_2, estimator_2, optimizer_2 = built(config)
+    steps(model_2, estimator_2, optimizer_2, 10, 12)  # whatever was there before must not show
+    state = from_bytes(saved)
+    model_2.load_state_dict(state["m"])
+    optimizer_2.load_state_dict(state["o"])
+    estimator_2.load_state_dict(state["e"])
+    steps(model_2, estimator_2, optimizer_2, at, 7)
+    for one, other in ((model, model_2), (optimizer, optimizer_2), (estimator, estimator_2)):
+        assert digest(one.state_dict()) == digest(other.state_dict())
+
+
+@every_estimator
+@pytest.mark.parametrize("images", [torch.zeros(4, 2, 6, 6), torch.ones(4, 2, 6, 6), torch.full((4, 2, 6, 6), 1e12)])
+def test_gradients_stay_finite_on_zero_constant_and_huge_images(config: Any, images: Tensor) -> None:
+    model, estimator, optimizer = built(config)
+    for _ in range(4):
+        train_step(model, estimator, optimizer, images, torch.tensor([0, 1, 2, 0]), lr=0.01, progress=0.0)
+        assert all(torch.isfinite(layer.weight.grad).all() for layer in estimator.layers.values())
+
+
+@every_estimator
+def test_handles_a_layer_of_a_single_weight(config: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(36, 3))
+    model, estimator, optimizer = built(config, model)
+    for t in range(4):
+        images = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(t))
+        train_step(model, estimator, optimizer, images, torch.tensor([0, 1, 2, 0]), lr=0.01, progress=0.0)
+    assert torch.isfinite(model[0].weight).all()
+
+
+def test_fsg_handles_a_layer_of_2_4_million_weights() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 33_334, bias=False), nn.Linear(33_334, 3, bias=False))
+    model, estimator, optimizer = built(FSG.Config(), model)
+    steps(model, estimator, optimizer, 0, 3)
+    assert torch.isfinite(model[1].weight).all()
+
+
+@every_estimator
+def test_a_model_without_quantized_layers_is_refused(config: Any) -> None:
+    with pytest.raises(ValueError, match="no trainable quantized layer"):
+        config.build(nn.Sequential(nn.Linear(2, 2)))
+
+
+# --- STE
+
+
+@pytest.mark.parametrize("quantizer", [DoReFa(), Sign()])
+def test_ste_gradient_follows_its_formula(quantizer: Any) -> None:
+    model = quantize(nn.Sequential(nn.Linear(5, 3, bias=False)), quantizer)
+    nn.init.normal_(model[0].weight, std=1.2)
+    estimator = STE.Config().build(model)
+    inputs, slopes = torch.randn(4, 5), torch.randn(4, 3)
+    weights = estimator.propose(model, lr=0.1, progress=0.0)
+    (functional_call(model, weights, (inputs,)) * slopes).sum().backward()
+    assert estimator.update(model)
+    w, g = model[0].weight.detach().numpy(), slopes.numpy().T @ inputs.numpy()
+    squashed = np.tanh(w)
+    calibrated = {"dorefa": (1 - squashed**2) / np.abs(squashed).max() * g, "sign": (np.abs(w) <= 1) * g}
+    np.testing.assert_allclose(model[0].weight.grad.numpy(), calibrated[quantizer.name], rtol=1e-5, atol=1e-6)
+
+
+def test_ste_on_full_precision_weights_is_plain_training() -> None:
+    torch.manual_seed(3)
+    plain = Network()
+    plain.conv.weight.data.mul_(20)  # beyond 1, where a clipped derivative would be zero
+    model = quantize(copy.deepcopy(plain), FullPrecision())
+    estimator, optimizer = STE.Config().build(model), Adam(lr=0.01).build(model)
+    reference = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad], lr=0.01)
+    for t in range(4):
+        images, labels = torch.randn(8, 2, 6, 6), torch.randint(3, (8,))
+        train_step(model, estimator, optimizer, images, labels, lr=0.01, progress=0.0)
+        reference.zero_grad()
+        nn.functional.cross_entropy(plain(images), labels).backward()
+        reference.step()
+    for (name, one), (_, other) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# --- FSG
+
+
+def first_gradient(config: Any, quantizer: Any) -> list[Tensor]:
+    model, estimator, optimizer = built(config, quantizer=quantizer)
+    model.conv.weight.data.mul_(8)
+    steps(model, estimator, optimizer, 0, 1)
+    return [direction for _, direction in sorted((n, layer.weight.grad) for n, layer in estimator.layers.items())]
+
+
+@pytest.mark.parametrize("quantizer", [DoReFa(), Sign()])
+@pytest.mark.parametrize("name", ["fsg", "no_history", "fast_only", "slow_only", "fsg_nonlinear"])
+def test_fsg_with_identity_start_applies_the_straight_through_gradient_first(name: str, quantizer: Any) -> None:
+    config = ESTIMATORS[name]
+    for ours, theirs in zip(first_gradient(config, quantizer), first_gradient(STE.Config(), quantizer), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_fsg_learns_in_every_part_from_an_identity_start() -> None:
+    model, estimator, optimizer = built(ESTIMATORS["fsg"])
+    before = {name: copy.deepcopy(net.state_dict()) for name, net in estimator.nets.items()}
+    steps(model, estimator, optimizer, 0, 4)
+    for name, net in estimator.nets.items():
+        for key, tensor in net.state_dict().items():
+            assert not torch.equal(tensor, before[name][key]), f"{name}.{key}"
+
+
+def test_fsg_switches_off_what_its_config_says() -> None:
+    assert set(built(ESTIMATORS["fast_only"])[1].nets) == {"fast"}
+    assert set(built(ESTIMATORS["slow_only"])[1].nets) == {"slow"}
+    assert set(built(ESTIMATORS["ema"])[1].nets) == {"fast"}
+    assert built(ESTIMATORS["no_layer_embedding"])[1].slow.layer_embedding is None
+    assert len(built(ESTIMATORS["no_history"])[1].history.storage) == 1
+
+
+def test_fsg_refuses_the_slow_gradient_alone_under_released_semantics() -> None:
+    with pytest.raises(ValueError, match="no update under semantics: released"):
+        FSG.Config(semantics="released", slow_weight=1.0)
+
+
+def test_fsg_previous_has_no_update_in_the_first_step() -> None:
+    model, estimator, optimizer = built(RELEASED)
+    before = copy.deepcopy(model.conv.weight.data)
+    steps(model, estimator, optimizer, 0, 1)
+    assert torch.equal(model.conv.weight.data, before)
+    assert optimizer.steps == 0
+
+
+@pytest.mark.parametrize("bad", [{"history_length": 0}, {"chunk_size": 0}, {"slow_weight": 1.5}, {"layer_embedding_dim": 0}])
+def test_fsg_refuses_values_out_of_range(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*, expected"):
+        FSG.Config(**bad)
+
+
+# --- hypernetworks
+
+
+@pytest.mark.parametrize("nonlinearity", ["linear", "relu", "tanh"])
+def test_fast_net_is_its_three_matrices(nonlinearity: Any) -> None:
+    net = FastNet(5, nonlinearity).double()
+    weight = torch.randn(4, 3, dtype=torch.float64)
+    sigma = {"linear": lambda x: x, "relu": lambda x: np.maximum(x, 0), "tanh": np.tanh}[nonlinearity]
+    l1, l2, l3 = (p.detach().numpy() for p in net.parameters())
+    expected = (l3 @ sigma(l2 @ sigma(l1 @ weight.numpy().reshape(1, -1)))).reshape(4, 3)
+    np.testing.assert_allclose(net(weight).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_average_weighs_a_gradient_by_its_age() -> None:
+    history = torch.tensor([[1.0, 0.0], [10.0, 5.0], [100.0, 7.0]])
+    expected = (0.25 * history[0] + 0.5 * history[1] + history[2]) / 1.75
+    torch.testing.assert_close(average(history, 0.5), expected)
+
+
+@pytest.mark.parametrize("layer_embedding", [True, False])
+@pytest.mark.parametrize(("chunk_size", "width"), [(4, 3), (1, 1), (1, 2)])
+def test_slow_net_reads_each_layers_history_as_one_sequence(chunk_size: int, width: int, layer_embedding: bool) -> None:
+    """Against Mamba written out in NumPy, a layer and a token at a time."""
+    torch.manual_seed(0)
+    layout = ChunkLayout((torch.Size([3, 3]), torch.Size([1]), torch.Size([7])), chunk_size)
+    net = SlowNet(Mamba(expand=3, d_state=5, d_conv=4), layout, width, layer_embedding).double()
+    with torch.no_grad():
+        net.mamba.A_log.normal_()
+        net.mamba.D.normal_()
+    history = torch.randn(3, layout.rows, chunk_size, dtype=torch.float64)
+    measured = net(history).detach().numpy()
+    p = {name: t.numpy() for name, t in net.state_dict().items()}
+    expected, first = [], 0
+    for layer, chunks in enumerate(layout.chunks):
+        tokens = history[:, first : first + chunks].numpy().reshape(-1, chunk_size)
+        if (chunk_size, width) != (1, 1):
+            tokens = tokens @ p["token_in.weight"].T
+        if layer_embedding:
+            tokens = np.concatenate([p["layer_embedding.weight"][layer : layer + 1], tokens])
+        output = numpy_mamba(tokens, {k.removeprefix("mamba."): v for k, v in p.items()})[-chunks:]
+        expected.append(output if (chunk_size, width) == (1, 1) else output @ p["token_out.weight"].T)
+        first += chunks
+    np.testing.assert_allclose(measured, np.concatenate(expected), rtol=1e-10, atol=1e-12)
+
+
+def numpy_mamba(u: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
+    def silu(v: np.ndarray) -> np.ndarray:
+        return v / (1 + np.exp(-v))
+
+    inner, states = p["A_log"].shape
+    x, z = np.split(u @ p["in_proj.weight"].T, 2, axis=1)
+    kernel = p["conv1d.weight"][:, 0]
+    padded = np.concatenate([np.zeros((kernel.shape[1] - 1, inner)), x])
+    x = silu(np.stack([(padded[t : t + kernel.shape[1]] * kernel.T).sum(0) for t in range(len(u))]) + p["conv1d.bias"])
+    rank = p["dt_proj.weight"].shape[1]
+    dt, B, C = np.split(x @ p["x_proj.weight"].T, [rank, rank + states], axis=1)
+    delta = np.log1p(np.exp(dt @ p["dt_proj.weight"].T + p["dt_proj.bias"]))
+    h, y = np.zeros((inner, states)), np.zeros((len(u), inner))
+    for t in range(len(u)):
+        h = np.exp(delta[t][:, None] * -np.exp(p["A_log"])) * h + (delta[t] * x[t])[:, None] * B[t]
+        y[t] = h @ C[t] + p["D"] * x[t]
+    return (y * silu(z)) @ p["out_proj.weight"].T

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fsg.layers import QuantConv2d, QuantLinear, quantize, quantized_layers
+from fsg.quantizers import Sign
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def test_quantize_replaces_convolutions_and_linear_layers_and_keeps_everything_else() -> None:
+    model = small()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantize(model, Sign())
+    assert type(model[0]) is QuantConv2d
+    assert type(model[3]) is QuantLinear
+    assert type(model[1]) is nn.BatchNorm2d
+    assert {n: t.tolist() for n, t in model.state_dict().items()} == {n: t.tolist() for n, t in before.items()}
+
+
+def test_a_plain_call_quantizes_the_latent_weight() -> None:
+    model = quantize(small(), Sign()).eval()
+    images = torch.randn(2, 3, 8, 8)
+    plain = small().eval()
+    plain.load_state_dict(model.state_dict())
+    for layer in (plain[0], plain[3]):
+        layer.weight.data = layer.weight.data.sign()
+    torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
+
+
+def test_a_weight_put_in_by_functional_call_is_used_as_it_is() -> None:
+    model = quantize(small(), Sign()).eval()
+    images = torch.randn(2, 3, 8, 8)
+    proposed = {"0.weight": torch.full((4, 3, 3, 3), 0.25), "3.weight": torch.full((5, 144), 0.5)}
+    features = nn.functional.conv2d(images, proposed["0.weight"])
+    expected = nn.functional.linear(model[1](features).flatten(1), proposed["3.weight"], model[3].bias)
+    torch.testing.assert_close(functional_call(model, proposed, (images,)), expected, rtol=0, atol=0)
+
+
+def test_shared_and_frozen_layers_are_listed_once_or_not_at_all() -> None:
+    shared = nn.Linear(4, 4)
+    model = quantize(nn.Sequential(shared, nn.Linear(4, 4), shared), Sign())
+    model[1].weight.requires_grad_(False)
+    assert [name for name, _ in quantized_layers(model)] == ["0"]
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="no layer to quantize"):
+        quantize(nn.Sequential(nn.ReLU()), Sign())

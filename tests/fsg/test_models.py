@@ -1,0 +1,109 @@
+"""Networks: parameters counted, a forward pass written a second time, and shapes that cannot be."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fsg.models import ResNet
+
+# As published for the parameter-free shortcuts of the paper's section 4.2 (0.27M … 1.7M; exact ones from
+# github.com/akamaster/pytorch_resnet_cifar10); two 1x1 convolutions with batch norms come on top here.
+PUBLISHED = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}
+SHORTCUTS = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+
+
+@pytest.mark.parametrize("depth", PUBLISHED)
+def test_resnet_has_the_published_number_of_parameters(depth: Any) -> None:
+    network = ResNet.Config(depth=depth).build((3, 32, 32), 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == PUBLISHED[depth] + SHORTCUTS
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
+def test_depth_counts_the_layers_off_the_shortcuts(depth: Any) -> None:
+    network = ResNet.Config(depth=depth, width=2).build((1, 8, 8), 3)
+    layers = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len([name for name in layers if "downsample" not in name]) == depth
+    assert len(layers) == depth + 2
+
+
+def written_again(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
+    """The network in evaluation mode, from nothing but its tensors."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, variance, weight, bias = (
+            state[f"{name}.{key}"].view(-1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+    x = norm(functional.conv2d(x, state["conv1.weight"], padding=1), "bn1").clamp_min(0)
+    for stage in (1, 2, 3):
+        for block in range(blocks):
+            at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            y = functional.conv2d(x, state[f"{at}.conv1.weight"], stride=stride, padding=1)
+            y = norm(y, f"{at}.bn1").clamp_min(0)
+            y = norm(functional.conv2d(y, state[f"{at}.conv2.weight"], padding=1), f"{at}.bn2")
+            if f"{at}.downsample.0.weight" in state:
+                x = norm(functional.conv2d(x, state[f"{at}.downsample.0.weight"], stride=2), f"{at}.downsample.1")
+            x = (x + y).clamp_min(0)
+    return x.sum((2, 3)) / (x.shape[2] * x.shape[3]) @ state["fc.weight"].T + state["fc.bias"]
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 9, 21)])
+def test_forward_pass_equals_one_written_again(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    network = ResNet.Config(depth=14, width=4).build(shape, 7).double().eval()
+    for name, tensor in network.state_dict().items():
+        if "bn" in name or "downsample.1" in name:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    images = torch.randn(5, *shape, dtype=torch.float64)
+    logits = network(images)
+    assert logits.shape == (5, 7)
+    torch.testing.assert_close(logits, written_again(network.state_dict(), images, blocks=2), rtol=1e-12, atol=1e-12)
+    last = network(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, logits, rtol=1e-12, atol=1e-12)
+
+
+def test_initial_weights_have_kaimings_deviation() -> None:
+    torch.manual_seed(0)
+    network = ResNet.Config(depth=8, width=32).build((3, 32, 32), 10)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            tolerance = 4 / math.sqrt(2 * module.weight.numel())
+            assert float(module.weight.detach().std()) == pytest.approx(math.sqrt(2 / fan_out), rel=tolerance)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+
+
+def test_initial_weights_hang_on_torchs_seed_alone() -> None:
+    def first(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return torch.cat([p.detach().flatten() for p in ResNet.Config(depth=8).build((1, 8, 8), 2).parameters()])
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ((3, 7, 32), 10, "images of 3x7x32, expected at least 1x8x8"),
+        ((3, 32, 7), 10, "images of 3x32x7, expected at least 1x8x8"),
+        ((0, 32, 32), 10, "images of 0x32x32, expected at least 1x8x8"),
+        ((3, 32, 32), 1, "classes is 1, expected ≥ 2"),
+    ],
+)
+def test_shape_that_cannot_be_is_refused(shape: tuple[int, int, int], classes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResNet.Config().build(shape, classes)
+
+
+@pytest.mark.parametrize("depth", [2, 18, 21])
+def test_depth_that_cannot_be_is_refused(depth: Any) -> None:
+    with pytest.raises(ValueError, match=f"depth is {depth}, expected 6n"):
+        ResNet.Config(depth=depth).build((3, 32, 32), 10)

@@ -1,0 +1,92 @@
+"""Directions against torch.optim, and against the formula where torch has another."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsg.optimizers import SGD, Adam
+
+
+def trained(build, steps: int = 6) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double()
+    step = build(model)
+    generator = torch.Generator().manual_seed(1)
+    for i in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 10.0 ** (-2 * i)
+        step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SGD(lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1)),
+        (SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)),
+        (Adam(lr=0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1)),
+        (Adam(lr=0.01, beta1=0.5, beta2=0.9, eps=1e-3), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3)),
+    ],
+    ids=["sgd", "momentum", "adam", "adam-betas"],
+)
+def test_optimizers_agree_with_torchs(ours, theirs) -> None:  # type: ignore[no-untyped-def]
+    def build(model):  # type: ignore[no-untyped-def]
+        optimizer = ours.build(model)
+        return lambda: optimizer.step(ours.lr)
+
+    for mine, reference in zip(trained(build), trained(lambda m: theirs(m.parameters()).step), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-14)
+
+
+def test_uncorrected_adam_adds_epsilon_before_the_bias_correction() -> None:
+    weight, mean, square = 0.3, 0.0, 0.0
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, weight)
+    optimizer = Adam(lr=0.1, epsilon="uncorrected").build(model)
+    for n, g in enumerate([1e-9, -3e-8, 2e-8, 1e-5], start=1):
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+        direction = mean / (math.sqrt(square) + 1e-8) * math.sqrt(1 - 0.999**n) / (1 - 0.9**n)
+        weight -= 0.1 * direction
+        model.weight.grad = torch.tensor([[g]], dtype=torch.float64)
+        optimizer.step(0.1)
+        assert model.weight.item() == pytest.approx(weight, rel=1e-12)
+        assert model.weight.grad.item() == pytest.approx(direction, rel=1e-12), "the direction is left in .grad"
+
+
+@pytest.mark.parametrize("rule", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.1)], ids=["momentum", "adam"])
+def test_an_optimizer_goes_on_from_its_state_bit_for_bit(rule) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    one = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    first = rule.build(one)
+
+    def steps(model, optimizer, seed):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step(0.1)
+
+    steps(one, first, 1)
+    other = copy.deepcopy(one)
+    second = rule.build(other)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(one, first, 2)
+    steps(other, second, 2)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    before = model.bias.clone()
+    optimizer = SGD(lr=1.0, weight_decay=1.0).build(model)
+    model.weight.grad = torch.ones(2, 2)
+    expected = model.weight.detach().numpy() * 0 - 1
+    optimizer.step(1.0)
+    np.testing.assert_allclose(model.weight.detach().numpy(), expected, atol=1e-6)
+    assert torch.equal(model.bias, before)

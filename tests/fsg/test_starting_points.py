@@ -1,0 +1,154 @@
+"""Weights from files: every format there and back, and one line for whatever does not fit."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fsg.models import ResNet
+from fsg.starting_points import File, load_into, load_weights
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return ResNet.Config(depth=8, width=4).build((1, 8, 8), 3)
+
+
+def save_npz(path: Path, weights: dict[str, Tensor]) -> None:
+    np.savez(path, **{name: tensor.numpy() for name, tensor in weights.items()})  # type: ignore[arg-type]
+
+
+def save_pt(path: Path, weights: dict[str, Tensor]) -> None:
+    torch.save(weights, path)
+
+
+def save_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+
+
+SAVE = {".npz": save_npz, ".pt": save_pt, ".safetensors": save_safetensors}
+
+
+@pytest.mark.parametrize("suffix", SAVE)
+def test_weights_come_back_as_they_were_saved(suffix: str, network: nn.Module, tmp_path: Path) -> None:
+    saved = network.state_dict()
+    SAVE[suffix](tmp_path / f"weights{suffix}", saved)
+    loaded = load_weights(tmp_path / f"weights{suffix}")
+    assert loaded.keys() == saved.keys()
+    assert all(
+        torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in saved.items()
+    )
+
+
+def test_loaded_weights_make_the_same_network(network: nn.Module, tmp_path: Path) -> None:
+    save_npz(tmp_path / "weights.npz", network.state_dict())
+    other = ResNet.Config(depth=8, width=4).build((1, 8, 8), 3).to(memory_format=torch.channels_last)
+    load_into(other, load_weights(tmp_path / "weights.npz"))
+    loaded = other.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in network.state_dict().items())
+    weight = other.get_parameter("layer1.0.conv1.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("wrap", [lambda w: {"weights": w, "step": 3}, lambda w: {"state_dict": w, "epoch": 1}])
+def test_state_dict_inside_a_checkpoint_is_found(
+    wrap: Callable[[Any], Any], network: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(wrap(network.state_dict()), tmp_path / "checkpoint.pt")
+    assert load_weights(tmp_path / "checkpoint.pt").keys() == network.state_dict().keys()
+
+
+def test_prefix_of_data_parallel_is_taken_off(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(nn.DataParallel(network).state_dict(), tmp_path / "weights.pt")
+    load_into(network, load_weights(tmp_path / "weights.pt"))
+
+
+def test_weights_of_another_dtype_are_converted(network: nn.Module) -> None:
+    load_into(network, {name: tensor.double() for name, tensor in network.state_dict().items()})
+    assert network.get_parameter("fc.weight").dtype == torch.float32
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def test_pickled_code_is_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": Malicious()}, "weights.pt")
+    np.savez("weights.npz", weight=np.array([Malicious()], dtype=object))
+    for name in ("weights.pt", "weights.npz"):
+        with pytest.raises(ValueError, match=f"{name}: not a readable") as caught:
+            load_weights(name)
+        assert "\n" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("suffix", SAVE)
+@pytest.mark.parametrize("damage", ["missing", "folder", "text", "truncated"])
+def test_file_that_cannot_be_read_gets_one_line(suffix: str, damage: str, network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    SAVE[suffix](path, network.state_dict())
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(b"text\n" if damage == "text" else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="no such file" if damage == "missing" else "not a readable") as caught:
+        load_weights(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ([1, 2], "holds a list"),
+        ({}, "expected named tensors, found none"),
+        ({"epoch": 3, "lr": 0.1}, "expected named tensors, found epoch is a int, lr is a float"),
+    ],
+)
+def test_file_of_something_else_gets_one_line(held: Any, message: str, tmp_path: Path) -> None:
+    torch.save(held, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=message):
+        load_weights(tmp_path / "weights.pt")
+
+
+def test_unknown_kind_of_file_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"weights.bin: expected a name that ends in .npz, .pt, .safetensors"):
+        load_weights("weights.bin")
+
+
+def test_weights_that_do_not_fit_are_named_in_one_line_and_nothing_is_changed(network: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights = {name: tensor + 1 for name, tensor in before.items()}
+    weights["fc.wieght"] = weights.pop("fc.weight")
+    weights["fc.bias"] = torch.zeros(10)
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        load_into(network, weights)
+    message = str(caught.value)
+    assert "missing fc.weight;" in message
+    assert "unexpected fc.wieght (did you mean fc.weight?);" in message
+    assert "of another shape fc.bias (10,) (expected (3,))" in message
+    assert "\n" not in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_long_lists_of_names_are_cut_short(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"missing conv1.weight, bn1.weight, bn1.bias, bn1.running_mean and \d+ more$"):
+        load_into(network, {})
+
+
+def test_fingerprint_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"whatever")
+    assert File(path=str(tmp_path / "weights.pt")).fingerprint() == hashlib.sha256(b"whatever").hexdigest()
+    with pytest.raises(ValueError, match=r"none.pt: cannot be read \(No such file or directory\)"):
+        File(path=str(tmp_path / "none.pt")).fingerprint()
