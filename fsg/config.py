@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 _BOUNDS = {"ge": (operator.ge, "≥"), "gt": (operator.gt, ">"), "le": (operator.le, "≤"), "lt": (operator.lt, "<")}
 
 
-def setting(default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any) -> Any:
+def setting(
+    default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any
+) -> Any:
     """A number, text or truth value among the fields of a `Settings`: its type is held strictly (no `true` for 1).
 
     `identity=False` says that the field does not determine any number (a folder, say), so that changing it
@@ -21,7 +23,9 @@ def setting(default: Any = dataclasses.MISSING, description: str = "", *, identi
     return choice(default, description, identity=identity, strict=True, **constraints)
 
 
-def choice(default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any) -> Any:
+def choice(
+    default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any
+) -> Any:
     """A field that is one of several: a `Literal`, or a union of configs with `discriminator="name"`."""
     metadata = {"description": description, "identity": identity, **constraints}
     if callable(default):

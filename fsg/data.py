@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsg.config import Config, setting
+from fsg.config import Settings, setting
 from fsg.imported import Imported
 
 Split = Literal["train", "validation", "test"]
@@ -155,7 +155,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Config):
+class Images(Settings):
     """What every dataset of images can be asked for. One of your own derives from it and says how it is `read`."""
 
     validation: int = setting(1000, "Training images held out for validation; 0 is the papers' protocol.", ge=0)

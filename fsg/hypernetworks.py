@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsg.config import Config, setting
+from fsg.config import Settings, setting
 from fsg.history import ChunkLayout
 from fsg.selective_scan import selective_scan
 
@@ -52,7 +52,7 @@ class FastNet(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba(Config):
+class Mamba(Settings):
     """A Mamba block reads the history as one sequence a layer: what is learned is what to remember."""
 
     name: Literal["mamba"] = "mamba"
@@ -62,7 +62,7 @@ class Mamba(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA(Config):
+class EMA(Settings):
     """An average of the history and nothing else: no parameters, the control of the slow net."""
 
     name: Literal["ema"] = "ema"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fsg.config import Config, choice, setting
+from fsg.config import Settings, choice, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imported(Config):
-    """`module:Class`, where Class is a `Config` of the user's, or has one nested under the name `Config`.
+class Imported(Settings):
+    """`module:Class`, where Class is a `Settings` of the user's, or has one nested under the name `Config`.
 
     `settings` are the fields of that config; `source_sha256` is the digest of the module's file, so that an
     edit of it makes another cell. Attributes that are not its own are those of the user's component.
@@ -36,10 +36,10 @@ class Imported(Config):
         return self.resolve()(*arguments, **keywords)
 
 
-def config_class(path: str) -> type[Config]:
+def config_class(path: str) -> type[Settings]:
     """The config class behind `module:Class`.
 
-    Raises ValueError, saying what was looked for, where the path is malformed or leads to no `Config`.
+    Raises ValueError, saying what was looked for, where the path is malformed or leads to no settings.
     """
     module_name, _, class_name = path.partition(":")
     if not module_name or not class_name:
@@ -49,8 +49,8 @@ def config_class(path: str) -> type[Config]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import {path!r}: {error}") from error
     found = getattr(owner, "Config", owner)
-    if not (isinstance(found, type) and issubclass(found, Config)):
-        raise ValueError(f"{path!r} is neither a fsg.Config nor a class with one nested as Config")
+    if not (isinstance(found, type) and issubclass(found, Settings)):
+        raise ValueError(f"{path!r} is neither a fsg.config.Settings nor a class with one nested as Config")
     return found
 
 

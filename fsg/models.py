@@ -21,7 +21,7 @@ class ResNet(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Settings):
         """A CIFAR ResNet of `depth` layers with 1x1-convolution shortcuts."""
 
         name: Literal["resnet"] = "resnet"

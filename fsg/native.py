@@ -36,7 +36,9 @@ def library(name: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else error
-        warnings.warn(f"{name}.cpp does not compile here ({reason}): plain torch is used, which is slower", stacklevel=2)
+        warnings.warn(
+            f"{name}.cpp does not compile here ({reason}): plain torch is used, which is slower", stacklevel=2
+        )
         return None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fsg.config import Config, choice, setting
+from fsg.config import Settings, choice, setting
 from fsg.imported import Imported
 
 State = dict[str, list[Tensor]]
@@ -34,7 +34,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rule(Config):
+class _Rule(Settings):
     lr: float = setting(1e-3, "Learning rate before the schedule.", gt=0)
     weight_decay: float = setting(0.0, "L2 penalty: weight_decay·W is added to the gradient.", ge=0)
 
@@ -107,7 +107,9 @@ class Optimizer:
 
     def __init__(self, rule: Rule, model: nn.Module) -> None:
         self.rule = rule
-        self.names, self.parameters = map(list, zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad)))
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self.parameters: list[Tensor] = list(trained.values())
         self.steps = 0
         self.state: State = {b: [torch.zeros_like(p) for p in self.parameters] for b in rule.buffers()}
 

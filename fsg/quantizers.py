@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from fsg.config import Config, choice
+from fsg.config import Settings, choice
 from fsg.imported import Imported
 
 
@@ -50,7 +50,7 @@ class _Composed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoReFa(_Composed, Config):
+class DoReFa(_Composed, Settings):
     """DoReFa-Net's k-bit quantizer in MetaQuant's variant (tanh-normalised, then rounded).
 
     Forward:      W̃ = tanh W / (2 max|tanh W|) + ½,   Ŵ = 2·round((2ᵏ − 1)·W̃)/(2ᵏ − 1) − 1
@@ -82,7 +82,7 @@ def _largest(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign(_Composed, Config):
+class Sign(_Composed, Settings):
     """The sign, without a scale.
 
     Forward:      W̃ = W,   Ŵ = sign W, with sign 0 = +1
@@ -98,7 +98,7 @@ class Sign(_Composed, Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullPrecision(_Composed, Config):
+class FullPrecision(_Composed, Settings):
     """No quantization: Ŵ = W̃ = W, c = 1. What full-precision pretraining uses."""
 
     name: Literal["full_precision"] = "full_precision"

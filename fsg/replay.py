@@ -105,7 +105,11 @@ def _run(trace: dict[str, Tensor], config: dict[str, Any]) -> Iterable[tuple[str
     _load(network, trace, "net", {})
     quantize(network, _quantizer(config))
     estimator = _estimator(config).build(network)
-    renamed = {f"linear{i + 1}.weight": f"network.Linear{i}.weight" for i in range(3)} if config["method"] == "multifc" else {}
+    renamed = (
+        {f"linear{i + 1}.weight": f"network.Linear{i}.weight" for i in range(3)}
+        if config["method"] == "multifc"
+        else {}
+    )
     for name, net in estimator.nets.items():
         _load(net, trace, name, renamed)
     optimizer = _optimizer(config).build(network)
@@ -145,7 +149,9 @@ def _load(module: nn.Module, trace: dict[str, Tensor], part: str, names: dict[st
 
 def _quantizer(config: dict[str, Any]) -> DoReFa | Sign:
     if (config["weight_bits"], config["activation_bits"]) != (1, 32):
-        raise TraceError(f"{config['weight_bits']}-bit weights and {config['activation_bits']}-bit activations, not 1 and 32")
+        raise TraceError(
+            f"{config['weight_bits']}-bit weights and {config['activation_bits']}-bit activations, not 1 and 32"
+        )
     return _one_of({"dorefa": DoReFa, "bwn": Sign}, config, "quantizer")()
 
 
@@ -202,7 +208,9 @@ def _worse(errors: dict[str, Error], key: str, value: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fsg.replay", description="Replay a recorded trace with this code.")
     parser.add_argument("trace", type=Path, nargs="+", help="an .npz file")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest relative error (default %(default)g)")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="largest relative error (default %(default)g)"
+    )
     arguments = parser.parse_args()
     good = True
     for path in arguments.trace:

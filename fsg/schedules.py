@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fsg.config import Config, setting
+from fsg.config import Settings, setting
 from fsg.imported import Imported
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WarmUp(Config):
+class _WarmUp(Settings):
     warmup_epochs: float = setting(0.0, "Epochs of linear rise from 0 to the learning rate.", ge=0)
 
     def factor(self, epoch: float, epochs: int) -> float:

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsg.config import Config, choice, setting
+from fsg.config import Settings, choice, setting
 from fsg.optimizers import Adam, OptimizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scratch(Config):
+class Scratch(Settings):
     """Random initial weights, drawn from the seed."""
 
     name: Literal["scratch"] = "scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class File(Config):
+class File(Settings):
     """Weights from a file (.npz, .pt or .safetensors), by name."""
 
     name: Literal["file"] = "file"
@@ -42,7 +42,7 @@ class File(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Config):
+class Pretrain(Settings):
     """Train the full-precision network first, once per seed, on the training images without the validation ones."""
 
     name: Literal["pretrain"] = "pretrain"

@@ -224,9 +224,7 @@ class Training:
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
         progress = self.step / self.total_steps
         with self._arithmetic():
-            loss = train_step(
-                self.model, self.estimator, self.optimizer, images, labels, lr=lr, progress=progress
-            )
+            loss = train_step(self.model, self.estimator, self.optimizer, images, labels, lr=lr, progress=progress)
         self.loss_sum += loss
         self.step += 1
         if self.step % self.steps_per_epoch == 0:

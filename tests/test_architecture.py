@@ -1,6 +1,8 @@
 """The direction of the arrows: configs → orchestration → fsg → torch."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Who may import what, by folder or by file; whoever is not named may not.
 ALLOWED = {
-    "ray": {"orchestration/tuner.py", "orchestration/search.py", "orchestration/trainable.py", "orchestration/cluster.py"},
+    "ray": {
+        "orchestration/tuner.py",
+        "orchestration/search.py",
+        "orchestration/trainable.py",
+        "orchestration/cluster.py",
+    },
     "mlflow": {"orchestration/tracking.py"},
     "optuna": {"orchestration/search.py"},
     "pydantic": {"orchestration"},
@@ -16,7 +23,9 @@ ALLOWED = {
     "yaml": set(),
     "orchestration": {"orchestration"},
 }
-SOURCES = sorted(p.relative_to(ROOT).as_posix() for package in ("fsg", "orchestration") for p in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    p.relative_to(ROOT).as_posix() for package in ("fsg", "orchestration") for p in (ROOT / package).rglob("*.py")
+)
 
 
 def imported(source: str) -> set[str]:
@@ -41,14 +50,17 @@ def test_a_file_imports_only_what_its_place_allows(path: str) -> None:
 
 
 def test_the_walk_sees_imports_wherever_they_are() -> None:
-    assert imported("def f():\n    import ray.tune\n    from mlflow.x import y\nif 1:\n    import a, b.c") == {"ray", "mlflow", "a", "b"}
+    assert imported("def f():\n    import ray.tune\n    from mlflow.x import y\nif 1:\n    import a, b.c") == {
+        "ray",
+        "mlflow",
+        "a",
+        "b",
+    }
     assert {"orchestration/tracking.py", "orchestration/tuner.py", "fsg/trainer.py"} <= set(SOURCES)
 
 
 def test_the_core_can_be_imported_without_the_rest() -> None:
     """In a process that refuses the rest."""
-    import subprocess
-    import sys
-
-    refuse = "import sys\nfor m in ('ray', 'mlflow', 'optuna', 'pydantic', 'ruamel', 'yaml'): sys.modules[m] = None\nimport fsg"
+    absent = "('ray', 'mlflow', 'optuna', 'pydantic', 'ruamel', 'yaml')"
+    refuse = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport fsg"
     subprocess.run([sys.executable, "-c", refuse], check=True, cwd=ROOT)

@@ -1,7 +1,7 @@
 """Where the gradient of a quantized weight comes from: one file a family, one protocol."""
 
 from fsg.estimators.fast_slow import FSG
-from fsg.estimators.metaquant import FCGrad, LSTMFC, MultiFC
+from fsg.estimators.metaquant import LSTMFC, FCGrad, MultiFC
 from fsg.estimators.protocol import GradientEstimator
 from fsg.estimators.straight_through import STE
 from fsg.imported import Imported

@@ -72,7 +72,8 @@ class MetaQuant(LookAhead):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.gradients = [
-            torch.empty_like(w).copy_(state["gradients"][name]) for name, w in zip(self.layers, self.weights, strict=True)
+            torch.empty_like(w).copy_(state["gradients"][name])
+            for name, w in zip(self.layers, self.weights, strict=True)
         ]
         super().load_state_dict(state)
 

@@ -5,7 +5,11 @@ from fsg.checkpoint import digest, from_bytes, to_bytes
 
 
 def state() -> dict[str, object]:
-    return {"step": 3, "nested": {"weights": torch.arange(6.0).view(2, 3), "list": [torch.tensor(1), 2.5]}, "time": {"train": 1.0}}
+    return {
+        "step": 3,
+        "nested": {"weights": torch.arange(6.0).view(2, 3), "list": [torch.tensor(1), 2.5]},
+        "time": {"train": 1.0},
+    }
 
 
 def test_a_state_survives_its_file() -> None:

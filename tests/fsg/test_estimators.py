@@ -18,7 +18,9 @@ from fsg.optimizers import SGD, Adam, Optimizer
 from fsg.quantizers import DoReFa, FullPrecision, Sign
 from fsg.trainer import train_step
 
-RELEASED = FSG.Config(semantics="released", start="random", applied="previous", chunk_size=1, layer_embedding_dim=1, hidden=6)
+RELEASED = FSG.Config(
+    semantics="released", start="random", applied="previous", chunk_size=1, layer_embedding_dim=1, hidden=6
+)
 ESTIMATORS = {
     "ste": STE.Config(),
     "fsg": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, history_length=3),
@@ -55,7 +57,9 @@ class Network(nn.Module):
         return self.fc(self.frozen(features).mean((2, 3)))
 
 
-def built(config: Any, model: nn.Module | None = None, quantizer: Any = None, lr: float = 0.01) -> tuple[Any, Any, Optimizer]:
+def built(
+    config: Any, model: nn.Module | None = None, quantizer: Any = None, lr: float = 0.01
+) -> tuple[Any, Any, Optimizer]:
     torch.manual_seed(0)
     network = quantize(model or Network(), quantizer or DoReFa())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -183,7 +187,7 @@ def test_ste_on_full_precision_weights_is_plain_training() -> None:
     model = quantize(copy.deepcopy(plain), FullPrecision())
     estimator, optimizer = STE.Config().build(model), Adam(lr=0.01).build(model)
     reference = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad], lr=0.01)
-    for t in range(4):
+    for _ in range(4):
         images, labels = torch.randn(8, 2, 6, 6), torch.randint(3, (8,))
         train_step(model, estimator, optimizer, images, labels, lr=0.01, progress=0.0)
         reference.zero_grad()
@@ -241,7 +245,9 @@ def test_fsg_previous_has_no_update_in_the_first_step() -> None:
     assert optimizer.steps == 0
 
 
-@pytest.mark.parametrize("bad", [{"history_length": 0}, {"chunk_size": 0}, {"slow_weight": 1.5}, {"layer_embedding_dim": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"history_length": 0}, {"chunk_size": 0}, {"slow_weight": 1.5}, {"layer_embedding_dim": 0}]
+)
 def test_fsg_refuses_values_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*, expected"):
         FSG.Config(**bad)

@@ -27,9 +27,15 @@ def trained(build, steps: int = 6) -> list[torch.Tensor]:  # type: ignore[no-unt
     ("ours", "theirs"),
     [
         (SGD(lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1)),
-        (SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)),
+        (
+            SGD(lr=0.1, momentum=0.9, weight_decay=5e-4),
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        ),
         (Adam(lr=0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1)),
-        (Adam(lr=0.01, beta1=0.5, beta2=0.9, eps=1e-3), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3)),
+        (
+            Adam(lr=0.01, beta1=0.5, beta2=0.9, eps=1e-3),
+            lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3),
+        ),
     ],
     ids=["sgd", "momentum", "adam", "adam-betas"],
 )

@@ -7,11 +7,15 @@ from fsg.schedules import Constant, Cosine, Step
 
 def test_step_schedule_drops_at_its_epochs() -> None:
     schedule = Step(every=30, gamma=0.1)
-    assert [schedule.factor(e, 100) for e in (0, 29.99, 30, 59.9, 60, 95)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
+    assert [schedule.factor(e, 100) for e in (0, 29.99, 30, 59.9, 60, 95)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.001]
+    )
 
 
 def test_cosine_schedule_goes_from_one_to_zero() -> None:
-    assert [Cosine().factor(e, 8) for e in (0, 2, 4, 8)] == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, 0], abs=1e-15)
+    assert [Cosine().factor(e, 8) for e in (0, 2, 4, 8)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, 0], abs=1e-15
+    )
 
 
 def test_warm_up_rises_linearly_and_multiplies_the_decay() -> None:

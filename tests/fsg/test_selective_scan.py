@@ -15,7 +15,9 @@ needs_compiler = pytest.mark.skipif(native.library("selective_scan") is None, re
 SCANS = [reference, blocked, pytest.param(native_scan, marks=needs_compiler)]
 
 
-def problem(lengths: tuple[int, ...], tails: tuple[int, ...], channels: int, states: int, dtype: torch.dtype) -> list[Tensor]:
+def problem(
+    lengths: tuple[int, ...], tails: tuple[int, ...], channels: int, states: int, dtype: torch.dtype
+) -> list[Tensor]:
     """Inputs with decays as a trained block may have them: A and D are far from their initial values."""
     draw = np.random.default_rng(len(lengths)).normal
     tokens, outputs = sum(lengths), sum(tails)
@@ -40,7 +42,9 @@ def numpy_scan(x, delta, A, B, C, D, lengths, tails):  # type: ignore[no-untyped
                     h[e, n] = np.exp(delta[t, e] * A[e, n]) * h[e, n] + delta[t, e] * B[t, n] * x[t, e]
             if i >= length - tail:
                 m = len(out)
-                out.append([sum(C[m, n] * h[e, n] for n in range(A.shape[1])) + D[e] * x[t, e] for e in range(A.shape[0])])
+                out.append(
+                    [sum(C[m, n] * h[e, n] for n in range(A.shape[1])) + D[e] * x[t, e] for e in range(A.shape[0])]
+                )
             t += 1
     return np.array(out)
 

@@ -218,7 +218,10 @@ def test_recalibration_changes_evaluations_and_not_the_training(config: TrainCon
     plain, recalibrated = (finished(Training(replace(config, recalibrate_batchnorm=n), 1)) for n in (0, 40))
     losses = [[r.values["train/loss"] for r in rows if "train/loss" in r.values] for _, rows in (plain, recalibrated)]
     assert losses[0] == losses[1]
-    validations = [[r.values["validation/loss"] for r in rows if "validation/loss" in r.values] for _, rows in (plain, recalibrated)]
+    validations = [
+        [r.values["validation/loss"] for r in rows if "validation/loss" in r.values]
+        for _, rows in (plain, recalibrated)
+    ]
     assert all(a != b for a, b in zip(*validations, strict=True))
 
 
@@ -247,6 +250,11 @@ def test_the_first_losses_are_the_recorded_ones(config: TrainConfig) -> None:
     rows = [list(train(replace(config, estimator=e, log_every=1, epochs=2), 0)) for e in ESTIMATORS]
     measured = np.array([[r.values["train/loss"] for r in run if "train/loss" in r.values][:6] for run in rows])
     if os.environ.get("FSG_RECORD_GOLDEN"):
-        np.savetxt(golden, measured, fmt="%.9f", header=f"numerics {NUMERICS}: losses of six steps; rows: ste fsg released multifc")
+        np.savetxt(
+            golden,
+            measured,
+            fmt="%.9f",
+            header=f"numerics {NUMERICS}: losses of six steps; rows: ste fsg released multifc",
+        )
     assert golden.read_text().startswith(f"# numerics {NUMERICS}:")
     np.testing.assert_allclose(measured, np.loadtxt(golden), rtol=1e-4)

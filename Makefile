@@ -1,0 +1,49 @@
+# Everything happens in .venv, made on first use from requirements.lock.
+PYTHON ?= python3.11
+RESULTS ?= results
+BIN := .venv/bin
+
+.PHONY: help run test test-slow lint types schema bench lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: .venv/.installed  ## the ablation of the gradient history on the embedded images, report and all
+	$(BIN)/python orchestration/launch.py configs/ablation_hgs.yaml --results $(RESULTS)
+
+test: .venv/.installed  ## the default suite
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/.installed  ## what takes minutes: whole launches, kills and resumes, real CIFAR-10 where it is there
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/.installed  ## ruff, and its formatter as a check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed  ## mypy, strict
+	$(BIN)/mypy
+
+schema: .venv/.installed  ## write configs/spec.schema.json anew
+	$(BIN)/fsg schema > configs/spec.schema.json
+
+bench: .venv/.installed  ## ratios measured in one run; see docs/performance.md
+	$(BIN)/python -m benchmarks.step
+
+lock:  ## write requirements.lock anew from pyproject.toml
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet '.[dev]'
+	@# The CUDA libraries that torch's Linux build wants exist for Linux alone.
+	.venv-lock/bin/pip freeze --exclude fsg | grep -v '^-e' \
+	  | sed -E 's/^((nvidia-|cuda-|triton).*)$$/\1 ; sys_platform == "linux"/' > requirements.lock
+	rm -rf .venv-lock
+
+clean:  ## remove .venv and caches; results/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
