@@ -7,7 +7,7 @@ that a YAML file and a notebook are held to the same ones.
 
 import dataclasses
 import operator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 _BOUNDS = {"ge": (operator.ge, "≥"), "gt": (operator.gt, ">"), "le": (operator.le, "≤"), "lt": (operator.lt, "<")}
 
@@ -50,20 +50,34 @@ class Settings:
                 if limit is not None and isinstance(value, int | float) and not holds(value, limit):
                     raise ValueError(f"{type(self).__qualname__}: {field.name} is {value!r}, expected {sign} {limit}")
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that determine numbers: `to_dict` without the fields declared `identity=False`."""
+        named: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            if field.metadata.get("identity", True):
+                value = getattr(self, field.name)
+                named[field.name] = value.identity() if isinstance(value, Settings) else value
+        return named
+
 
 def to_dict(config: Settings) -> dict[str, Any]:
     """The settings as plain mappings, lists and scalars, in the order of the fields."""
     return dataclasses.asdict(config)
 
 
-def identity(config: Settings) -> dict[str, Any]:
-    """The settings that determine numbers: `to_dict` without the fields declared `identity=False`."""
-    named: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        if field.metadata.get("identity", True):
-            value = getattr(config, field.name)
-            named[field.name] = identity(value) if isinstance(value, Settings) else value
-    return named
+def from_dict(cls: type[Settings], values: dict[str, Any]) -> Settings:
+    """The inverse of `to_dict`: a nested mapping becomes the settings of that `name` among the field's types.
+
+    Raises TypeError for an unknown field, KeyError for an unknown name, ValueError for a value out of range.
+    """
+    hints = get_type_hints(cls)
+
+    def restored(field: str, value: Any) -> Any:
+        types = get_args(hints.get(field)) or (hints.get(field),)
+        options = {t.name: t for t in types if isinstance(t, type) and issubclass(t, Settings) and hasattr(t, "name")}
+        return from_dict(options[value["name"]], value) if options and isinstance(value, dict) else value
+
+    return cls(**{field: restored(field, value) for field, value in values.items()})
 
 
 Config = Settings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fsg.config import Settings, choice, setting
+from fsg.config import Settings, choice, from_dict, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,11 @@ class Imported(Settings):
 
     def resolve(self) -> Any:
         """The user's config, constructed from `settings`."""
-        return config_class(self.path)(**self.settings)
+        return from_dict(config_class(self.path), self.settings)
+
+    def identity(self) -> dict[str, Any]:
+        """With the component's own `identity=False` fields left out of its settings."""
+        return super().identity() | {"settings": self.resolve().identity()}
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):

@@ -1,0 +1,252 @@
+"""From the tree of a spec file to the trainings that it means."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fsg.trainer import TrainConfig
+from orchestration.spec_fields import SpecFile, fields, nearest, paths
+from orchestration.spec_reader import Located, NoSuchPathError, Reader, show
+from orchestration.yaml_positions import Mark, Node, Problem, ProblemError, parse, printable
+
+MAX_TRAININGS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One training of a variant, before its seed; `grid` holds the paths that the grid set, and their values."""
+
+    variant: str
+    grid: dict[str, Any]
+    train: TrainConfig
+
+
+class _Variant(NamedTuple):
+    points: dict[str, Point]  # by the repr of the training, so that equal ones are one
+    problems: list[Problem]
+    used: set[str]
+
+
+class Resolver:
+    """Resolves the trees of one file: as it stands, and as its profiles and the command line change it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.reader = Reader(folder)
+
+    def set(self, root: Node, text: str) -> tuple[Node, list[Problem]]:
+        """The file's tree with `path=value` put into it."""
+        source = Mark(printable(f"--set {text}", 200))
+        path, equals, written = text.partition("=")
+        if not equals or not path:
+            return root, [Problem(source, "", "no path and value (expected path=value)")]
+        try:
+            value, problems = parse(written, source, printable(path))
+        except ProblemError as refused:
+            return root, [refused.problem]
+        return (root, problems) if problems else self.apply(root, Node({path: value}, source, source, ""))
+
+    def apply(self, root: Node, overrides: Node) -> tuple[Node, list[Problem]]:
+        """The file's tree with a profile's overrides put into it."""
+        problems: list[Problem] = []
+        for path, new in _whole_before_part(overrides):
+            try:
+                root = self._put(root, path, new)
+            except NoSuchPathError as error:
+                problems.append(error.problem(new, path, self._paths(root)))
+            except ProblemError as refused:
+                problems.append(refused.problem)
+        return root, problems
+
+    def resolve(self, root: Node) -> tuple[tuple[SpecFile, tuple[Point, ...]] | None, list[Problem]]:
+        """The file's own fields and every training, or None, and every mistake."""
+        entries = root.items()
+        without_train = replace(root, value={key: node for key, node in entries.items() if key != "train"})
+        file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
+        problems = [*found, *_repeated_seeds(entries), *_wrong_comparison(entries)]
+        try:
+            train = self._train(root)
+        except ProblemError as refused:
+            return None, [*problems, refused.problem]
+        problems += [problem for problem in self.reader.read(train)[1] if problem.certain]
+        points, found_in_variants = self._points(train, root)
+        problems += found_in_variants
+        if problems or not isinstance(file, SpecFile):
+            return None, problems
+        return (file, points), []
+
+    def _train(self, root: Node) -> Located:
+        return self.reader.locate(fields(SpecFile)["train"], _entry(root, "train"))
+
+    def _put(self, root: Node, path: str, new: Node) -> Node:
+        head, _, rest = path.partition(".")
+        if head == "profiles":
+            raise NoSuchPathError("an override", [name for name in fields(SpecFile) if name != head])
+        if head == "grid" and rest:
+            return root.put(head, _entry(root, head).put(rest, new))
+        if head == "variants" and rest:
+            return root.put(head, self._put_in_variants(_entry(root, head), rest, new))
+        return self.reader.override(Located(SpecFile, root, "the spec"), path.split("."), new)
+
+    def _put_in_variants(self, variants: Node, path: str, new: Node) -> Node:
+        """A variant, there or new, or one override in one that is there; names may have dots in them."""
+        names = variants.items()
+        variant = max((name for name in names if f"{path}.".startswith(f"{name}.")), key=len, default="")
+        if path == variant or (not variant and "." not in path):
+            return variants.put(path, new)
+        if not variant:
+            raise NoSuchPathError("variants", list(names))
+        return variants.put(variant, names[variant].put(path.removeprefix(f"{variant}."), new))
+
+    def _paths(self, root: Node) -> Iterator[str]:
+        yield from (path for path in self.reader.paths(Located(SpecFile, root, "the spec")) if path != "profiles")
+        train = list(self.reader.paths(self._train(root)))
+        yield from (f"grid.{path}" for path in train)
+        for name in _entry(root, "variants").items():
+            yield f"variants.{name}"
+            yield from (f"variants.{name}.{path}" for path in train)
+
+    def _points(self, train: Located, root: Node) -> tuple[tuple[Point, ...], list[Problem]]:
+        grid = {path: node for path, node in _entry(root, "grid").items().items() if _is_filled_list(node)}
+        overrides_of = {
+            name: node
+            for name, node in _entry(root, "variants").items().items()
+            if node.value is None or isinstance(node.value, dict)
+        }
+        seeds = _entry(root, "seeds").value
+        seed_count = len(seeds) if isinstance(seeds, list) else 1
+        count = len(overrides_of) * prod(len(node.value) for node in grid.values()) * seed_count
+        if count > MAX_TRAININGS:
+            where = _entry(root, "grid")
+            return (), [Problem(where.key_mark, "grid", f"{count} trainings (expected at most {MAX_TRAININGS})")]
+
+        points: dict[str, Point] = {}
+        problems: list[Problem] = []
+        used: set[str] = set()
+        valid = set(self.reader.paths(train))
+        complete = bool(overrides_of)
+        for name, overrides in overrides_of.items():
+            at, found = self._changed(train, overrides)
+            if found:
+                problems += found
+                complete = False
+                continue
+            variant = self._variant(name, at, grid)
+            problems += [*variant.problems, *_alike(points, variant.points, overrides)]
+            points |= variant.points
+            used |= variant.used
+            valid |= set(self.reader.paths(at))
+        anywhere = {path for path, _, _ in paths(TrainConfig)}
+        for path, values in grid.items():
+            if path not in used and (complete or path not in anywhere | valid):
+                what = f"no variant has this field (expected one that some variant has{nearest(path, valid)})"
+                problems.append(Problem(values.key_mark, values.label, what))
+        return tuple(points.values()), problems
+
+    def _changed(self, train: Located, overrides: Node) -> tuple[Located, list[Problem]]:
+        problems: list[Problem] = []
+        for path, new in _whole_before_part(overrides):
+            try:
+                train = train._replace(node=self.reader.override(train, path.split("."), new))
+            except NoSuchPathError as error:
+                problems.append(error.problem(new, path, self.reader.paths(train)))
+            except ProblemError as refused:
+                problems.append(refused.problem)
+        return train, problems
+
+    def _variant(self, name: str, at: Located, grid: dict[str, Node]) -> _Variant:
+        """The points of a variant. A path of the grid that it does not have at a point is left out there."""
+        order = sorted(grid, key=_depth)
+        alone = self.reader.read(at)[1]
+        variant = _Variant({}, [], set())
+        found: list[Problem] = []
+        for values in product(*(grid[path].value for path in order)):
+            point, applied = at, {}
+            try:
+                for path, value in zip(order, values, strict=True):
+                    try:
+                        point = point._replace(node=self.reader.override(point, path.split("."), value))
+                        applied[path] = value
+                    except NoSuchPathError:
+                        continue
+            except ProblemError as refused:
+                found.append(refused.problem)
+                continue
+            finally:
+                variant.used.update(applied)
+            train, wrong = self.reader.read(point)
+            found += wrong
+            if isinstance(train, TrainConfig):
+                written = {path: applied[path].plain() for path in grid if path in applied}
+                variant.points.setdefault(repr(train), Point(variant=name, grid=written, train=train))
+        certain_alone = [problem for problem in alone if problem.certain]
+        variant.problems.extend(dict.fromkeys([*certain_alone, *found]))
+        return variant
+
+
+def _depth(path: str) -> int:
+    """How deep what it replaces lies: `estimator.name` replaces the estimator."""
+    return path.removesuffix(".name").removesuffix(".import").count(".")
+
+
+def _whole_before_part(overrides: Node) -> list[tuple[str, Node]]:
+    """A component is replaced before fields of it are set, in whichever order they were written."""
+    return sorted(overrides.items().items(), key=lambda item: _depth(item[0]))
+
+
+def _is_filled_list(node: Node) -> bool:
+    return isinstance(node.value, list) and bool(node.value)
+
+
+def _entry(root: Node, name: str) -> Node:
+    return root.items().get(name) or root.below(name, None)
+
+
+def _alike(before: dict[str, Point], points: dict[str, Point], variant: Node) -> list[Problem]:
+    others = {before[key].variant: points[key].grid for key in reversed(points) if key in before}
+    return [
+        Problem(
+            variant.key_mark,
+            variant.label,
+            f"resolves to the same training as variant {other}"
+            + "".join(f", {path}={show(value)}" for path, value in grid.items())
+            + " (expected a difference)",
+        )
+        for other, grid in others.items()
+    ]
+
+
+def _repeated_seeds(entries: Mapping[str, Node]) -> list[Problem]:
+    seeds = entries.get("seeds")
+    nodes = seeds.value if seeds and isinstance(seeds.value, list) else []
+    seen: set[Any] = set()
+    problems = []
+    for node in nodes:
+        if isinstance(node.value, int) and node.value in seen:
+            what = f"{show(node.value)} is there already (expected each seed once)"
+            problems.append(Problem(node.mark, node.label, what))
+        seen.add(node.value if isinstance(node.value, int) else None)
+    return problems
+
+
+def _wrong_comparison(entries: Mapping[str, Node]) -> list[Problem]:
+    """Baseline and primary are two of the variants."""
+    variants = list(entries["variants"].items()) if "variants" in entries else []
+    report = entries["report"].items() if "report" in entries else {}
+    chosen = [report[role] for role in ("baseline", "primary") if role in report]
+    chosen = [node for node in chosen if isinstance(node.value, str)]
+    problems = [
+        Problem(
+            node.mark,
+            node.label,
+            f"no variant {show(node.value)} (expected one of {', '.join(variants)}{nearest(node.value, variants)})",
+        )
+        for node in chosen
+        if variants and node.value not in variants
+    ]
+    if not problems and len({node.value for node in chosen}) < len(chosen):
+        what = f"{show(chosen[1].value)} is the baseline itself (expected another variant)"
+        problems.append(Problem(chosen[1].mark, chosen[1].label, what))
+    return problems

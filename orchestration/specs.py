@@ -1,0 +1,150 @@
+"""An experiment from a YAML file: every training that it asks for, or every mistake in it."""
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsg.config import to_dict
+from fsg.trainer import TrainConfig
+from orchestration.spec_fields import Report, Resources, adapter, nearest
+from orchestration.spec_reader import show
+from orchestration.spec_resolver import Point, Resolver
+from orchestration.spec_schema import json_schema
+from orchestration.yaml_positions import Mark, Problem, ProblemError, parse, printable, read_text
+
+__all__ = [
+    "ExperimentSpec",
+    "Point",
+    "Report",
+    "Resources",
+    "SpecErrors",
+    "json_schema",
+    "load_spec",
+    "train_from_dict",
+]
+
+
+class SpecErrors(Exception):
+    """Every mistake, a line each: `file:line:column: field: what is wrong (expected …; did you mean …?)`."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSpec:
+    """An experiment, resolved: no two of its points are alike."""
+
+    name: str
+    question: str
+    profile: str | None
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    resources: Resources
+    report: Report
+    points: tuple[Point, ...]
+    source: Path
+    text: str
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder of results is called."""
+        return f"{self.name}-{self.profile}" if self.profile else self.name
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that the file means, as plain data: what JSON can hold, and `sha256` is taken of."""
+        return {
+            "name": self.name,
+            "question": self.question,
+            "profile": self.profile,
+            "variants": list(self.variants),
+            "seeds": list(self.seeds),
+            "resources": to_dict(self.resources),
+            "report": to_dict(self.report),
+            "points": [{"variant": p.variant, "grid": p.grid, "train": to_dict(p.train)} for p in self.points],
+        }
+
+    def sha256(self) -> str:
+        """Of the canonical JSON of `resolved`."""
+        canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def train_from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `fsg.config.to_dict`. Raises pydantic's ValidationError."""
+    config = adapter(TrainConfig).validate_python(values)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) -> ExperimentSpec:
+    """The experiment in a YAML file, as a profile sizes it and `path=value` settings change it.
+
+    The folder of the file goes on `sys.path`, for components of the user's own. The whole file is checked,
+    other profiles included. Raises SpecErrors with every mistake.
+    """
+    start = Mark(printable(str(path), 1000), 1, 1)
+    try:
+        text = read_text(path)
+        root, unreadable = parse(text, start)
+    except ProblemError as refused:
+        raise SpecErrors([str(refused.problem)]) from None
+    if not isinstance(root.value, dict):
+        empty = "the file is empty" if root.value is None else f"got {show(root.value)}"
+        raise SpecErrors([str(Problem(start, "", f"{empty} (expected a mapping: name, train, variants, …)"))])
+    _import_from(path.resolve().parent)
+
+    resolver = Resolver(path.resolve().parent)
+    profiles = root.items()["profiles"].items() if "profiles" in root.items() else {}
+    resolved, problems = resolver.resolve(root)
+    chosen = root
+    for name, overrides in profiles.items():
+        changed, wrong_paths = resolver.apply(root, overrides)
+        outcome, found = resolver.resolve(changed)
+        problems += wrong_paths + found
+        if name == profile:
+            chosen, resolved = changed, outcome
+    if profile is not None and profile not in profiles:
+        what = f"no such profile (expected one of {', '.join(profiles)}{nearest(profile, profiles)})"
+        problems.append(Problem(Mark(printable(f"--profile {profile}")), "profiles", what))
+    for text_of_set in sets:
+        chosen, found = resolver.set(chosen, text_of_set)
+        problems += found
+    if sets:
+        resolved, found = resolver.resolve(chosen)
+        problems += found
+    unread = {problem.mark for problem in unreadable}
+    problems = unreadable + [problem for problem in problems if problem.mark not in unread]
+    if problems:
+        raise SpecErrors(_lines(problems))
+    assert resolved is not None
+    file, points = resolved
+    return ExperimentSpec(
+        name=file.name,
+        question=file.question,
+        profile=profile,
+        variants=tuple(file.variants),
+        seeds=tuple(file.seeds),
+        resources=file.resources,
+        report=file.report,
+        points=points,
+        source=path.resolve(),
+        text=text,
+    )
+
+
+def _import_from(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+def _lines(problems: Sequence[Problem]) -> list[str]:
+    """In the order of the file, each once."""
+    return list(dict.fromkeys(str(p) for p in sorted(problems, key=lambda p: (p.mark.line, p.mark.column))))
