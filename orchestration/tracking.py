@@ -1,0 +1,394 @@
+"""The outbox from the ledger to MLflow: what is durable there arrives here, once.
+
+An experiment a spec, a parent run for all of it, below that a run a cell. A row is sent when the ledger says that it
+is covered, with the time at which it was recorded, and MLflow keeps one row for each (run, metric, time, step, value):
+so a batch sent twice is kept once. How far a run has come stands in MLflow itself, in the run's tag `fsg.synced`,
+written after what it speaks of; a driver that starts anew finds its runs by their tag `fsg.cell_id` and goes on there.
+
+MLflow takes seconds to import and is imported where it is first needed. It is the ledger's servant: while it cannot be
+reached, nothing waits for it and nothing is lost.
+"""
+
+import getpass
+import io
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ruamel.yaml import YAML
+
+from fsg.config import to_dict
+from orchestration.ledger import Ledger, LedgerRow, Outcome
+from orchestration.plan import Cell
+from orchestration.specs import ExperimentSpec
+
+_STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "interrupted": "KILLED"}
+_METRICS_A_BATCH = 1000
+_TAGS_A_BATCH = 100
+_LONGEST_PARAM = 6000
+_LONGEST_TAG = 5000
+_PARENT = "experiment"
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own seven would hold up the end of a launch for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+T = TypeVar("T")
+
+
+class SyncReport(NamedTuple):
+    """What one `sync` sent."""
+
+    runs: int
+    metrics: int
+    files: int
+
+
+class _Mark(NamedTuple):
+    """How far MLflow has got with a run: the last step sent, and the state that was told."""
+
+    step: int = -1
+    told: tuple[Any, ...] = ()
+
+
+class Tracker:
+    """Sends one experiment's ledger to MLflow; constructing it touches nothing and imports nothing.
+
+    `uri` is any tracking URI of MLflow's; without one, SQLite in `mlflow.db` beside the experiment's folder.
+    """
+
+    def __init__(self, ledger: Ledger, spec: ExperimentSpec, uri: str | None = None) -> None:
+        self._ledger, self._spec = ledger, spec
+        self._results = ledger.folder.resolve().parent
+        self.uri = uri or f"sqlite:///{self._results / 'mlflow.db'}"
+        self._lock = threading.Lock()
+        self._connected: Any = None
+        self._experiment_id = ""
+        self._runs: dict[str, tuple[str, _Mark]] = {}
+
+    def sync(self) -> SyncReport:
+        """Send whatever the ledger holds and MLflow lacks. Raises what MLflow raises; nothing is lost by it."""
+        with self._lock:
+            try:
+                return self._sync()
+            except Exception:
+                self._connected = None  # what is known of MLflow may be wrong: ask it again next time
+                raise
+
+    def log_report(self, folder: Path) -> None:
+        """Keep the report (`report.*` and `figures/`) that lies in a folder as an artifact of the parent run."""
+        with self._lock:
+            client = self._client()
+            parent = self._parent(client)
+            for file in sorted(folder.glob("report.*")):
+                client.log_artifact(parent, str(file), "report")
+            if (folder / "figures").is_dir():
+                client.log_artifacts(parent, str(folder / "figures"), "report/figures")
+
+    def ui_command(self) -> str:
+        """What to type to see it: a server on loopback over the database, or a browser at the server that there is.
+
+        A password in the URI is left out.
+        """
+        if self._remote:
+            return shlex.join([sys.executable, "-m", "webbrowser", self.ui_address()])
+        mlflow, uri = str(Path(sys.prefix) / "bin" / "mlflow"), without_password(self.uri)
+        served = [mlflow, "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
+        return f"MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.join(served)}"
+
+    def ui_address(self) -> str:
+        """Where, once `ui_command` runs, this experiment's runs are; before the first `sync`, all experiments."""
+        server = without_password(self.uri).rstrip("/") if self._remote else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments" + (f"/{self._experiment_id}/runs" if self._experiment_id else "")
+
+    @property
+    def _remote(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    # what there is in MLflow
+
+    def _client(self) -> Any:
+        if self._connected is None:
+            for name, value in _SETTINGS.items():
+                os.environ.setdefault(name, value)
+            from mlflow.tracking import MlflowClient
+
+            client = MlflowClient(self.uri)
+            self._experiment_id = self._find_experiment(client)
+            self._runs = self._find_runs(client)
+            self._connected = client
+        return self._connected
+
+    def _find_experiment(self, client: Any) -> str:
+        found = client.get_experiment_by_name(self._spec.folder_name)
+        if found is None:
+            place = None if self._remote else (self._results / "mlartifacts").as_uri()
+            tags = {"mlflow.note.content": self._spec.question}
+            return str(client.create_experiment(self._spec.folder_name, artifact_location=place, tags=tags))
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _find_runs(self, client: Any) -> dict[str, tuple[str, _Mark]]:
+        """The run of each cell that has one; of two that two drivers started at once, the same one for both."""
+        runs: dict[str, tuple[str, _Mark]] = {}
+        token = None
+        while True:
+            page = client.search_runs([self._experiment_id], max_results=1000, page_token=token)
+            ours = [run for run in page if "fsg.cell_id" in run.data.tags]
+            for run in sorted(ours, key=lambda run: str(run.info.run_id), reverse=True):
+                step, told = json.loads(run.data.tags.get("fsg.synced", "[-1, []]"))
+                runs[run.data.tags["fsg.cell_id"]] = (run.info.run_id, _Mark(step, tuple(told)))
+            token = page.token
+            if not token:
+                return runs
+
+    # what is sent
+
+    def _sync(self) -> SyncReport:
+        client = self._client()
+        known = len(self._runs)
+        parent = self._parent(client)
+        metrics = files = 0
+        cells = [(cell, self._ledger.outcome(cell.id)) for cell in self._ledger.cells()]
+        for cell, outcome in cells:
+            if outcome.state != "waiting":
+                sent = self._sync_cell(client, parent, cell, outcome)
+                metrics, files = metrics + sent[0], files + sent[1]
+        files += self._sync_parent(client, parent, [outcome for _, outcome in cells])
+        return SyncReport(len(self._runs) - known, metrics, files)
+
+    def _parent(self, client: Any) -> str:
+        if _PARENT not in self._runs:
+            launches = self._ledger.launches()
+            began = launches[0]["started"] if launches else None
+            self._start(client, _PARENT, self._spec.folder_name, _note(self._spec), began, self._common_tags(launches))
+        return self._runs[_PARENT][0]
+
+    def _start(self, client: Any, key: str, name: str, note: str, began: int | None, tags: dict[str, str]) -> None:
+        tags = {"fsg.cell_id": key, "mlflow.note.content": note, **tags}
+        short = {tag: value[:_LONGEST_TAG] for tag, value in tags.items()}
+        run = client.create_run(self._experiment_id, began, short, run_name=name)
+        self._runs[key] = (run.info.run_id, _Mark())
+
+    def _common_tags(self, records: list[dict[str, Any]]) -> dict[str, str]:
+        commit = next((str(r["git_commit"]) for r in reversed(records) if r.get("git_commit")), None)
+        return {
+            "experiment": self._spec.folder_name,
+            "spec_sha256": self._spec.sha256(),
+            "mlflow.user": _user(),
+            "mlflow.source.name": str(self._spec.source),
+            "mlflow.source.type": "LOCAL",
+            **({"git_commit": commit, "mlflow.source.git.commit": commit} if commit else {}),
+        }
+
+    def _sync_cell(self, client: Any, parent: str, cell: Cell, outcome: Outcome) -> tuple[int, int]:
+        told = (outcome.state, outcome.finished_ms, outcome.attempts)
+        if cell.id not in self._runs:
+            self._start_cell(client, parent, cell, outcome)
+        run, mark = self._runs[cell.id]
+        if mark.told == told and outcome.state != "running":
+            return 0, 0
+        rows = self._ledger.rows(cell.id)
+        if mark == _Mark():
+            self._describe(client, run, cell)
+        sent = self._send_rows(client, run, [row for row in rows if row.step > mark.step])
+        files = self._send_weights(client, run, cell) if outcome.state == "done" else 0
+        if mark.told != told:
+            _tell_status(client, run, outcome.state, outcome.finished_ms)
+        step = max([mark.step, *(row.step for row in rows)])
+        if (step, told) != mark:
+            self._write_mark(client, run, cell.id, _Mark(step, told), _outcome_tags(outcome, rows))
+        return sent, files
+
+    def _start_cell(self, client: Any, parent: str, cell: Cell, outcome: Outcome) -> None:
+        tags = self._common_tags(self._ledger.attempts(cell.id)) | {
+            "mlflow.parentRunId": parent,
+            "variant": cell.variant,
+            "seed": str(cell.seed),
+            "grid": json.dumps(cell.grid),
+            "kind": cell.kind,
+            "contaminated": str(cell.contaminated).lower(),
+        }
+        fingerprint = _fingerprint(cell)
+        if fingerprint:
+            tags["data_fingerprint"] = fingerprint
+        folder = self._ledger.folder / "trials" / cell.id
+        note = f"`{cell.label}` of **{self._spec.folder_name}**, cell `{cell.id}`, in `{folder}`"
+        if cell.contaminated:
+            note += "\n\nIts starting weights may have seen the validation images: validation figures are contaminated."
+        self._start(client, cell.id, cell.label, note, outcome.started_ms, tags)
+
+    def _describe(self, client: Any, run: str, cell: Cell) -> None:
+        """Parameters and data: sent before the first row, and harmless to send again."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        params = [Param(name, value[:_LONGEST_PARAM]) for name, value in flat(to_dict(cell.train)).items()]
+        for batch in _batches([*params, Param("seed", str(cell.seed))], _TAGS_A_BATCH):
+            client.log_batch(run, params=batch)
+        settings = to_dict(cell.train.data)
+        fingerprint = _fingerprint(cell) or "unknown"
+        source = json.dumps({"fingerprint": fingerprint, **settings})
+        name = str(settings.get("path", settings["name"]))
+        data = Dataset(name, fingerprint[:36], "local", source, profile=json.dumps(settings))
+        client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
+
+    def _send_rows(self, client: Any, run: str, rows: list[LedgerRow]) -> int:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, row.time_ms, row.step)
+            for row in rows
+            for name, value in row.values.items()
+            if math.isfinite(value)
+        ]
+        for batch in _batches(metrics, _METRICS_A_BATCH):
+            client.log_batch(run, metrics=batch)
+        return len(metrics)
+
+    def _send_weights(self, client: Any, run: str, cell: Cell) -> int:
+        paths = {self._ledger.best_weights(cell.id), self._ledger.final_weights(cell.id)} - {None}
+        for path in paths:
+            client.log_artifact(run, str(path), "checkpoints")
+        return len(paths)
+
+    def _sync_parent(self, client: Any, parent: str, outcomes: list[Outcome]) -> int:
+        launches = self._ledger.launches()
+        finished = bool(launches) and "finished" in launches[-1]
+        state = _state_of_all([outcome.state for outcome in outcomes], finished)
+        ended = max((outcome.finished_ms or 0 for outcome in outcomes), default=0) or None
+        told = (state, ended, self._spec.sha256())
+        mark = self._runs[_PARENT][1]
+        if mark.told == told:
+            return 0
+        files = 0
+        if mark.told[2:] != told[2:]:
+            files = self._send_spec(client, parent)
+        _tell_status(client, parent, state, ended)
+        self._write_mark(client, parent, _PARENT, _Mark(0, told), {"outcome": state, "kind": _PARENT})
+        return files
+
+    def _send_spec(self, client: Any, parent: str) -> int:
+        resolved, text = self._spec.resolved(), io.StringIO()
+        YAML(typ="safe").dump(resolved, text)
+        files = {"as_written.yaml": self._spec.text, "resolved.yaml": text.getvalue()}
+        files["resolved.json"] = json.dumps(resolved, indent=1)
+        for name, content in files.items():
+            client.log_text(parent, content, f"spec/{name}")
+        return len(files)
+
+    def _write_mark(self, client: Any, run: str, key: str, mark: _Mark, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        tags = tags | {"fsg.synced": json.dumps(mark)}
+        client.log_batch(run, tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()])
+        self._runs[key] = (run, mark)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def background(tracker: Tracker, every: float, warn: Callable[[str], None] = _to_stderr) -> Iterator[None]:
+    """Sync in a thread of its own every so many seconds, and once more at the end.
+
+    Where MLflow fails, `warn` gets one line, once, and the next time it is tried again.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(target=_keep_syncing, args=(tracker, every, stop, warn), name="tracking", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: Callable[[str], None]) -> None:
+    warned = False
+    while True:
+        last = stop.wait(every)
+        try:
+            tracker.sync()
+        except Exception as error:
+            if not warned:
+                why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger has it all; it is tried again."
+                warn(without_password(line))
+            warned = True
+        if last:
+            return
+
+
+def without_password(text: str) -> str:
+    """Text with the password of each URI in it left out: `postgresql://user:***@host/mlflow`."""
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings by their dotted paths, as text: text as it is, the rest as JSON."""
+    named: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            named |= flat(value, f"{prefix}{key}.")
+        else:
+            named[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return named
+
+
+def _outcome_tags(outcome: Outcome, rows: list[LedgerRow]) -> dict[str, str]:
+    """State and reason, and the metrics of which MLflow was not sent a value because it is not finite."""
+    lost = sorted({name for row in rows for name, value in row.values.items() if not math.isfinite(value)})
+    reason = {"reason": outcome.reason} if outcome.reason else {}
+    return {"outcome": outcome.state} | reason | ({"not_finite": ", ".join(lost)} if lost else {})
+
+
+def _tell_status(client: Any, run: str, state: str, ended: int | None) -> None:
+    if state == "running":
+        client.update_run(run, status="RUNNING")
+    else:
+        client.set_terminated(run, _STATUS[state], ended)
+
+
+def _state_of_all(states: list[str], finished: bool) -> str:
+    if all(state == "done" for state in states):
+        return "done"
+    if "running" in states or ("waiting" in states and not finished):
+        return "running"
+    return "failed" if {"failed", "diverged"} & set(states) else "interrupted"
+
+
+def _note(spec: ExperimentSpec) -> str:
+    seeds = ", ".join(map(str, spec.seeds))
+    return f"{spec.question}\n\nVariants: {', '.join(spec.variants)}. Seeds: {seeds}. One run a cell below."
+
+
+def _fingerprint(cell: Cell) -> str | None:
+    try:
+        return str(cell.train.data.fingerprint())
+    except (OSError, ValueError):  # a ledger read where its images are not
+        return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _batches(items: list[T], size: int) -> Iterator[list[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
