@@ -115,9 +115,9 @@ class MambaBlock(nn.Module):
         x = F.silu(self._convolve(F.linear(u, to_x), sequences.position))
         to_delta, to_B, to_C = torch.split(self.x_proj.weight, [self.dt_proj.in_features, states, states])
         delta = F.softplus(self.dt_proj(F.linear(x, to_delta)))
-        B, C = F.linear(x, to_B), F.linear(x[sequences.tail], to_C)
+        B, C = F.linear(x, to_B), F.linear(x.index_select(0, sequences.tail), to_C)
         y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, sequences.lengths, sequences.tails)
-        return self.out_proj(y * F.silu(F.linear(u[sequences.tail], to_z)))
+        return self.out_proj(y * F.silu(F.linear(u.index_select(0, sequences.tail), to_z)))
 
     def _convolve(self, x: Tensor, position: Tensor) -> Tensor:
         """Σⱼ kernel[d_conv − 1 − j]·x_{t−j} + bias, where x is zero before a sequence's first token."""

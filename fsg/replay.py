@@ -137,9 +137,10 @@ def _generated(estimator: LookAhead) -> dict[str, list[Tensor]]:
     if isinstance(estimator, MetaQuant):
         return {"meta_grad": [m.detach() for m in estimator.generated]}
     assert isinstance(estimator, FSG)
-    assert estimator.fast_gradients is not None
-    assert estimator.slow_gradients is not None
-    return {"fast_grad": list(estimator.fast_gradients), "slow_grad": list(estimator.slow_gradients)}
+    assert estimator.fast_gradient is not None
+    assert estimator.slow_gradient is not None
+    unpack = estimator.layout.unpack
+    return {"fast_grad": unpack(estimator.fast_gradient), "slow_grad": unpack(estimator.slow_gradient)}
 
 
 def _load(module: nn.Module, trace: dict[str, Tensor], part: str, names: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ class FSG(LookAhead):
                     c⊙f                                          semantics: released
 
     r is the root mean square of a layer's history, which frees the slow net of the gradients' scale; average([·])
-    weighs a gradient with 0.9^age; from start: identity on, c is zero where |W̃| is beyond the quantizer's
+    weighs a gradient with 0.9^age; with start: identity, c is zero where a latent weight is beyond the quantizer's
     saturation, as in the straight-through estimator, which the whole then is at first, averaged over the history.
     The backward pass teaches the hypernetworks through the look-ahead: their own Adams follow
     ∂loss/∂Ŵ ⊙ dŴ/dW ⊙ ∂(look-ahead). `applied: previous` updates with the gradient of the step before, the one that
@@ -106,49 +106,55 @@ class FSG(LookAhead):
         self.history.append(self.layout.pack(gradients))
 
     def generate(self) -> None:
-        """f without its calibration, the average of the history without its own, and the slow net's output."""
+        """f and the average of the history without their calibration, and the slow net's output: packed, [M, chunk]."""
         history = self.history.oldest_first()
-        self.fast_gradients = self.averages = self.slow_gradients = None
+        self.fast_gradient = self.average = self.slow_gradient = None
         if self.fast is not None:
-            newest = self.layout.unpack(history[-1])
-            self.fast_gradients = [g * self.fast(w) for g, w in zip(newest, self.prequantized, strict=True)]
+            self.fast_gradient = history[-1] * self.fast(self.layout.pack(self.prequantized))
             if self.identity:
-                self.fast_gradients = [g + f for g, f in zip(newest, self.fast_gradients, strict=True)]
+                self.fast_gradient = history[-1] + self.fast_gradient
         if self.average_decay is not None:
-            self.averages = self.layout.unpack(average(history, self.average_decay))
-        if self.slow is not None:
-            scale = self.layout.root_mean_square(history) if self.identity else torch.ones_like(history[0, :, :1])
-            self.slow_gradients = self.layout.unpack(scale * self.slow(history / scale))
+            self.average = average(history, self.average_decay)
+        if self.slow is not None and self.identity:
+            scale = self.layout.root_mean_square(history)
+            self.slow_gradient = scale * self.slow(history / scale)
+        elif self.slow is not None:
+            self.slow_gradient = self.slow(history)
 
     def look_ahead(self, lr: float) -> list[Tensor]:
-        combined, self.looked_ahead = self._combine()
-        return [w.detach() - lr * direction for w, direction in zip(self.weights, combined, strict=True)]
+        self.factor = self._factor()
+        combined, applied = self._combine()
+        self.looked_ahead = self.layout.unpack(applied.detach())
+        return self.layout.unpack(self.layout.pack([w.detach() for w in self.weights]) - lr * combined)
 
     def applied(self) -> list[Tensor] | None:
         if self.config.applied == "previous":
             return self.looked_ahead
         with torch.no_grad():
-            return self._combine()[1]
+            if self.looked_ahead is None:
+                self.factor = self._factor()
+            return self.layout.unpack(self._combine()[1])
 
     def biases(self, lr: float) -> dict[str, Tensor]:
         return super().biases(lr) if self.config.semantics == "released" else {}
 
-    def _combine(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The weighted sums α·s + (1 − α)·c⊙f, and the gradients for the optimizer."""
-        alpha = self.config.slow_weight
-        combined, applied = [], []
-        for i, (layer, prequantized) in enumerate(zip(self.layers.values(), self.prequantized, strict=True)):
-            with torch.no_grad():
-                c = layer.quantizer.calibration(layer.weight)
-                if self.identity:
-                    c = derivative(layer.quantizer, prequantized, layer.weight)
-            fast = c * self.fast_gradients[i] if self.fast_gradients else torch.zeros_like(c)
-            slow = c * self.averages[i] if self.averages else torch.zeros_like(c)
-            if self.slow_gradients:
-                slow = slow + self.slow_gradients[i]
-            combined.append(alpha * slow + (1 - alpha) * fast)
-            applied.append(fast if self.config.semantics == "released" else combined[-1])
-        return combined, applied
+    @torch.no_grad()
+    def _factor(self) -> Tensor:
+        """c of the current latent weights, packed; from an identity start on with the clipping of saturated ones."""
+        pairs = [(layer.quantizer, layer.weight) for layer in self.layers.values()]
+        if self.identity:
+            return self.layout.pack([derivative(q, q.prequantize(w), w) for q, w in pairs])
+        return self.layout.pack([q.calibration(w) for q, w in pairs])
+
+    def _combine(self) -> tuple[Tensor, Tensor]:
+        """The weighted sum α·s + (1 − α)·c⊙f and the gradient for the optimizer, packed."""
+        alpha, zero = self.config.slow_weight, torch.zeros_like(self.factor)
+        fast = zero if self.fast_gradient is None else self.factor * self.fast_gradient
+        slow = zero if self.average is None else self.factor * self.average
+        if self.slow_gradient is not None:
+            slow = slow + self.slow_gradient
+        combined = alpha * slow + (1 - alpha) * fast
+        return combined, fast if self.config.semantics == "released" else combined
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"history": self.history.state_dict()}

@@ -83,7 +83,7 @@ class LookAhead(GradientEstimator):
         self.generate()
         applied = self.applied()
         for weight, gradient in zip(self.weights, applied or self.straight_through(gradients), strict=True):
-            weight.grad = gradient.detach()
+            weight.grad = torch.empty_like(weight).copy_(gradient.detach())  # in the weight's memory format, for the optimizer
         self.ready = True
         return applied is not None
 
