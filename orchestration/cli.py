@@ -1,0 +1,90 @@
+"""The command `fsg`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="fsg",
+    help="Binary neural networks trained by learned gradients: ablations that stand up to a reviewer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The experiment: a YAML file.")]
+Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Another value for a field.")]
+Results = Annotated[Path, typer.Option(help="Where results are kept.")]
+NoPilot = Annotated[bool, typer.Option("--no-pilot", help="Plan without measuring how long a step takes.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")]
+
+
+@app.command()
+def launch(
+    spec: Spec,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run and how long; run nothing.")] = False,
+    no_pilot: NoPilot = False,
+    profile: Profile = None,
+    sets: Sets = None,
+    results: Results = Path("results"),
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow's; a SQLite file in RESULTS unless given.")] = None,
+    address: Address = None,
+) -> None:
+    """Run what is missing of an experiment, then print its table.
+
+    Exit status: 0 all cells done, 1 some failed, 2 bad usage or spec, 130 interrupted.
+    """
+    from orchestration.launching import Launch
+
+    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address)
+    raise typer.Exit(wanted.plan(not no_pilot) if plan else wanted.run())
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    no_pilot: NoPilot = False,
+    profile: Profile = None,
+    sets: Sets = None,
+    results: Results = Path("results"),
+    address: Address = None,
+) -> None:
+    """Show the cells of an experiment, what is done already, and how long the rest will take."""
+    from orchestration.launching import Launch
+
+    raise typer.Exit(Launch(spec, profile, tuple(sets or ()), results, None, address).plan(not no_pilot))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")],
+) -> None:
+    """Write the report of an experiment from its ledger, and print its table."""
+    from orchestration.launching import report_of
+
+    raise typer.Exit(report_of(folder))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec."""
+    import json
+
+    from orchestration.specs import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its status."""
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
+    except BrokenPipeError:  # the reader of our output went away: nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

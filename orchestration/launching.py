@@ -1,0 +1,367 @@
+"""A launch: what is missing of an experiment is trained, tracked and reported."""
+
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import fsg
+from orchestration import provenance, ray_settings
+from orchestration.checks import unrunnable
+from orchestration.ledger import Held, Ledger
+from orchestration.pilot import predicted, wall_clock
+from orchestration.plan import Cell, Standing, cells, imported, orphans, standings
+from orchestration.progress import LiveView, PlainLines, duration, view
+from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
+
+if TYPE_CHECKING:
+    from orchestration.tracking import Tracker
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SYNC_EVERY = 15.0
+
+
+class _Refused(Exception):  # noqa: N818
+    """What ends a launch before it starts: the lines say why."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was asked for on the command line."""
+
+    source: Path
+    profile: str | None = None
+    sets: Sequence[str] = ()
+    results: Path = Path("results")
+    tracking_uri: str | None = None
+    address: str | None = None
+    console: Console = field(default_factory=lambda: Console(file=sys.stdout))
+
+    def plan(self, with_pilot: bool = True) -> int:
+        """Print what would run. Returns the exit status."""
+        return self._guarded(lambda: self._plan(with_pilot))
+
+    def run(self) -> int:
+        """Run it. Returns the exit status."""
+        return self._guarded(self._run)
+
+    @property
+    def command(self) -> str:
+        """The same again."""
+        words = ["fsg", "launch", str(self.source)]
+        words += ["--profile", self.profile] if self.profile else []
+        words += [word for one in self.sets for word in ("--set", one)]
+        words += ["--results", str(self.results)] if self.results != Path("results") else []
+        words += ["--tracking-uri", self.tracking_uri] if self.tracking_uri else []
+        words += ["--address", self.address] if self.address else []
+        return shlex.join(words)
+
+    def _guarded(self, work: Any) -> int:
+        try:
+            return int(work())
+        except (SpecErrors, _Refused) as refused:
+            for line in refused.lines:
+                print(line, file=sys.stderr)
+            return BAD_INPUT
+        except Held as held:
+            print(held, file=sys.stderr)
+            return BAD_INPUT
+        except KeyboardInterrupt:
+            print(f"Interrupted. It goes on with: {self.command}", file=sys.stderr)
+            return INTERRUPTED
+
+    def _prepared(self) -> tuple[ExperimentSpec, list[Cell], Ledger]:
+        if self.address and self.address.startswith("ray://"):
+            hint = "expected auto or HOST:PORT of a cluster that this machine is a node of, or a job submitted to it"
+            raise _Refused(f"--address: {self.address}: Ray's client mode is not supported ({hint})")
+        spec = load_spec(self.source, self.profile, self.sets)
+        problems = unrunnable(spec, self.source, self.sets, remote=self.address is not None)
+        if problems:
+            raise _Refused(*problems)
+        return spec, cells(spec), Ledger(self.results / spec.folder_name)
+
+    # plan
+
+    def _plan(self, with_pilot: bool) -> int:
+        spec, planned, ledger = self._prepared()
+        found = standings(planned, ledger)
+        at_a_time = slots(spec)
+        if with_pilot:
+            with self.console.status("measuring a few steps of each kind of cell") as status:
+                device = "cuda" if spec.resources.gpus else "cpu"
+                found = predicted(found, device, lambda label: status.update(f"measuring a few steps of {label}"))
+        self.console.print(plan_table(spec, found))
+        self._say(_summary(found, ledger, at_a_time))
+        if with_pilot and any(not one.over for one in found):
+            self._say(_expected(found, at_a_time))
+        for cell in orphans(planned, ledger.cells()):
+            state = ledger.outcome(cell.id).state
+            self.console.print(
+                f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data", style="yellow"
+            )
+        return DONE
+
+    # run
+
+    def _run(self) -> int:
+        spec, planned, ledger = self._prepared()
+        with _refusing_oserrors(ledger.folder), ExitStack() as stack:
+            stack.enter_context(ledger.held())
+            for cell in planned:
+                ledger.add(cell)
+            number = ledger.record_launch(self._record(spec, planned))
+            held = stack.pop_all()
+        with held:
+            return self._run_held(spec, planned, ledger, number)
+
+    def _run_held(self, spec: ExperimentSpec, planned: list[Cell], ledger: Ledger, number: int) -> int:
+        from orchestration.tracking import Tracker, background
+
+        found = standings(planned, ledger)
+        left = [one.cell for one in found if not one.over]
+        self._say(_summary(found, ledger, slots(spec)))
+        abandoned = orphans(planned, ledger.cells())
+        if abandoned:
+            self._say(f"{len(abandoned)} earlier cells of the same names are orphans; --plan lists them")
+        tracker = Tracker(ledger, spec, self.tracking_uri)
+        shown = view(found, spec.folder_name, slots(spec), self.console)
+        waiting = self.console.status("bringing MLflow and the report up to date")
+        status = INTERRUPTED
+        try:
+            with background(tracker, SYNC_EVERY, shown.message):
+                try:
+                    status = self._train(spec, left, ledger, number, shown) if left else DONE
+                finally:
+                    ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": status})
+                    waiting.start()
+            if status == INTERRUPTED:
+                raise KeyboardInterrupt
+            self._conclude(planned, ledger, tracker, shown)
+        finally:
+            waiting.stop()
+        return status
+
+    def _train(
+        self, spec: ExperimentSpec, left: list[Cell], ledger: Ledger, number: int, shown: LiveView | PlainLines
+    ) -> int:
+        """Train what is left; returns the exit status. What breaks it off goes to a log, and is told in one line."""
+        stop_file = ledger.stop_file(number)
+        try:
+            with stopping_at(stop_file, shown), shown.shown(), Path(os.devnull).open("w") as nowhere:
+                with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
+                    self._train_on_ray(spec, left, ledger, number, shown)
+        except _Refused:
+            raise
+        except Exception as error:
+            log = ledger.folder / "launches" / f"{number:04d}-log.txt"
+            log.write_text(traceback.format_exc())
+            print(f"the launch broke off: {type(error).__name__}: {_first_line(error)} (log: {log})", file=sys.stderr)
+            return FAILED
+        states = {ledger.outcome(cell.id).state for cell in left}
+        if states <= {"done", "diverged"}:
+            return DONE
+        return INTERRUPTED if stop_file.exists() else FAILED
+
+    def _train_on_ray(
+        self, spec: ExperimentSpec, left: list[Cell], ledger: Ledger, number: int, shown: LiveView | PlainLines
+    ) -> None:
+        ray_settings.prepare(self.address)
+        from orchestration import tuner
+
+        own = spec.source.parent if any(imported(point.train) for point in spec.points) else None
+        taken = tuner.Slots(
+            gpus=spec.resources.gpus,
+            cpus=spec.resources.cpus,
+            max_concurrent=spec.resources.max_concurrent,
+            max_retries=spec.resources.max_retries,
+            checkpoint_every=spec.resources.checkpoint_every,
+            python_path=[str(own)] if own else [],
+        )
+        stop_file = ledger.stop_file(number)
+        ship = [Path(fsg.__file__).parent, Path(__file__).parent, *([own] if own else [])]
+        with tuner.connected(self.address, ship), stopping_at(stop_file, shown):  # Ray has put its own in place
+            self._refuse_what_the_cluster_lacks(spec, tuner.capacity())
+            shown.tally.at_a_time = tuner.in_parallel(left, taken)
+            shown.tally.phase = "starting workers"
+            tuner.run(ledger, left, taken, shown, stop_file=stop_file, record=_of_attempts(number))
+
+    def _refuse_what_the_cluster_lacks(self, spec: ExperimentSpec, have: dict[str, float]) -> None:
+        if spec.resources.gpus > have["GPU"]:
+            what = f"a training asks for {spec.resources.gpus:g} (expected ≤ {have['GPU']:g}: what the cluster has)"
+            raise _Refused(f"{self.source}: resources.gpus: {what}")
+
+    def _record(self, spec: ExperimentSpec, planned: list[Cell]) -> dict[str, Any]:
+        return {
+            "started": _now_ms(),
+            "command": self.command,
+            "spec": spec.resolved(),
+            "spec_sha256": spec.sha256(),
+            "spec_text": spec.text,
+            "spec_source": str(spec.source),
+            "profile": self.profile,
+            "sets": list(self.sets),
+            "cells": [cell.id for cell in planned],
+            "numerics": fsg.NUMERICS,
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+            **provenance.code(),
+        }
+
+    def _conclude(self, planned: list[Cell], ledger: Ledger, tracker: "Tracker", shown: LiveView | PlainLines) -> None:
+        """The report, and what went wrong. Neither a report nor MLflow that fails takes anything from a run."""
+        from orchestration import report
+
+        try:
+            built = report.build(ledger)
+            page = next(path for path in report.write(built) if path.suffix == ".html")
+            self.console.print(report.table(built))
+            self._say(f"report   {page}")
+            tracker.log_report(ledger.folder)
+            self._say(f"MLflow   {tracker.ui_command()}")
+        except Exception as error:
+            print(f"the report is not complete: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
+        for cell in planned:
+            if ledger.outcome(cell.id).state == "diverged":
+                self._say(f"diverged: {cell.label}: {ledger.outcome(cell.id).reason}")
+        for cell, reason, log in shown.tally.failed:
+            self._say(f"failed: {cell.label}: {reason}" + (f" (log: {log})" if log else ""))
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def report_of(folder: Path) -> int:
+    """Write and print the report of an experiment's folder. Returns the exit status."""
+    from orchestration import report
+
+    try:
+        built = report.build(Ledger(folder))
+    except (OSError, ValueError) as error:
+        print(_first_line(error), file=sys.stderr)
+        return BAD_INPUT
+    paths = report.write(built)
+    console = Console()
+    console.print(report.table(built))
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False)
+    return DONE
+
+
+def slots(spec: ExperimentSpec) -> int:
+    """How many trainings fit on this machine at a time."""
+    from orchestration.provenance import cores, gpu_names
+
+    cpus = spec.resources.cpus or max(point.train.threads for point in spec.points)
+    fit = cores() // cpus
+    if spec.resources.gpus:
+        fit = min(fit, int(len(gpu_names()) / spec.resources.gpus))
+    return max(1, min(fit, spec.resources.max_concurrent or fit))
+
+
+@contextmanager
+def _refusing_oserrors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Refused(f"{folder}: cannot be written to ({error.strerror or error})") from error
+
+
+@contextmanager
+def stopping_at(stop_file: Path, shown: LiveView | PlainLines) -> Iterator[None]:
+    """Within, the first SIGINT or SIGTERM asks the workers to stop at a checkpoint; the second ends it all at once."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if stop_file.exists():
+            raise KeyboardInterrupt
+        stop_file.touch()
+        shown.stopping()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plan_table(spec: ExperimentSpec, found: Sequence[Standing]) -> Table:
+    """The cells of a plan, a line a variant."""
+    table = Table(box=box.SIMPLE_HEAD, title=spec.folder_name, title_justify="left", caption=spec.question or None)
+    table.add_column("variant")
+    for name in ("cells", "done", "failed", "to run", "steps", "a cell", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    variants: dict[str, list[Standing]] = {}
+    for one in found:
+        variants.setdefault(one.cell.variant, []).append(one)
+    for variant, group in variants.items():
+        states = [one.outcome.state for one in group]
+        left = [one for one in group if not one.over]
+        table.add_row(
+            variant,
+            str(len(group)),
+            str(states.count("done")),
+            str(states.count("failed") + states.count("diverged") or ""),
+            str(len(left) or ""),
+            _range([one.steps for one in group]),
+            _range_of_durations([one.seconds for one in group if one.seconds is not None]),
+            duration(sum(one.left or 0.0 for one in left))
+            if left and all(one.left is not None for one in left)
+            else "",
+        )
+    return table
+
+
+def _summary(found: Sequence[Standing], ledger: Ledger, at_a_time: int) -> str:
+    left = sum(not one.over for one in found)
+    if not left:
+        return f"{len(found)} cells, all done, in {ledger.folder}"
+    done = f", {len(found) - left} done" if left < len(found) else ""
+    return f"{len(found)} cells{done}, {left} to run, {at_a_time} at a time, into {ledger.folder}"
+
+
+def _expected(found: Sequence[Standing], at_a_time: int) -> str:
+    left = [one for one in found if not one.over]
+    unknown = [one.cell.label for one in left if one.left is None]
+    training = duration(sum(one.left or 0.0 for one in left))
+    text = f"expected: {training} of training, {duration(wall_clock(left, at_a_time))} on the clock"
+    return text + (f"; not known for {len(unknown)} cells, such as {unknown[0]}" if unknown else "")
+
+
+def _of_attempts(number: int) -> dict[str, Any]:
+    return {"launch": number, "git_commit": provenance.code()["git_commit"]}
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _range_of_durations(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    low, high = duration(min(values)), duration(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,661 @@
+"""The truth on disk: a folder a cell, a folder an attempt, one writer an attempt, nothing rewritten.
+
+    RESULTS/
+      launches/0001.json, 0001-end.json      what was launched, and how that ended
+      trials/<cell id>/cell.json             what is trained; cell-0002.json … where its name or a path has changed
+      trials/<cell id>/0001/                 an attempt: claimed by exclusive creation, one writer for ever
+        attempt.json                         who, where, resumed from what, and which earlier rows count
+        rows-0000-00000010-00000200.jsonl    an immutable segment: index, first and last step; its first line seals it
+        checkpoint-00000200.pt               a state to resume from ...
+        checkpoint-00000200.json             ... which this seals and commits; it covers the segments it counts
+        best-00000190.pt, final.pt           the network's weights
+        end.json                             how the attempt ended; it covers the segments it counts
+        log.txt                              the traceback, where there was one
+
+Every file is written whole under a temporary name, flushed to the disk and linked to its own; nothing is appended to
+or renamed over. Every file is sealed by a SHA-256: one that is torn or damaged is as good as absent, and what came
+before it is used. Rows are durable before the checkpoint that covers them.
+
+Splice. The newest attempt rules. It names the attempt and the last step whose rows were covered when it was claimed
+(`rows_from`): those rows count, and its own after that step. It resumes from the newest checkpoint at or before that
+step whose seal holds (`resumed_from`), so that rows that were already shown to others are neither lost nor given twice.
+The claim of a folder precedes the look at what to resume from: whatever an attempt that was cut off writes later counts
+for nothing, and it finds out itself (`Superseded`).
+
+Retention. An attempt keeps its two newest checkpoints to resume from and removes the older ones. Nothing else is ever
+deleted.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import psutil  # type: ignore[import-untyped]
+
+from orchestration.plan import Cell
+
+State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted"]
+CHECKPOINTS_KEPT = 2
+
+
+class LedgerRow(NamedTuple):
+    """Values of some metrics at a step, and when they were recorded (UTC, milliseconds)."""
+
+    step: int
+    time_ms: int
+    values: dict[str, float]
+
+
+class Row(Protocol):
+    """What a training yields."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def values(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint whose seal holds; `seconds` is the time that went into it, over all attempts."""
+
+    attempt: int
+    step: int
+    path: Path
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a cell stands.
+
+    `seconds` is the time of training and evaluation over the attempts that count, `step` the last one covered.
+    """
+
+    state: State
+    reason: str = ""
+    log: Path | None = None
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    seconds: float = 0.0
+    digest: str | None = None
+    attempts: int = 0
+    step: int = 0
+
+
+class Superseded(Exception):  # noqa: N818  (not an error of this attempt's)
+    """A newer attempt at the same cell exists: this one's writer has to stop."""
+
+
+class Held(Exception):  # noqa: N818
+    """Another launch holds the experiment."""
+
+
+class Ledger:
+    """One experiment's folder. Constructing it touches nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    # cells
+
+    def add(self, cell: Cell) -> None:
+        """Enter a cell. One that is there under another name, or with its data elsewhere, gets a newer record."""
+        record = cell.to_dict()
+        known, versions = self._cell_record(cell.id)
+        if known == json.loads(json.dumps(record)):
+            return
+        folder = self._cell_folder(cell.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # another process enters the same
+            _write_sealed(folder / (f"cell-{versions + 1:04d}.json" if versions else "cell.json"), record)
+
+    def cell(self, cell_id: str) -> Cell:
+        """A cell by its id. Raises KeyError."""
+        record, _ = self._cell_record(cell_id)
+        if record is None:
+            raise KeyError(cell_id)
+        return Cell.from_dict(record)
+
+    def cells(self) -> list[Cell]:
+        """Every cell that was ever entered, by id."""
+        records = (self._cell_record(folder.name)[0] for folder in sorted(self.folder.glob("trials/*")))
+        return [Cell.from_dict(record) for record in records if record is not None]
+
+    # attempts
+
+    def claim(self, cell_id: str, record: dict[str, Any]) -> "Attempt":
+        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`."""
+        number = max(_attempt_numbers(self._cell_folder(cell_id)), default=0)
+        while True:
+            number += 1
+            folder = self._cell_folder(cell_id) / f"{number:04d}"
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+        _flush_folder(folder.parent)
+        history = self._history(cell_id, before=number)
+        resume = history.resume_point()
+        last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
+        _write_sealed(
+            folder / "attempt.json",
+            record
+            | {
+                "started_at": _now_ms(),
+                **this_process(),
+                "resumed_from": resume and {"attempt": resume.attempt, "step": resume.step, "seconds": resume.seconds},
+                "rows_from": last and {"attempt": last, "step": history.reached},
+            },
+        )
+        return Attempt(folder, number, resume)
+
+    def attempts(self, cell_id: str) -> list[dict[str, Any]]:
+        """The records of the attempts at a cell, oldest first, each with its `number` and, if it ended, its `end`."""
+        return [view.record | {"number": view.number, "end": view.end} for view in self._history(cell_id).views]
+
+    def rows(self, cell_id: str, durable_only: bool = True) -> list[LedgerRow]:
+        """The rows of a cell, spliced over its attempts: one value a (metric, step), in the order of recording.
+
+        `durable_only` leaves out those that no checkpoint or end covers yet, which a death could take back; while an
+        attempt is being claimed there are none.
+        """
+        history = self._history(cell_id)
+        if durable_only and history.being_claimed:
+            return []
+        return [row for piece in history.pieces for row in piece.rows(durable_only)]
+
+    def outcome(self, cell_id: str) -> Outcome:
+        """Where a cell stands."""
+        history = self._history(cell_id)
+        newest = history.newest
+        if newest is None:
+            return self._never_tried(cell_id)
+        log = newest.folder / "log.txt"
+        common: dict[str, Any] = {
+            "log": log if log.exists() else None,
+            "started_ms": history.views[0].record["started_at"],
+            "attempts": len(history.views),
+            "step": max(history.reached, 0),
+            "seconds": newest.seconds,
+        }
+        if newest.end is None:
+            return Outcome("running" if _alive(newest.record) else "interrupted", **common)
+        if newest.end["state"] == "done" and not history.complete:
+            return Outcome("interrupted", "a file of recorded rows is damaged", **common)
+        if newest.end["state"] == "done" and not newest.has_weights("final.pt"):
+            return Outcome("interrupted", "the file of the final weights is missing or cut short", **common)
+        end = newest.end
+        return Outcome(end["state"], end["reason"], finished_ms=end["ended_at"], digest=end["digest"], **common)
+
+    def resume_point(self, cell_id: str) -> ResumePoint | None:
+        """The newest checkpoint whose seal holds, and whose rows are all there."""
+        return self._history(cell_id).resume_point()
+
+    def final_weights(self, cell_id: str) -> Path | None:
+        """The file of the network's weights at the end of a cell that is done, if it is as it was written."""
+        newest = self._history(cell_id).newest
+        if newest is None or newest.end is None or newest.end["state"] != "done":
+            return None
+        return newest.weights("final.pt")
+
+    def best_weights(self, cell_id: str) -> Path | None:
+        """The file of the network's weights where validation was best, if it is as it was written."""
+        newest = self._history(cell_id).newest
+        if newest is None or newest.end is None:
+            return None
+        best = [name for name in newest.end["weights"] if name.startswith("best-")]
+        return newest.weights(best[-1]) if best else self.final_weights(cell_id)
+
+    # launches
+
+    def record_launch(self, record: dict[str, Any]) -> int:
+        """Keep what is launched; returns the launch's number."""
+        folder = self.folder / "launches"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()), default=0)
+        while True:
+            number += 1
+            try:
+                _write_sealed(folder / f"{number:04d}.json", record)
+                return number
+            except FileExistsError:
+                continue
+
+    def record_launch_end(self, number: int, record: dict[str, Any]) -> None:
+        """Keep how a launch ended: it joins the launch's record."""
+        _write_sealed(self.folder / "launches" / f"{number:04d}-end.json", record)
+
+    def stop_file(self, number: int) -> Path:
+        """The file whose existence asks the workers of a launch to stop at a checkpoint."""
+        return self.folder / "launches" / f"{number:04d}-stop"
+
+    def launches(self) -> list[dict[str, Any]]:
+        """The records of the launches, oldest first."""
+        found = []
+        for path in sorted(self.folder.glob("launches/[0-9]*.json")):
+            record = _read_sealed(path) if path.stem.isdigit() else None
+            if record is not None:
+                found.append(record | (_read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
+        return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the experiment: one launch at a time.
+
+        The kernel gives the lock of a dead process back. Raises Held, saying who holds it and since when.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            holder = _holder(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = holder or {}
+                raise Held(_who_holds(self.folder, holder)) from None
+            if holder is not None and holder["host"] != socket.gethostname():
+                raise Held(f"{_who_holds(self.folder, holder)}; if it is no longer running, remove {path}")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(this_process() | {"since": _now_ms()}).encode(), 0)
+            os.fsync(descriptor)
+            yield
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+    # reading
+
+    def _cell_folder(self, cell_id: str) -> Path:
+        return self.folder / "trials" / cell_id
+
+    def _cell_record(self, cell_id: str) -> tuple[dict[str, Any] | None, int]:
+        """The newest record of a cell that holds, and how many there are."""
+        paths = sorted(self._cell_folder(cell_id).glob("cell*.json"), key=lambda path: (len(path.name), path.name))
+        return next((record for path in reversed(paths) if (record := _read_sealed(path)) is not None), None), len(
+            paths
+        )
+
+    def _history(self, cell_id: str, before: int | None = None) -> "_History":
+        folder = self._cell_folder(cell_id)
+        numbers = [number for number in _attempt_numbers(folder) if before is None or number < before]
+        views = [_view(folder / f"{number:04d}") for number in numbers]
+        return _History([view for view in views if view is not None], bool(views) and views[-1] is None)
+
+    def _never_tried(self, cell_id: str) -> Outcome:
+        cell, _ = self._cell_record(cell_id)
+        if cell is not None and cell["depends_on"]:
+            before = self.outcome(cell["depends_on"])
+            if before.state in ("failed", "diverged"):
+                return Outcome("failed", f"its pretraining {before.state}: {before.reason}", log=before.log)
+        return Outcome("waiting")
+
+
+class Attempt:
+    """The writing side of one attempt. `resume` is what it goes on from, if anything."""
+
+    def __init__(self, folder: Path, number: int, resume: ResumePoint | None) -> None:
+        self.folder, self.number, self.resume = folder, number, resume
+        self._buffer: list[LedgerRow] = []
+        self._segments = 0
+        self._step = resume.step if resume else 0
+        self._weights: dict[str, dict[str, Any]] = {}
+        self._checkpoints: list[int] = []
+        self._seconds_before = resume.seconds if resume else 0.0
+        self._claimed = time.monotonic()
+
+    @property
+    def log(self) -> Path:
+        """Where a traceback goes."""
+        return self.folder / "log.txt"
+
+    def record(self, rows: Iterable[Row]) -> None:
+        """Take rows, in memory until the next checkpoint or the end."""
+        now = _now_ms()
+        self._buffer += [LedgerRow(row.step, now, dict(row.values)) for row in rows]
+
+    def checkpoint(self, state: bytes, step: int, seconds: float | None = None) -> None:
+        """Make the rows durable, then a state to resume from at a step (from 1 on) that covers them.
+
+        `seconds` is the time this attempt has trained and evaluated; without it, the time since the claim.
+        Raises Superseded where a newer attempt exists.
+        """
+        if step < 1:
+            raise ValueError(
+                f"a checkpoint at step {step}, expected ≥ 1: before the first step there is nothing to keep"
+            )
+        if step in self._checkpoints:
+            return
+        self._refuse_if_superseded()
+        self._flush_rows()
+        self._step = step
+        name = f"checkpoint-{step:08d}"
+        write_new(self.folder / f"{name}.pt", state)
+        commit = {
+            "step": step,
+            "segments": self._segments,
+            "seconds": self._total(seconds),
+            "written_at": _now_ms(),
+            **_seal_of(state),
+        }
+        _write_sealed(self.folder / f"{name}.json", commit)
+        self._checkpoints.append(step)
+        while len(self._checkpoints) > CHECKPOINTS_KEPT:
+            superseded = self.folder / f"checkpoint-{self._checkpoints.pop(0):08d}"
+            superseded.with_suffix(".json").unlink(missing_ok=True)
+            superseded.with_suffix(".pt").unlink(missing_ok=True)
+
+    def weights(self, name: str, data: bytes) -> None:
+        """Keep a file of weights (`final.pt`, `best-00000190.pt`); the end seals it."""
+        write_new(self.folder / name, data)
+        self._weights[name] = _seal_of(data)
+
+    def finish(
+        self,
+        state: Literal["done", "failed", "diverged", "interrupted"],
+        reason: str = "",
+        digest: str | None = None,
+        step: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """End the attempt; covers all of its rows. Raises Superseded where a newer attempt exists."""
+        self._refuse_if_superseded()
+        self._flush_rows()
+        _write_sealed(
+            self.folder / "end.json",
+            {
+                "state": state,
+                "reason": reason,
+                "digest": digest,
+                "step": self._step if step is None else max(step, self._step),
+                "segments": self._segments,
+                "seconds": self._total(seconds),
+                "ended_at": _now_ms(),
+                "weights": self._weights,
+            },
+        )
+
+    def _total(self, seconds: float | None) -> float:
+        return self._seconds_before + (time.monotonic() - self._claimed if seconds is None else seconds)
+
+    def _flush_rows(self) -> None:
+        if not self._buffer:
+            return
+        lines = "".join(json.dumps([row.step, row.time_ms, row.values]) + "\n" for row in self._buffer).encode()
+        first, last = self._buffer[0].step, self._buffer[-1].step
+        seal = json.dumps({"rows": len(self._buffer), **_seal_of(lines)}).encode() + b"\n"
+        write_new(self.folder / f"rows-{self._segments:04d}-{first:08d}-{last:08d}.jsonl", seal + lines)
+        self._segments += 1
+        self._step = max(self._step, last)
+        self._buffer = []
+
+    def _refuse_if_superseded(self) -> None:
+        newest = max(_attempt_numbers(self.folder.parent), default=self.number)
+        if newest > self.number:
+            raise Superseded(f"attempt {self.number} was superseded by attempt {newest}")
+
+
+# What is on disk, read
+
+
+@dataclass(frozen=True)
+class _View:
+    """An attempt as it lies on the disk; `segments` are the leading ones whose seals hold."""
+
+    folder: Path
+    number: int
+    record: dict[str, Any]
+    segments: list[Path]
+    commits: list[dict[str, Any]]
+    end: dict[str, Any] | None
+
+    @property
+    def covers(self) -> list[dict[str, Any]]:
+        ends = [] if self.end is None else [self.end]
+        return [cover for cover in [*self.commits, *ends] if cover["segments"] <= len(self.segments)]
+
+    @property
+    def covered(self) -> int:
+        """How many segments are covered."""
+        counts = [cover["segments"] for cover in [*self.commits, *([] if self.end is None else [self.end])]]
+        return min(len(self.segments), max(counts, default=0))
+
+    @property
+    def reached(self) -> int:
+        """The last step whose rows are covered here; -1: none."""
+        rows = [int(self.segments[self.covered - 1].stem.split("-")[3])] if self.covered else []
+        return max([cover["step"] for cover in self.covers] + rows, default=-1)
+
+    @property
+    def intact(self) -> bool:
+        return self.end is None or self.end["segments"] <= len(self.segments)
+
+    @property
+    def seconds(self) -> float:
+        before = (self.record["resumed_from"] or {}).get("seconds", 0.0)
+        return float(max([cover["seconds"] for cover in self.covers], default=before))
+
+    def has_weights(self, name: str) -> bool:
+        seal, path = self._seal(name), self.folder / name
+        return bool(seal and path.exists() and path.stat().st_size == seal["size"])
+
+    def weights(self, name: str) -> Path | None:
+        seal, path = self._seal(name), self.folder / name
+        return path if seal and _holds(path, seal) else None
+
+    def _seal(self, name: str) -> dict[str, Any] | None:
+        return self.end["weights"].get(name) if self.end is not None else None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The rows of an attempt that count: those after step `after`, up to `until`."""
+
+    view: _View
+    after: int
+    until: int | None
+
+    def rows(self, durable_only: bool) -> Iterator[LedgerRow]:
+        last = self.until is None
+        for path in self.view.segments[: self.view.covered] if durable_only or not last else self.view.segments:
+            for line in path.read_bytes().splitlines()[1:]:
+                row = LedgerRow(*json.loads(line))
+                if self.after < row.step and (self.until is None or row.step <= self.until):
+                    yield row
+
+
+@dataclass
+class _History:
+    """The attempts at a cell that have a record, oldest first, and what of them counts."""
+
+    views: list[_View]
+    being_claimed: bool
+    pieces: list[_Piece] = field(init=False)
+    reached: int = field(init=False, default=-1)
+    complete: bool = field(init=False, default=True)
+
+    def __post_init__(self) -> None:
+        by_number = {view.number: view for view in self.views}
+        chain: list[_Piece] = []
+        view, until = self.newest, None
+        while view is not None:
+            link = view.record["rows_from"]
+            chain.append(_Piece(view, link["step"] if link else -1, until))
+            if link is None:
+                break
+            view, until = by_number.get(link["attempt"]), link["step"]
+            self.complete = self.complete and view is not None
+        self.pieces = []
+        if not self.complete:
+            return
+        for piece in reversed(chain):
+            self.pieces.append(piece)
+            got = max(piece.view.reached, piece.after)
+            if piece.until is not None and got < piece.until:
+                self.pieces[-1] = _Piece(piece.view, piece.after, got)
+                self.reached, self.complete = got, False
+                return
+            self.reached = got if piece.until is None else piece.until
+        self.complete = self.newest is None or self.newest.intact
+
+    @property
+    def newest(self) -> _View | None:
+        return self.views[-1] if self.views else None
+
+    def resume_point(self) -> ResumePoint | None:
+        for piece in reversed(self.pieces):
+            for commit in sorted(piece.view.commits, key=lambda commit: -int(commit["step"])):
+                step = commit["step"]
+                path = piece.view.folder / f"checkpoint-{step:08d}.pt"
+                if step <= self.reached and commit["segments"] <= len(piece.view.segments) and _holds(path, commit):
+                    return ResumePoint(piece.view.number, step, path, commit["seconds"])
+        return None
+
+
+def _view(folder: Path) -> _View | None:
+    record = _read_sealed(folder / "attempt.json")
+    if record is None:
+        return None
+    names = sorted(os.listdir(folder))
+    commits = (
+        _read_sealed(folder / name) for name in names if name.startswith("checkpoint-") and name.endswith(".json")
+    )
+    segments: list[Path] = []
+    for name in names:
+        if name.startswith("rows-") and (int(name.split("-")[1]) != len(segments) or not _segment_holds(folder / name)):
+            break
+        if name.startswith("rows-"):
+            segments.append(folder / name)
+    end = _read_sealed(folder / "end.json")
+    return _View(folder, int(folder.name), record, segments, [commit for commit in commits if commit is not None], end)
+
+
+def _attempt_numbers(folder: Path) -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+    except FileNotFoundError:
+        return []
+
+
+# Sealed files
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file whole, durably, under a name that must be free. Raises FileExistsError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        _write_exclusively(temporary, data)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            _write_exclusively(path, data)  # a file system without links: a torn file is known by its seal
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _write_exclusively(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _seal_of(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _holds(path: Path, seal: dict[str, Any]) -> bool:
+    try:
+        return bool(path.stat().st_size == seal["size"] and _seal_of(path.read_bytes())["sha256"] == seal["sha256"])
+    except OSError:
+        return False
+
+
+def _segment_holds(path: Path) -> bool:
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+        seal = json.loads(head)
+        return isinstance(seal, dict) and {key: seal.get(key) for key in ("size", "sha256")} == _seal_of(body)
+    except (OSError, ValueError):
+        return False
+
+
+def _write_sealed(path: Path, record: dict[str, Any]) -> None:
+    plain = json.loads(json.dumps(record))
+    text = json.dumps(plain | {"sha256_of_record": _digest(plain)}, indent=1, ensure_ascii=False)
+    write_new(path, text.encode() + b"\n")
+
+
+def _read_sealed(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    seal = record.pop("sha256_of_record", None)
+    return record if seal == _digest(record) else None
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# Processes
+
+
+def this_process() -> dict[str, Any]:
+    """Who is writing."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process_started": psutil.Process().create_time()}
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    """Whether the process of a record runs; of another host's nothing is known, and it is taken to."""
+    if record["host"] != socket.gethostname():
+        return True
+    try:
+        return bool(abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 2)
+    except psutil.Error:
+        return False
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(path.read_bytes())
+        return holder if {"host", "pid", "since"} <= holder.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _who_holds(folder: Path, holder: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder["since"] / 1000)) if holder else "now"
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+    return f"{folder} is held by {who} since {since}"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,127 @@
+"""What a plan will cost: measured on cells of the same kind that are done, or on a few steps of each kind."""
+
+import heapq
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from fsg import trainer
+from fsg.config import to_dict
+from fsg.data import Dataset
+from fsg.metrics import evaluate
+from fsg.starting_points import Scratch
+from fsg.trainer import TrainConfig
+from orchestration.fresh import as_fresh
+from orchestration.plan import Cell, Standing, total_steps
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step of training, and of one image's evaluation."""
+
+    step: float
+    image: float
+
+    def seconds(self, cell: Cell, dataset: Dataset) -> float:
+        """Training and evaluation of a whole cell."""
+        train = cell.train
+        validations = train.epochs // train.evaluate_every * len(dataset.validation_labels)
+        tests = len(dataset.test_labels)
+        if not train.data.validation:
+            tests += min(train.epochs, trainer.PAPERS_EPOCHS) * len(dataset.test_labels)
+        evaluations = train.epochs // train.evaluate_every + 1
+        recalibrated = evaluations * train.recalibrate_batchnorm
+        return total_steps(cell) * self.step + (validations + tests + recalibrated) * self.image
+
+
+def kind_of(train: TrainConfig) -> str:
+    """What costs time, as text: two trainings of one kind take equally long a step."""
+    values = to_dict(train)
+    what = ("data", "model", "estimator", "quantizer", "batch_size", "precision", "threads")
+    return json.dumps([*(_without_amounts(values[name]) for name in what), values["optimizer"]["name"]], sort_keys=True)
+
+
+def _without_amounts(value: Any) -> Any:
+    """Real numbers other than 0 and 1 (which switch parts off) cost no time."""
+    if isinstance(value, dict):
+        return {key: _without_amounts(item) for key, item in value.items()}
+    return "some" if isinstance(value, float) and value not in (0.0, 1.0) else value
+
+
+def pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
+    """What a cell costs, measured on a few of its steps, in this process. Raises what the training raises."""
+    train = replace(cell.train, init=Scratch(), epochs=max(1, cell.train.epochs), log_every=10**9)
+    as_fresh(train.threads, cell.seed)
+    training = trainer.Training(train, cell.seed, device=device)
+    per_epoch = training.steps_per_epoch
+    times: list[float] = []
+    training.advance()  # the first one warms up
+    while training.step < per_epoch - 1 and (len(times) < 3 or sum(times) < seconds):
+        times.append(_timed(training.advance, device))
+    images = min(1000, len(training.dataset.test_labels))
+    batches = list(itertools.islice(training.dataset.evaluation("test", batch_size=500), -(-images // 500)))
+    images = sum(len(labels) for _, labels in batches)
+    evaluation = _timed(lambda: evaluate(training.model, batches), device)
+    return Cost(median(times) if times else 0.0, evaluation / images)
+
+
+def _timed(work: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def predicted(
+    cells_standing: Sequence[Standing], device: str, tell: Callable[[str], None] = lambda text: None
+) -> list[Standing]:
+    """The same with expected seconds: what cells of the same kind took, or else a pilot.
+
+    A kind whose pilot fails stays without an expectation; the launch will say why it fails.
+    """
+    took: dict[str, list[float]] = {}
+    for standing in cells_standing:
+        if standing.outcome.state == "done" and standing.steps:
+            took.setdefault(_size(standing.cell), []).append(standing.outcome.seconds)
+    costs: dict[str, Cost | None] = {}
+    found = []
+    for standing in cells_standing:
+        cell, expected = standing.cell, took.get(_size(standing.cell))
+        if expected:
+            found.append(replace(standing, seconds=mean(expected)))
+            continue
+        kind = kind_of(cell.train)
+        if kind not in costs and not standing.over:
+            tell(cell.label)
+            try:
+                costs[kind] = pilot(cell, device)
+            except Exception:
+                costs[kind] = None
+        cost = costs.get(kind)
+        found.append(replace(standing, seconds=cost.seconds(cell, cell.train.data.load()) if cost else None))
+    return found
+
+
+def _size(cell: Cell) -> str:
+    return f"{kind_of(cell.train)} {total_steps(cell)} {cell.train.evaluate_every} {cell.train.recalibrate_batchnorm}"
+
+
+def wall_clock(left: Sequence[Standing], at_a_time: int) -> float:
+    """Seconds until the last cell ends where so many run at a time, in order, each after its pretraining."""
+    ends: dict[str, float] = {}
+    slots = [0.0] * max(1, at_a_time)
+    for standing in left:
+        if standing.over:
+            continue
+        earliest = ends.get(standing.cell.depends_on or "", 0.0)
+        began = max(heapq.heappop(slots), earliest)
+        ends[standing.cell.id] = began + (standing.left or 0.0)
+        heapq.heappush(slots, ends[standing.cell.id])
+    return max(slots)

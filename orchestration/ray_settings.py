@@ -1,0 +1,39 @@
+"""What Ray reads from the environment, much of it when it is imported: this comes first."""
+
+import os
+import secrets
+from pathlib import Path
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # Tune's snapshots of all trials are never read
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+
+
+def prepare(address: str | None) -> None:
+    """Set the environment for a Ray of our own, or for the one at an address; what is set already stays.
+
+    A Ray of our own listens on loopback and takes a token that only its processes know; the token of a cluster is where
+    Ray looks for it.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # no cluster: this node is 127.0.0.1 and listens there
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if address is None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    elif any(name in os.environ for name in places) or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    else:
+        os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -1,0 +1,192 @@
+"""One cell in this process, from the claim of an attempt to its end: what a worker does, without Ray.
+
+An exception of the training is final: the same code would raise it again. What hangs on the machine instead (memory,
+a newer attempt elsewhere) ends in `again`, for another attempt to go on from the last checkpoint.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fsg import checkpoint
+from fsg.imported import source_sha256
+from fsg.trainer import Diverged, Training
+from orchestration import provenance
+from orchestration.fresh import as_fresh
+from orchestration.ledger import Attempt, Ledger, Superseded
+from orchestration.plan import Cell, imported
+
+Ending = Literal["done", "failed", "diverged", "interrupted", "again"]
+BEST_BY = "validation/accuracy"
+
+
+class CellTraining:
+    """The training of one cell. `stop` is asked between two steps; `ended` says how it ended, once it has.
+
+    `record` joins the attempt's record in the ledger.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        cell: Cell,
+        *,
+        device: str = "cpu",
+        checkpoint_every: float = 60.0,
+        record: dict[str, Any] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.ledger, self.cell, self.device, self.checkpoint_every = ledger, cell, device, checkpoint_every
+        self.record, self.stop = record or {}, stop
+        self.ended: Ending | None = None
+        self.reason = ""
+        self.log: Path | None = None
+        self.last: dict[str, float] = {}
+        self.step = self.total_steps = 0
+        self._attempt: Attempt | None = None
+        self._going: _Going | None = None
+
+    def go_on(self, seconds: float) -> None:
+        """Train for about so long, or until the cell has ended. What the training raises ends it, and is not raised."""
+        try:
+            self._go_on(time.monotonic() + seconds)
+        except Diverged as error:
+            self._end("diverged", _one_line(error))
+        except Superseded as error:
+            self.ended, self.reason = "again", str(error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self.ended, self.reason = "again", f"out of memory: {_one_line(error)}"
+        except Exception as error:
+            self._keep_traceback()
+            self._end("failed", f"{type(error).__name__}: {_one_line(error)}")
+        if self._going is not None:
+            self.step, self.total_steps = self._going.training.step, self._going.training.total_steps
+        if self.ended is not None:
+            self._going = None  # a worker that waits for its next cell keeps nothing of this one
+
+    def interrupt(self, reason: str) -> None:
+        """Keep where the training is, for another attempt to go on from."""
+        if self.ended is not None:
+            return
+        try:
+            if self._going is not None:
+                self._going.checkpoint()
+            self._end("interrupted", reason)
+        except (Superseded, OSError) as error:
+            self.ended, self.reason = "interrupted", f"{reason}; no checkpoint was kept: {_one_line(error)}"
+
+    def _go_on(self, until: float) -> None:
+        while self.ended is None:
+            if self.stop():
+                self.interrupt("stopped")
+            elif self._going is None:
+                self._going = self._begin()
+            else:
+                self.last |= self._going.advance()
+                if self._going.training.done:
+                    self._going.finish()
+                    self.ended = "done"
+                elif self._going.since_checkpoint() >= self.checkpoint_every:
+                    self._going.checkpoint()
+            if time.monotonic() >= until:
+                return
+
+    def _begin(self) -> "_Going":
+        as_fresh(self.cell.train.threads, self.cell.seed)
+        for own in imported(self.cell.train):
+            if source_sha256(own.path) != own.source_sha256:
+                raise RuntimeError(f"{own.path} was edited since the launch; another launch trains what it is now")
+        where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
+        self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
+        training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
+        best: dict[str, Any] = {}
+        if attempt.resume is not None:
+            state = checkpoint.from_bytes(attempt.resume.path.read_bytes())
+            training.load_state_dict(state["training"])
+            best = state["best"]
+        return _Going(attempt, training, best)
+
+    def _start(self) -> dict[str, Tensor] | None:
+        if self.cell.depends_on is None:
+            return None
+        path = self.ledger.final_weights(self.cell.depends_on)
+        if path is None:
+            raise RuntimeError(f"the weights of its pretraining (cell {self.cell.depends_on}) are missing or damaged")
+        return checkpoint.from_bytes(path.read_bytes())
+
+    def _end(self, state: Literal["failed", "diverged", "interrupted"], reason: str) -> None:
+        self.ended, self.reason = state, reason
+        if self._attempt is None:
+            return
+        try:
+            self._attempt.finish(state, reason, seconds=self._going.seconds if self._going else 0.0)
+        except (Superseded, OSError) as error:
+            self.reason = f"{reason}; its end could not be recorded: {_one_line(error)}"
+
+    def _keep_traceback(self) -> None:
+        if self._attempt is not None:
+            with suppress(OSError):
+                self._attempt.log.write_text(traceback.format_exc())
+                self.log = self._attempt.log
+
+
+@dataclass
+class _Going:
+    """A training that goes on, and the attempt that it writes to; `best` are the weights where validation was best."""
+
+    attempt: Attempt
+    training: Training
+    best: dict[str, Any]
+    seconds: float = 0.0
+    checkpointed: float = field(default_factory=time.monotonic)
+
+    def advance(self) -> dict[str, float]:
+        """One step; returns the metrics that it gave."""
+        began = time.monotonic()
+        rows = self.training.advance()
+        self.seconds += time.monotonic() - began
+        self.attempt.record(rows)
+        values: dict[str, float] = {}
+        for row in rows:
+            values |= row.values
+            if row.values.get(BEST_BY, float("-inf")) > self.best.get("value", float("-inf")):
+                self.best = {
+                    "step": row.step,
+                    "value": row.values[BEST_BY],
+                    "weights": _copied(self.training.weights()),
+                }
+        return values
+
+    def since_checkpoint(self) -> float:
+        return time.monotonic() - self.checkpointed
+
+    def checkpoint(self) -> None:
+        """Keep the state, if there is any: before the first step there is none."""
+        if self.training.step and not self.training.done:
+            state = checkpoint.to_bytes({"training": self.training.state_dict(), "best": self.best})
+            self.attempt.checkpoint(state, self.training.step, self.seconds)
+        self.checkpointed = time.monotonic()
+
+    def finish(self) -> None:
+        """Keep the weights and end the attempt."""
+        step = self.training.step
+        if self.best and self.best["step"] < step:
+            self.attempt.weights(f"best-{self.best['step']:08d}.pt", checkpoint.to_bytes(self.best["weights"]))
+        self.attempt.weights("final.pt", checkpoint.to_bytes(self.training.weights()))
+        digest = checkpoint.digest(self.training.state_dict())
+        self.attempt.finish("done", digest=digest, step=step, seconds=self.seconds)
+
+
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

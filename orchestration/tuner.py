@@ -1,0 +1,297 @@
+"""Ray Tune as a servant: it places cells on warm workers; order, retries and what is left to do are decided here.
+
+Tune's own recovery is not used: no trial is ever restored by it, and what it writes goes to a temporary folder. When
+the driver dies, the ledger is all that the next launch needs.
+"""
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell
+from orchestration.provenance import cores
+from orchestration.trainable import CellTrainable
+
+
+class Listener(Protocol):
+    """Who is told what happens, in the driver's thread."""
+
+    def started(self, cell: Cell) -> None: ...
+    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
+    def again(self, cell: Cell, reason: str) -> None: ...
+    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None: ...
+
+
+@dataclass
+class Queue:
+    """What is left to do, in order: hands out cells, waits for pretrainings, hands a cell out again after a death.
+
+    About `at_a_time` cells fit: so many are handed out at once, then one ahead of those that run, since among several
+    Tune would choose. `max_concurrent` limits the cells that are out, `max_retries` how often a cell whose process died
+    or ran out of memory is handed out again. A failed pretraining fails the cells that wait for it.
+    """
+
+    cells: Iterable[Cell]
+    listener: Listener
+    at_a_time: int = 1
+    max_concurrent: int | None = None
+    max_retries: int = 3
+    stopping: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        self._waiting = deque(self.cells)
+        self._out: dict[str, Cell] = {}
+        self._running: set[str] = set()
+        self._pending = {cell.id for cell in self._waiting}
+        self._failed: dict[str, str] = {}
+        self._deaths: dict[str, int] = {}
+
+    @property
+    def finished(self) -> bool:
+        return not self._out and (self.stopping() or not self._waiting)
+
+    def take(self) -> Cell | None:
+        """The next cell that can start now; None: wait, or nothing is left (`finished`)."""
+        ahead = len(self._out) - len(self._running)
+        if self.stopping() or ahead >= max(1, self.at_a_time - len(self._running)):
+            return None
+        if self.max_concurrent is not None and len(self._out) >= self.max_concurrent:
+            return None
+        for cell in list(self._waiting):
+            if cell.depends_on in self._failed:
+                self._waiting.remove(cell)
+                self._over(cell, "failed", f"its pretraining {self._failed[cell.depends_on]}", "")
+            elif cell.depends_on not in self._pending:
+                self._waiting.remove(cell)
+                self._out[cell.id] = cell
+                return cell
+        return None
+
+    def started(self, cell_id: str) -> None:
+        """A cell that was taken has a worker."""
+        self._running.add(cell_id)
+        self.listener.started(self._out[cell_id])
+
+    def ended(self, cell_id: str, state: str, reason: str = "", log: str = "") -> str | None:
+        """Take a cell back: as ended, or as `again` (its process died, say).
+
+        Returns its final state; None where it goes out once more.
+        """
+        cell = self._out.pop(cell_id)
+        self._running.discard(cell_id)
+        if state == "again":
+            if self.stopping():
+                state = "interrupted"
+            else:
+                deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + 1
+                if deaths <= self.max_retries:
+                    self._waiting.appendleft(cell)
+                    self.listener.again(cell, reason)
+                    return None
+                state, reason = "failed", f"{reason} ({deaths} times)"
+        self._over(cell, state, reason, log)
+        return state
+
+    def _over(self, cell: Cell, state: str, reason: str, log: str) -> None:
+        if state in ("failed", "diverged"):
+            self._failed[cell.id] = f"{state}: {reason}"
+        if state != "interrupted":
+            self._pending.discard(cell.id)
+        self.listener.ended(cell, state, reason, log)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one cell takes, and where it finds things."""
+
+    gpus: float = 0.0
+    cpus: int | None = None
+    max_concurrent: int | None = None
+    max_retries: int = 3
+    checkpoint_every: float = 60.0
+    python_path: Sequence[str] = field(default=())
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    def of(self, cell: Cell) -> dict[str, float]:
+        return {"CPU": self.cpus or cell.train.threads} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def run(
+    ledger: Ledger,
+    cells: Sequence[Cell],
+    slots: Slots,
+    listener: Listener,
+    *,
+    stop_file: Path,
+    record: dict[str, Any] | None = None,
+) -> None:
+    """Train cells until each has ended or `stop_file` exists; Ray is connected (`connected`)."""
+    at_a_time = in_parallel(cells, slots)
+    queue = Queue(cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, stop_file.exists)
+    by_id = {cell.id: cell for cell in cells}
+    fixed = {
+        "results": str(ledger.folder.resolve()),
+        "stop_file": str(stop_file.resolve()),
+        "directory": os.getcwd(),
+        "python_path": list(slots.python_path),
+        "device": slots.device,
+        "checkpoint_every": slots.checkpoint_every,
+        "record": record or {},
+    }
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
+    folder = Path(tempfile.mkdtemp(prefix="fsg-tune-"))
+    try:
+        tune.run(
+            tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
+            config=fixed,
+            name="tune",
+            storage_path=str(folder),
+            search_alg=_Handing(queue, slots),
+            scheduler=tune.schedulers.FIFOScheduler(),  # type: ignore[no-untyped-call]
+            num_samples=-1,
+            max_failures=0,
+            reuse_actors=True,
+            verbose=0,
+            raise_on_failed_trial=False,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            callbacks=[_Listening(queue, ledger, by_id, listener)],
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def connected(address: str | None, ship: Sequence[Path] = ()) -> Iterator[None]:
+    """A Ray of this process's own, on loopback, or with `address` a running cluster's, to which `ship` is sent.
+
+    `ray_settings.prepare` has to come before the import of this module.
+    """
+    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    folder: str | None = None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
+    if address is None:
+        folder = tempfile.mkdtemp(prefix="fsg-", dir="/tmp")  # sockets lie below it, and their paths must be short
+        options |= {
+            "address": "local",
+            "num_cpus": cores(),
+            "object_store_memory": 100 * 2**20,
+            "include_dashboard": False,
+            "_temp_dir": folder,
+        }
+    else:
+        options |= {"address": address}
+        if ship:
+            options |= {"runtime_env": {"py_modules": [str(path) for path in ship]}}
+    try:
+        ray.init(**options)
+        yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def capacity() -> dict[str, float]:
+    """CPUs and GPUs of the Ray that is connected."""
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
+
+
+def in_parallel(cells: Sequence[Cell], slots: Slots) -> int:
+    """How many of the smallest cells fit: as many may be staged, so that no warm worker is let go of."""
+    have = capacity()
+    fits = min(int(min(have[name] // amount for name, amount in slots.of(cell).items() if amount)) for cell in cells)
+    return max(1, min(fits, slots.max_concurrent or fits, len(cells)))
+
+
+class _Handing(Searcher):
+    """Hands the queue's cells to Tune as configs."""
+
+    def __init__(self, queue: Queue, slots: Slots) -> None:
+        super().__init__()
+        self.queue, self.slots = queue, slots
+
+    def suggest(self, trial_id: str) -> Any:
+        cell = self.queue.take()
+        if cell is None:
+            return Searcher.FINISHED if self.queue.finished else None
+        return {"cell": cell.id, "resources": self.slots.of(cell)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `_Listening` hears the same, and the cause of a death with it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("the ledger is where a launch goes on from")
+
+
+class _Listening(tune.Callback):
+    """Tells the queue and the listener what Tune hears of the workers."""
+
+    def __init__(self, queue: Queue, ledger: Ledger, cells: dict[str, Cell], listener: Listener) -> None:
+        self.queue, self.ledger, self.cells, self.listener = queue, ledger, cells, listener
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.queue.started(self._cell(trial).id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result["of_steps"] or result["metrics"]:
+            self.listener.progressed(self._cell(trial), result["at_step"], result["of_steps"], result["metrics"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result
+        self._end(trial, result["state"], result["reason"], result["log"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial, "again", _cause(trial), "")
+
+    def _end(self, trial: Trial, state: str, reason: str, log: str) -> None:
+        cell = self._cell(trial)
+        if self.queue.ended(cell.id, state, reason, log) == "failed" and state == "again":
+            self._record_death(cell, reason)
+
+    def _record_death(self, cell: Cell, reason: str) -> None:
+        """The dead cannot write: an attempt of the driver's own says how the cell failed."""
+        with suppress(OSError):
+            self.ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
+
+    def _cell(self, trial: Trial) -> Cell:
+        return self.cells[trial.config["cell"]]
+
+
+def _cause(trial: Trial) -> str:
+    """Why a worker died, in one line: what Ray wrote down of it, without the advice around it."""
+    try:
+        lines = Path(str(trial.error_file)).read_text().splitlines()
+    except OSError:
+        lines = []
+    text = " ".join(lines)
+    if "creation task" in text or "RayTaskError" in text:
+        return "the worker failed: " + next((line for line in reversed(lines) if line.strip()), "").strip()
+    if "running low on memory" in text:
+        return "the worker was killed: the machine ran low on memory"
+    detail = re.search(r"Worker exit detail: (.*?)\.(\s|$)", text)
+    return "the worker's process died" + (f": {detail[1]}" if detail else "")

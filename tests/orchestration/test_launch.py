@@ -1,0 +1,354 @@
+"""Launches as a user starts them: in a process of their own, killed for real."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestration.launching import Launch
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell, cells
+from orchestration.specs import load_spec
+from orchestration.training import CellTraining
+
+LAUNCH = Path(__file__).resolve().parents[2] / "orchestration" / "launch.py"
+
+SPEC = """
+name: tiny
+question: does it hold?
+train:
+  data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
+  model: {name: resnet, depth: 8, width: 4}
+  epochs: 10
+  batch_size: 16
+  log_every: 3
+  init: {name: pretrain, epochs: 1}
+variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}
+seeds: [0, 1]
+resources: {checkpoint_every: 0.3}
+report: {baseline: ste, primary: fsg}
+"""
+
+
+def images(path: Path) -> None:
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 255, (384, 12, 12), dtype=np.uint8), np.arange(384) % 4
+    pixels[:, 2, 2] = labels * 60
+    np.savez(
+        path, train_images=pixels[:320], train_labels=labels[:320], test_images=pixels[320:], test_labels=labels[320:]
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    images(tmp_path / "tiny.npz")
+    (tmp_path / "tiny.yaml").write_text(SPEC)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Launched:
+    """`python orchestration/launch.py …` in a session of its own, as a shell starts it."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.output = folder / "output.txt"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(LAUNCH), *arguments],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = 240) -> int:
+        return self.process.wait(seconds)
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: to everything that was started from it."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+@pytest.fixture
+def launched(folder: Path) -> Iterator[Callable[..., Launched]]:
+    started: list[Launched] = []
+
+    def launch(*arguments: str) -> Launched:
+        started.append(Launched(folder, *arguments))
+        return started[-1]
+
+    yield launch
+    for one in started:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.wait()
+
+
+def until(condition: Callable[[], Any], one: Launched, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert one.process.poll() is None, one.text
+        assert time.monotonic() < end, one.text
+        time.sleep(0.05)
+
+
+def ledger_of(folder: Path, name: str = "tiny") -> Ledger:
+    return Ledger(folder / "results" / name)
+
+
+def checkpoints(ledger: Ledger) -> list[Cell]:
+    """Cells that are being trained and have, in this attempt, a checkpoint to go on from."""
+    found = []
+    for cell in ledger.cells():
+        point = ledger.resume_point(cell.id) if ledger.outcome(cell.id).state == "running" else None
+        if point is not None and point.attempt == len(ledger.attempts(cell.id)):
+            found.append(cell)
+    return found
+
+
+def without_times(ledger: Ledger, cell: Cell) -> list[tuple[int, dict[str, float]]]:
+    rows = [
+        (row.step, {k: v for k, v in row.values.items() if not k.startswith("time/")}) for row in ledger.rows(cell.id)
+    ]
+    return [row for row in rows if row[1]]
+
+
+def undisturbed(planned: list[Cell], folder: Path) -> Ledger:
+    """The same cells, each trained here in one go."""
+    ledger = Ledger(folder / "undisturbed")
+    for cell in planned:
+        ledger.add(cell)
+        training = CellTraining(ledger, cell)
+        training.go_on(3600)
+        assert (training.ended, training.reason) == ("done", "")
+    return ledger
+
+
+def assert_exact(got: Ledger, planned: list[Cell], folder: Path) -> None:
+    """Every cell is done, with the digest and the rows of a training that nothing disturbed."""
+    expected = undisturbed(planned, folder)
+    for cell in planned:
+        assert got.outcome(cell.id).state == "done", cell.label
+        assert got.outcome(cell.id).digest == expected.outcome(cell.id).digest, cell.label
+        assert without_times(got, cell) == without_times(expected, cell), cell.label
+
+
+def leftovers(one: Launched) -> list[str]:
+    listed = subprocess.run(
+        ["ps", "-o", "args=", "-s", str(one.process.pid)], capture_output=True, text=True, check=False
+    )
+    return [line for line in listed.stdout.splitlines() if "ray" in line]
+
+
+@pytest.mark.slow
+def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one(
+    folder: Path, launched: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    first = launched("tiny.yaml")
+    until(lambda: checkpoints(ledger), first)
+
+    assert Launch(Path("tiny.yaml")).run() == 2
+    assert f"is held by process {first.process.pid} on " in capsys.readouterr().err
+
+    first.ctrl_c()
+    assert first.wait() == 130, first.text
+    assert first.text.splitlines()[-1] == "Interrupted. It goes on with: fsg launch tiny.yaml"
+    assert leftovers(first) == []
+    states = {ledger.outcome(cell.id).state for cell in planned}
+    assert "interrupted" in states
+    assert "running" not in states
+
+    second = launched("tiny.yaml")
+    assert second.wait() == 0, second.text
+    assert_exact(ledger, planned, folder)
+    assert any(len(ledger.attempts(cell.id)) == 2 for cell in planned)
+    assert "report   results/tiny/report.html" in second.text
+    assert Path("results/tiny/report.html").exists()
+    assert [record["exit_status"] for record in ledger.launches()] == [130, 0]
+
+    attempts = {cell.id: len(ledger.attempts(cell.id)) for cell in planned}
+    assert Launch(Path("tiny.yaml")).run() == 0
+    assert {cell.id: len(ledger.attempts(cell.id)) for cell in planned} == attempts
+    assert "6 cells, all done, in results/tiny" in capsys.readouterr().out
+
+
+def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launched: Callable[..., Launched]) -> None:
+    shutil.copy(Path(__file__).with_name("unlucky.py"), folder / "own.py")
+    unlucky = "{estimator: {import: 'own:Unlucky', what: %s}}"
+    names = ["raises", "diverges", "dies_once", "out_of_memory"]
+    variants = ", ".join(f"{name}: {unlucky % name}" for name in names)
+    text = SPEC.replace("fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}", f"{variants}, ste: {{}}")
+    text = text.replace("primary: fsg", "primary: dies_once").replace("seeds: [0, 1]", "seeds: [0]")
+    text = text.replace("epochs: 10", "epochs: 1").replace("checkpoint_every: 0.3", "max_retries: 1, max_concurrent: 1")
+    (folder / "tiny.yaml").write_text(text)
+    one = launched("tiny.yaml")
+    assert one.wait() == 1, one.text
+
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    outcomes = {cell.variant: ledger.outcome(cell.id) for cell in planned}
+    attempts = {cell.variant: len(ledger.attempts(cell.id)) for cell in planned}
+    states = {"pretrain": "done", "ste": "done", "dies_once": "done", "diverges": "diverged"}
+    assert {name: outcome.state for name, outcome in outcomes.items()} == {
+        **dict.fromkeys(names, "failed"),
+        **states,
+    }, one.text
+    assert attempts["raises"] == attempts["diverges"] == 1, "the same code would end the same way"
+    assert attempts["dies_once"] == 2
+    assert outcomes["raises"].reason == "ValueError: an idea that does not work"
+    log = outcomes["raises"].log
+    assert log is not None
+    assert "Traceback" in log.read_text()
+    assert "dies_once · seed 0 goes again: the worker's process died" in one.text
+    assert outcomes["out_of_memory"].reason.startswith("out of memory: no room")
+    lines = one.text.splitlines()
+    said = {
+        name: next(line for line in lines if line.startswith(f"failed: {name} · seed 0: "))
+        for name in names
+        if name in ("raises", "dies", "out_of_memory")
+    }
+    assert said["raises"].endswith(f"ValueError: an idea that does not work (log: {log.resolve()})")
+    assert "(2 times)" in said["dies"]
+    assert any(line.startswith("diverged: diverges · seed 0: the loss is nan at step") for line in lines)
+    assert "Traceback" not in one.text
+
+
+@pytest.mark.slow
+def test_launch_whose_driver_is_killed_goes_on_exactly(folder: Path, launched: Callable[..., Launched]) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    for _ in range(3):
+        one = launched("tiny.yaml")
+        until(partial(checkpoints, ledger), one)
+        one.process.kill()
+        one.wait()
+    last = launched("tiny.yaml")
+    assert last.wait() == 0, last.text
+    assert_exact(ledger, planned, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_cell_whose_worker_is_killed_goes_on_exactly(
+    folder: Path, launched: Callable[..., Launched], number: signal.Signals
+) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    one = launched("tiny.yaml")
+    killed: list[str] = []
+    for _ in range(2):
+        until(lambda: [cell for cell in checkpoints(ledger) if cell.id not in killed], one)
+        cell = next(cell for cell in checkpoints(ledger) if cell.id not in killed)
+        os.kill(ledger.attempts(cell.id)[-1]["pid"], number)
+        killed.append(cell.id)
+    assert one.wait() == 0, one.text
+    assert_exact(ledger, planned, folder)
+    assert "goes on from its last checkpoint: the worker's process died" in one.text
+
+
+@pytest.mark.slow
+def test_second_ctrl_c_ends_at_once_and_nothing_is_lost(folder: Path, launched: Callable[..., Launched]) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    one = launched("tiny.yaml")
+    until(lambda: checkpoints(ledger), one)
+    one.ctrl_c()
+    time.sleep(0.3)
+    one.ctrl_c()
+    assert one.wait(60) == 130, one.text
+    assert "Traceback" not in one.text
+    last = launched("tiny.yaml")
+    assert last.wait() == 0, last.text
+    assert_exact(ledger, planned, folder)
+
+
+def test_results_that_cannot_be_written_to_are_refused_in_one_line(
+    folder: Path, launched: Callable[..., Launched]
+) -> None:
+    (folder / "results").write_text("a file")
+    one = launched("tiny.yaml")
+    assert one.wait() == 2
+    assert one.text == "results/tiny: cannot be written to (Not a directory)\n"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *sets: str, **options: Any) -> list[str]:
+    """The lines that a launch of the tiny spec is refused with, before anything starts."""
+    assert Launch(Path("tiny.yaml"), sets=sets, **options).run() == 2
+    assert not Path("results").exists()
+    return capsys.readouterr().err.splitlines()
+
+
+def test_missing_data_are_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "tiny.npz").unlink()
+    (line,) = refused(capsys)
+    assert line.startswith("tiny.yaml:5:3: train.data: ")
+    assert "tiny.npz" in line
+
+
+def test_more_validation_images_than_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "train.data.validation=1000")
+    assert "validation is 1000, expected ≤ 319" in line
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_more_gpus_than_there_are_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "resources.gpus=0.5")
+    what = "a training asks for 0.5 (expected ≤ 0, the CUDA GPUs of this machine)"
+    assert line == f"--set resources.gpus=0.5: resources.gpus: {what}"
+
+
+def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "train.threads=4096")
+    assert "train.threads: a training asks for 4096 CPUs (expected ≤ " in line
+
+
+def test_arithmetic_of_gpus_is_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "train.precision=bf16")
+    assert "train.precision: bf16 needs a GPU (expected fp32, or resources.gpus above 0)" in line
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(folder / "other.npz", weight=np.zeros(3))
+    text = SPEC.replace("init: {name: pretrain, epochs: 1}", "init: {name: file, path: other.npz}")
+    (folder / "tiny.yaml").write_text(text)
+    (line,) = refused(capsys)
+    assert line.startswith("tiny.yaml:10:22: ")
+    assert "train.init.path: the weights do not fit the network: missing" in line
+
+
+def test_client_mode_of_ray_is_refused_with_a_hint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, address="ray://head:10001")
+    assert "--address: ray://head:10001: Ray's client mode is not supported (expected auto or HOST:PORT" in line
+
+
+def test_mistakes_of_the_spec_are_all_told_and_nothing_starts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = refused(capsys, "train.epochs=-1", "train.optimizer.lr=fast")
+    assert len(lines) == 2
+
+
+def test_plan_shows_every_variant_and_starts_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Launch(Path("tiny.yaml")).plan(with_pilot=False) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("pretrain", "fsg", "ste"))
+    assert "6 cells, 6 to run" in shown
+    assert not Path("results").exists()
+
+
+def test_plan_names_orphans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = ledger_of(folder)
+    for cell in cells(load_spec(Path("tiny.yaml"), sets=["train.epochs=3"])):
+        ledger.add(cell)
+    assert Launch(Path("tiny.yaml")).plan(with_pilot=False) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "orphan: fsg · seed 0" in shown
+    assert "orphan: pretrain" not in shown, "the pretraining is the same"

@@ -1,0 +1,522 @@
+import json
+import math
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fsg.trainer import TrainConfig
+from orchestration import ledger as module
+from orchestration.ledger import Attempt, Held, Ledger, Superseded, write_new
+from orchestration.plan import Cell
+
+ID = "0123456789abcdef"
+FORKED = multiprocessing.get_context("fork")
+
+
+class Row(NamedTuple):
+    step: int
+    values: dict[str, float]
+
+
+CELL = Cell(ID, "train", "ste", {}, 0, TrainConfig())
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    filled = Ledger(tmp_path / "experiment")
+    filled.add(CELL)
+    return filled
+
+
+def rows(*steps: int) -> list[Row]:
+    return [Row(step, {"train/loss": step + 0.25}) for step in steps]
+
+
+def steps(ledger: Ledger, durable_only: bool = True) -> list[int]:
+    return [row.step for row in ledger.rows(ID, durable_only)]
+
+
+def checkpointed(attempt: Attempt, step: int, *recorded: int) -> None:
+    attempt.record(rows(*recorded))
+    attempt.checkpoint(f"state at {step}".encode(), step)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def the(ledger: Ledger, pattern: str) -> Path:
+    (found,) = ledger.folder.glob(f"trials/{ID}/{pattern}")
+    return found
+
+
+# cells
+
+
+def test_cell_comes_back_as_it_was_entered(ledger: Ledger) -> None:
+    assert ledger.cells() == [CELL]
+
+
+def test_cell_that_is_entered_again_is_written_once(ledger: Ledger) -> None:
+    ledger.add(CELL)
+    assert len(list(ledger.folder.glob(f"trials/{ID}/*"))) == 1
+
+
+def test_cell_under_another_name_gets_a_newer_record_beside_the_old_one(ledger: Ledger) -> None:
+    before = the(ledger, "cell.json").read_bytes()
+    ledger.add(replace(CELL, variant="renamed"))
+    assert ledger.cells() == [replace(CELL, variant="renamed")] == [ledger.cell(ID)]
+    assert the(ledger, "cell.json").read_bytes() == before
+
+
+def test_damaged_cell_is_entered_anew(ledger: Ledger) -> None:
+    damage(the(ledger, "cell.json"))
+    assert ledger.cells() == []
+    ledger.add(CELL)
+    assert ledger.cells() == [CELL]
+
+
+# rows
+
+
+def test_rows_are_not_durable_before_a_checkpoint_covers_them(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    attempt.record(rows(1, 2))
+    assert steps(ledger) == []
+    attempt.checkpoint(b"state", 2)
+    assert steps(ledger) == [1, 2]
+
+
+def test_rows_of_a_segment_whose_checkpoint_was_never_committed_do_not_count(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    checkpointed(attempt, 2, 1, 2)
+    checkpointed(attempt, 4, 3, 4)
+    the(ledger, "0001/checkpoint-00000004.json").unlink()
+    assert steps(ledger) == [1, 2]
+    assert steps(ledger, durable_only=False) == [1, 2, 3, 4]
+
+
+def test_row_values_come_back_exactly(ledger: Ledger) -> None:
+    values = {
+        "a": 0.1 + 0.2,
+        "b": 5e-324,
+        "c": -0.0,
+        "d": math.inf,
+        "e": -math.inf,
+        "f": math.nan,
+        "g": 1.7976931348623157e308,
+    }
+    attempt = ledger.claim(ID, {})
+    attempt.record([Row(1, values)])
+    attempt.finish("done")
+    (row,) = ledger.rows(ID)
+    assert {key: value.hex() for key, value in row.values.items()} == {
+        key: value.hex() for key, value in values.items()
+    }
+
+
+def test_row_carries_the_time_at_which_it_was_recorded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = ledger.claim(ID, {})
+    monkeypatch.setattr(module, "_now_ms", lambda: 1234)
+    attempt.record(rows(1))
+    monkeypatch.setattr(module, "_now_ms", lambda: 9999)
+    attempt.finish("done")
+    assert [row.time_ms for row in ledger.rows(ID)] == [1234]
+
+
+# splice
+
+
+def test_rows_are_spliced_where_the_new_attempt_resumed(ledger: Ledger) -> None:
+    first = ledger.claim(ID, {})
+    checkpointed(first, 10, 5, 10)
+    first.record(rows(15))  # lost with the process
+    second = ledger.claim(ID, {})
+    assert second.resume is not None
+    assert (second.resume.attempt, second.resume.step, second.resume.path.read_bytes()) == (1, 10, b"state at 10")
+    second.record(rows(15, 20))
+    second.finish("done")
+    assert steps(ledger) == [5, 10, 15, 20]
+
+
+def test_rows_covered_by_an_end_are_kept_and_not_doubled_by_the_attempt_that_resumes_before_them(
+    ledger: Ledger,
+) -> None:
+    first = ledger.claim(ID, {})
+    checkpointed(first, 10, 5, 10)
+    first.record(rows(15, 20))
+    first.finish("failed", "an exception")
+    shown = ledger.rows(ID)
+    assert [row.step for row in shown] == [5, 10, 15, 20]
+    second = ledger.claim(ID, {})
+    assert second.resume is not None
+    assert second.resume.step == 10
+    second.record(rows(15, 20, 25))
+    second.finish("done")
+    assert steps(ledger) == [5, 10, 15, 20, 25]
+    assert ledger.rows(ID)[:4] == shown
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_exact_after_any_sequence_of_deaths(ledger: Ledger, seed: int) -> None:
+    """Attempts that die anywhere, some with damage to a newest file, against a training that is simply written down."""
+    draw, total, shown = random.Random(seed), 60, list[tuple[int, int]]()
+    while ledger.outcome(ID).state != "done":
+        attempt = ledger.claim(ID, {})
+        step = attempt.resume.step if attempt.resume else 0
+        if attempt.resume:
+            assert attempt.resume.path.read_bytes() == f"state at {step}".encode()
+        dies_at = draw.randint(step, total + 10)
+        while step < min(dies_at, total):
+            step += 1
+            if step % 3 == 0 or step % 10 == 0:
+                attempt.record(rows(step))
+            if step % 7 == 0:
+                attempt.checkpoint(f"state at {step}".encode(), step)
+        if dies_at > total:
+            attempt.weights("final.pt", b"weights")
+            attempt.finish("done")
+        elif draw.random() < 0.3:
+            attempt.finish("failed", "an exception")
+        elif draw.random() < 0.5 and (checkpoints := sorted(attempt.folder.glob("checkpoint-*.pt"))):
+            damage(checkpoints[-1])
+        now = [(row.step, row.time_ms) for row in ledger.rows(ID)]
+        assert now[: len(shown)] == shown, "what was shown once is never taken back or given another time"
+        shown = now
+    assert steps(ledger) == [step for step in range(1, total + 1) if step % 3 == 0 or step % 10 == 0]
+
+
+def test_cut_off_attempt_that_goes_on_writing_changes_nothing(ledger: Ledger) -> None:
+    cut_off = ledger.claim(ID, {})
+    checkpointed(cut_off, 10, 10)
+    successor = ledger.claim(ID, {})
+    cut_off.record(rows(20))
+    with pytest.raises(Superseded):
+        cut_off.checkpoint(b"late", 20)
+    with pytest.raises(Superseded):
+        cut_off.finish("done")
+    successor.record(rows(20))
+    successor.finish("done")
+    assert next(attempt["end"] for attempt in ledger.attempts(ID)) is None
+    assert steps(ledger) == [10, 20]
+
+
+def test_checkpoint_that_a_cut_off_attempt_was_just_writing_does_not_count(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off = ledger.claim(ID, {})
+    checkpointed(cut_off, 10, 10)
+    successor = ledger.claim(ID, {})
+    monkeypatch.setattr(Attempt, "_refuse_if_superseded", lambda self: None)
+    checkpointed(cut_off, 20, 20)
+    assert steps(ledger) == [10]
+    checkpointed(successor, 15, 15)
+    assert steps(ledger) == [10, 15]
+    third = ledger.claim(ID, {})
+    assert third.resume is not None
+    assert (third.resume.attempt, third.resume.step) == (2, 15)
+
+
+def test_nothing_is_durable_while_an_attempt_is_being_claimed(ledger: Ledger) -> None:
+    checkpointed(ledger.claim(ID, {}), 10, 10)
+    (ledger.folder / "trials" / ID / "0002").mkdir()
+    assert steps(ledger) == []
+    assert steps(ledger, durable_only=False) == [10]
+    assert ledger.resume_point(ID) is not None
+    third = ledger.claim(ID, {})
+    assert third.number == 3
+    assert steps(ledger) == [10]
+
+
+# damage
+
+
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    checkpointed(attempt, 10, 10)
+    checkpointed(attempt, 20, 20)
+    damage(the(ledger, "0001/checkpoint-00000020.pt"))
+    resumed = ledger.claim(ID, {})
+    assert resumed.resume is not None
+    assert resumed.resume.step == 10
+    resumed.record(rows(20, 30))
+    resumed.finish("done")
+    assert steps(ledger) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100])
+def test_truncated_files_are_passed_over(ledger: Ledger, cut: int) -> None:
+    attempt = ledger.claim(ID, {})
+    checkpointed(attempt, 10, 10)
+    attempt.record(rows(20))
+    attempt.checkpoint(b"x" * 1000, 20)
+    path = the(ledger, "0001/checkpoint-00000020.pt")
+    path.write_bytes(path.read_bytes()[:cut])
+    point = ledger.resume_point(ID)
+    assert point is not None
+    assert point.step == 10
+
+
+def test_checkpoint_whose_rows_are_damaged_is_not_resumed_from(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    checkpointed(attempt, 10, 10)
+    checkpointed(attempt, 20, 20)
+    damage(the(ledger, "0001/rows-0001-*"))
+    point = ledger.resume_point(ID)
+    assert point is not None
+    assert point.step == 10
+    assert steps(ledger) == [10]
+
+
+def test_cell_whose_recorded_rows_are_damaged_is_not_done(ledger: Ledger) -> None:
+    first = ledger.claim(ID, {})
+    checkpointed(first, 10, 10)
+    second = ledger.claim(ID, {})
+    second.record(rows(20))
+    second.weights("final.pt", b"weights")
+    second.finish("done")
+    assert ledger.outcome(ID).state == "done"
+    damage(the(ledger, "0001/rows-*"))
+    assert ledger.outcome(ID).state == "interrupted"
+    third = ledger.claim(ID, {})
+    assert third.resume is None
+    third.record(rows(10, 20))
+    third.weights("final.pt", b"weights")
+    third.finish("done")
+    assert ledger.outcome(ID).state == "done"
+    assert steps(ledger) == [10, 20]
+
+
+def test_damaged_records_are_as_good_as_absent(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    checkpointed(attempt, 10, 10)
+    attempt.weights("final.pt", b"weights")
+    attempt.finish("done")
+    assert ledger.outcome(ID).state == "done"
+    damage(the(ledger, "0001/end.json"))
+    assert ledger.outcome(ID).state == "running"
+    damage(the(ledger, "0001/checkpoint-00000010.json"))
+    assert ledger.resume_point(ID) is None
+    damage(the(ledger, "0001/attempt.json"))
+    assert ledger.outcome(ID).state == "waiting"
+
+
+def test_damaged_weights_are_not_handed_out(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    attempt.weights("best-00000005.pt", b"the best")
+    attempt.weights("final.pt", b"the last")
+    assert ledger.final_weights(ID) is None
+    attempt.finish("done")
+    final, best = ledger.final_weights(ID), ledger.best_weights(ID)
+    assert final is not None
+    assert best is not None
+    assert (final.read_bytes(), best.read_bytes()) == (b"the last", b"the best")
+    damage(final)
+    assert ledger.final_weights(ID) is None
+    final.unlink()
+    assert ledger.outcome(ID).state == "interrupted"
+
+
+def test_best_weights_are_the_last_ones_where_no_others_were_better(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    attempt.weights("final.pt", b"the last")
+    attempt.finish("done")
+    assert ledger.best_weights(ID) == ledger.final_weights(ID) is not None
+
+
+# files
+
+
+def test_file_is_never_written_over(tmp_path: Path) -> None:
+    write_new(tmp_path / "a", b"one")
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "a", b"two")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_new(tmp_path / "a", b"one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_system_without_links_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_new(tmp_path / "a", b"one")
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+def test_superseded_checkpoints_are_removed_and_nothing_else(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    for step in (10, 20, 30, 40):
+        checkpointed(attempt, step, step)
+    names = sorted(path.name for path in attempt.folder.iterdir())
+    assert [name for name in names if name.startswith("checkpoint")] == [
+        f"checkpoint-000000{step}.{kind}" for step in (30, 40) for kind in ("json", "pt")
+    ]
+    assert steps(ledger) == [10, 20, 30, 40]
+
+
+def test_checkpoint_before_the_first_step_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="step 0"):
+        ledger.claim(ID, {}).checkpoint(b"state", 0)
+
+
+# outcomes
+
+
+def test_outcome_follows_the_newest_attempt(ledger: Ledger) -> None:
+    assert ledger.outcome(ID).state == "waiting"
+    attempt = ledger.claim(ID, {})
+    assert ledger.outcome(ID).state == "running"
+    attempt.log.write_text("Traceback")
+    attempt.finish("failed", "ValueError: no")
+    outcome = ledger.outcome(ID)
+    assert (outcome.state, outcome.reason, outcome.log) == ("failed", "ValueError: no", attempt.log)
+    attempt = ledger.claim(ID, {})
+    attempt.weights("final.pt", b"weights")
+    attempt.finish("done", digest="abc", step=7)
+    outcome = ledger.outcome(ID)
+    assert (outcome.state, outcome.digest, outcome.attempts, outcome.step, outcome.log) == ("done", "abc", 2, 7, None)
+
+
+def test_attempt_whose_process_is_gone_is_interrupted(ledger: Ledger) -> None:
+    child = FORKED.Process(target=lambda: checkpointed(ledger.claim(ID, {}), 10, 10))
+    child.start()
+    child.join()
+    outcome = ledger.outcome(ID)
+    assert (outcome.state, outcome.step) == ("interrupted", 10)
+
+
+def test_seconds_are_summed_over_what_counts(ledger: Ledger) -> None:
+    first = ledger.claim(ID, {})
+    first.record(rows(10))
+    first.checkpoint(b"state", 10, seconds=3.0)
+    first.finish("interrupted", seconds=3.5)
+    second = ledger.claim(ID, {})
+    second.weights("final.pt", b"weights")
+    second.finish("done", seconds=4.0)
+    assert ledger.outcome(ID).seconds == pytest.approx(7.0)
+
+
+def test_cell_whose_pretraining_failed_has_failed(ledger: Ledger) -> None:
+    ledger.add(replace(CELL, id="f" * 16, depends_on=ID))
+    assert ledger.outcome("f" * 16).state == "waiting"
+    ledger.claim(ID, {}).finish("diverged", "the loss is nan")
+    outcome = ledger.outcome("f" * 16)
+    assert (outcome.state, outcome.reason) == ("failed", "its pretraining diverged: the loss is nan")
+
+
+def test_attempt_records_who_made_it_and_what_it_resumed_from(ledger: Ledger) -> None:
+    checkpointed(ledger.claim(ID, {"device": "cpu"}), 10, 10)
+    ledger.claim(ID, {"device": "cuda"})
+    first, second = ledger.attempts(ID)
+    assert (first["device"], first["pid"], first["resumed_from"]) == ("cpu", os.getpid(), None)
+    assert (second["device"], second["resumed_from"]["attempt"], second["resumed_from"]["step"]) == ("cuda", 1, 10)
+
+
+# concurrency
+
+
+def test_concurrent_claims_each_get_a_folder_of_their_own(ledger: Ledger) -> None:
+    def claim_ten(queue: "multiprocessing.Queue[list[int]]") -> None:
+        queue.put([ledger.claim(ID, {}).number for _ in range(10)])
+
+    queue: multiprocessing.Queue[list[int]] = FORKED.Queue()
+    children = [FORKED.Process(target=claim_ten, args=(queue,)) for _ in range(4)]
+    for child in children:
+        child.start()
+    numbers = [number for _ in children for number in queue.get(timeout=60)]
+    for child in children:
+        child.join()
+    assert sorted(numbers) == list(range(1, 41))
+    assert [attempt["number"] for attempt in ledger.attempts(ID)] == list(range(1, 41))
+
+
+def test_killed_writer_leaves_a_ledger_that_reads(ledger: Ledger) -> None:
+    """A writer is killed at a random moment, over and over; after each death the rows are whole and resumable."""
+
+    def write_for_ever() -> None:
+        attempt = ledger.claim(ID, {})
+        step = attempt.resume.step if attempt.resume else 0
+        while True:
+            step += 1
+            attempt.record(rows(step))
+            attempt.checkpoint(f"state at {step}".encode() * 1000, step)
+
+    draw, before = random.Random(0), 0
+    for _ in range(8):
+        child = FORKED.Process(target=write_for_ever)
+        child.start()
+        time.sleep(draw.uniform(0.02, 0.15))
+        child.kill()
+        child.join()
+        recorded = steps(ledger, durable_only=False)
+        assert recorded == list(range(1, len(recorded) + 1))
+        point = ledger.resume_point(ID)
+        reached = point.step if point else 0
+        assert reached >= before
+        assert point is None or point.path.read_bytes() == f"state at {reached}".encode() * 1000
+        before = reached
+    assert before > 0
+
+
+# launches
+
+
+def test_launch_records_are_numbered_and_joined_with_their_ends(ledger: Ledger) -> None:
+    assert ledger.launches() == []
+    first = ledger.record_launch({"spec": {"name": "a"}, "started": 1})
+    second = ledger.record_launch({"spec": {"name": "a"}, "started": 2})
+    ledger.record_launch_end(second, {"finished": 3, "exit_status": 0})
+    assert (first, second) == (1, 2)
+    assert ledger.launches() == [
+        {"spec": {"name": "a"}, "started": 1},
+        {"spec": {"name": "a"}, "started": 2, "finished": 3, "exit_status": 0},
+    ]
+
+
+HOLD = "import sys, time; from pathlib import Path; from orchestration.ledger import Ledger\n"
+HOLD += "with Ledger(Path(sys.argv[1])).held(): print('held', flush=True); time.sleep(60)"
+
+
+def test_experiment_is_held_by_one_and_taken_over_from_the_dead(ledger: Ledger) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(ledger.folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(Held, match=rf"is held by process {holder.pid} on .* since 20\d\d-"):
+        with ledger.held():
+            pass
+    holder.kill()
+    holder.wait()
+    with ledger.held():
+        pass
+    with ledger.held():
+        pass
+
+
+def test_lock_of_another_host_is_not_taken_over(ledger: Ledger) -> None:
+    (ledger.folder / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": 0}))
+    with pytest.raises(Held, match=r"process 1 on elsewhere .*; if it is no longer running, remove .*lock"):
+        with ledger.held():
+            pass

@@ -1,0 +1,285 @@
+"""What a worker does with a cell, in this process."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fsg import checkpoint
+from fsg.data import Arrays
+from fsg.estimators import FSG
+from fsg.imported import Imported, source_sha256
+from fsg.models import ResNet
+from fsg.starting_points import Pretrain
+from fsg.trainer import TrainConfig
+from orchestration import ledger as ledger_module
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell
+from orchestration.training import CellTraining
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A training sets the process up for itself; the other tests get theirs back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> TrainConfig:
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 255, (120, 8, 8), dtype=np.uint8), np.arange(120) % 4
+    pixels[:, 2, 2] = labels * 60
+    file = tmp_path / "tiny.npz"
+    np.savez(file, train_images=pixels[:96], train_labels=labels[:96], test_images=pixels[96:], test_labels=labels[96:])
+    return TrainConfig(
+        data=Arrays(file=str(file), validation=16, crop_padding=1),
+        model=ResNet.Config(depth=8, width=2),
+        estimator=FSG.Config(chunk_size=8, layer_embedding_dim=4),
+        epochs=3,
+        batch_size=16,
+        log_every=2,
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "experiment")
+
+
+def cell(train: TrainConfig, name: str = "a" * 16, depends_on: str | None = None) -> Cell:
+    return Cell(name, "train", name, {}, 0, train, depends_on)
+
+
+def unlucky(train: TrainConfig, what: str) -> TrainConfig:
+    path = "unlucky:Unlucky"
+    own = Imported(path=path, settings={"what": what}, source_sha256=source_sha256(path))
+    return replace(train, estimator=own)
+
+
+def ended(ledger: Ledger, one: Cell) -> CellTraining:
+    ledger.add(one)
+    training = CellTraining(ledger, one)
+    training.go_on(3600)
+    return training
+
+
+def rows(ledger: Ledger, one: Cell) -> list[tuple[int, str, float]]:
+    found = [(row.step, name, value) for row in ledger.rows(one.id) for name, value in row.values.items()]
+    return [(step, name, value) for step, name, value in found if not name.startswith("time/")]
+
+
+class After:
+    """Says stop once, after so many questions."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_cell_is_trained_to_the_end(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(train)
+    assert ended(ledger, one).ended == "done"
+    outcome = ledger.outcome(one.id)
+    assert (outcome.state, outcome.step) == ("done", 15)
+    assert outcome.seconds > 0
+    names = {name for _, name, _ in rows(ledger, one)}
+    assert {
+        "train/loss",
+        "lr",
+        "epoch",
+        "validation/loss",
+        "validation/accuracy",
+        "test/loss",
+        "test/accuracy",
+    } <= names
+    assert len({(step, name) for step, name, _ in rows(ledger, one)}) == len(rows(ledger, one))
+    (attempt,) = ledger.attempts(one.id)
+    assert attempt["device"]
+    assert attempt["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cell_that_is_stopped_anywhere_ends_like_one_that_is_not(ledger: Ledger, train: TrainConfig, seed: int) -> None:
+    """Stopped at random steps, with a checkpoint after every third step besides; sometimes it dies instead."""
+    draw, one, other = random.Random(seed), cell(train), cell(train, "b" * 16)
+    ledger.add(one)
+    assert ended(ledger, other).ended == "done"
+    training, attempts = None, 0
+    while training is None or training.ended != "done":
+        attempts += 1
+        training = CellTraining(
+            ledger, one, checkpoint_every=0.0 if draw.random() < 0.5 else 60.0, stop=After(draw.randint(0, 9))
+        )
+        if draw.random() < 0.3:
+            training.stop = lambda: False
+            for _ in range(draw.randint(1, 8)):
+                training.go_on(0.0)  # and then it is never heard of again
+        else:
+            training.go_on(3600)
+    assert ledger.outcome(one.id).digest == ledger.outcome(other.id).digest
+    assert rows(ledger, one) == rows(ledger, other)
+    assert len(ledger.attempts(one.id)) <= attempts
+    final, expected = ledger.final_weights(one.id), ledger.final_weights(other.id)
+    assert final is not None
+    assert expected is not None
+    assert checkpoint.digest(checkpoint.from_bytes(final.read_bytes())) == checkpoint.digest(
+        checkpoint.from_bytes(expected.read_bytes())
+    )
+    best, expected_best = ledger.best_weights(one.id), ledger.best_weights(other.id)
+    assert best is not None
+    assert expected_best is not None
+    assert best.name == expected_best.name
+
+
+def test_best_weights_are_those_of_the_best_validation(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(replace(train, epochs=6))
+    ended(ledger, one)
+    accuracies = [(value, -step) for step, name, value in rows(ledger, one) if name == "validation/accuracy"]
+    step = -max(accuracies)[1]
+    best = ledger.best_weights(one.id)
+    assert best is not None
+    assert best.name == ("final.pt" if step == 30 else f"best-{step:08d}.pt")
+
+
+def test_cell_without_epochs_is_evaluated(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(replace(train, epochs=0))
+    assert ended(ledger, one).ended == "done"
+    assert {(step, name) for step, name, _ in rows(ledger, one)} == {(0, "test/loss"), (0, "test/accuracy")}
+
+
+def test_cell_that_is_stopped_before_it_began_leaves_no_attempt(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, stop=lambda: True)
+    training.go_on(1)
+    assert training.ended == "interrupted"
+    assert ledger.outcome(one.id).state == "waiting"
+
+
+def test_cell_starts_from_the_weights_of_its_pretraining(ledger: Ledger, train: TrainConfig) -> None:
+    before = cell(replace(train, epochs=1), "b" * 16)
+    ended(ledger, before)
+    one = cell(replace(train, init=Pretrain(), epochs=0), depends_on=before.id)
+    assert ended(ledger, one).ended == "done"
+    final, start = ledger.final_weights(one.id), ledger.final_weights(before.id)
+    assert final is not None
+    assert start is not None
+    assert final.read_bytes() == start.read_bytes()
+
+
+def test_damaged_weights_of_a_pretraining_fail_what_waits_for_it(ledger: Ledger, train: TrainConfig) -> None:
+    before = cell(replace(train, epochs=0), "b" * 16)
+    ended(ledger, before)
+    weights = ledger.final_weights(before.id)
+    assert weights is not None
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    training = ended(ledger, cell(replace(train, init=Pretrain()), depends_on=before.id))
+    assert training.ended == "failed"
+    assert "are missing or damaged" in training.reason
+
+
+# what goes wrong
+
+
+def test_exception_is_final_and_its_traceback_is_kept(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(unlucky(train, "raises"))
+    training = ended(ledger, one)
+    assert (training.ended, training.reason) == ("failed", "ValueError: an idea that does not work")
+    outcome = ledger.outcome(one.id)
+    assert (outcome.state, outcome.reason) == ("failed", training.reason)
+    assert training.log == outcome.log is not None
+    assert 'raise ValueError("an idea' in outcome.log.read_text()
+    assert [step for step, name, _ in rows(ledger, one) if name == "train/loss"] == [2, 4], "what was recorded is kept"
+
+
+def test_divergence_is_an_outcome_of_its_own(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(unlucky(train, "diverges"))
+    assert ended(ledger, one).ended == "diverged"
+    outcome = ledger.outcome(one.id)
+    assert outcome.state == "diverged"
+    assert outcome.reason.startswith("the loss is nan at step 6")
+    assert outcome.log is None
+
+
+def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(unlucky(train, "out_of_memory"))
+    training = ended(ledger, one)
+    assert (training.ended, training.reason) == ("again", "out of memory: no room")
+    assert ledger.attempts(one.id)[0]["end"] is None
+
+
+def test_attempt_that_is_superseded_stops(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    training.go_on(0.0)
+    training.go_on(0.0)
+    ledger.claim(one.id, {})
+    training.go_on(0.0)
+    assert (training.ended, training.reason) == ("again", "attempt 1 was superseded by attempt 2")
+
+
+def test_full_disk_fails_the_cell_until_there_is_room(
+    ledger: Ledger, train: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = cell(train), cell(train, "b" * 16)
+    ended(ledger, other)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    for _ in range(6):
+        training.go_on(0.0)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_module, "write_new", full)
+        training.go_on(3600)
+    assert training.ended == "failed"
+    assert training.reason.startswith("OSError: [Errno 28] No space left on device")
+    assert ledger.outcome(one.id).state == "running", "no end could be written"
+    assert ended(ledger, one).ended == "done"
+    assert rows(ledger, one) == rows(ledger, other)
+
+
+def test_source_that_was_edited_since_the_launch_is_not_trained(ledger: Ledger, train: TrainConfig) -> None:
+    edited = replace(train, estimator=Imported(path="unlucky:Unlucky", settings={}, source_sha256="0" * 64))
+    training = ended(ledger, cell(edited))
+    assert training.ended == "failed"
+    assert "unlucky:Unlucky was edited since the launch" in training.reason
+
+
+# warm workers
+
+FRESH = """
+import sys
+from pathlib import Path
+from orchestration.ledger import Ledger
+from orchestration.training import CellTraining
+ledger = Ledger(Path(sys.argv[1]))
+CellTraining(ledger, ledger.cell(sys.argv[2])).go_on(3600)
+"""
+
+
+def test_third_cell_on_a_warm_worker_equals_the_same_in_a_fresh_process(ledger: Ledger, train: TrainConfig) -> None:
+    first, second = cell(unlucky(train, "leaves_traces"), "1" * 16), cell(replace(train, threads=2, epochs=0), "2" * 16)
+    warm, fresh = cell(train, "3" * 16), cell(train, "4" * 16)
+    ended(ledger, first)
+    ended(ledger, second)
+    ended(ledger, warm)
+    ledger.add(fresh)
+    subprocess.run([sys.executable, "-c", FRESH, str(ledger.folder), fresh.id], check=True)
+    assert ledger.outcome(warm.id).digest == ledger.outcome(fresh.id).digest is not None
+    assert rows(ledger, warm) == rows(ledger, fresh)
