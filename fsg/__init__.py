@@ -10,16 +10,19 @@
 finished training.
 """
 
-from fsg.estimators import FSG, LSTMFC, STE, FCGrad, GradientEstimator, MultiFC
-from fsg.layers import QuantConv2d, QuantLinear, quantize
+from fsg.activations import SignActivation
+from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
+from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
 from fsg.optimizers import SGD, Adam
-from fsg.quantizers import DoReFa, FullPrecision, Sign
+from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training, train, train_step
 
 NUMERICS = 1
 __version__ = "0.1.0"
 
 __all__ = [
+    "BWN",
+    "EDE",
     "FSG",
     "LSTMFC",
     "NUMERICS",
@@ -30,12 +33,17 @@ __all__ = [
     "FCGrad",
     "FullPrecision",
     "GradientEstimator",
+    "Libra",
     "MultiFC",
     "QuantConv2d",
     "QuantLinear",
+    "ReCU",
+    "ReSTE",
     "Sign",
+    "SignActivation",
     "TrainConfig",
     "Training",
+    "dequantize",
     "quantize",
     "train",
     "train_step",

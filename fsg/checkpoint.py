@@ -30,10 +30,10 @@ def from_bytes(content: bytes) -> dict[str, Any]:
 def digest(state: Mapping[str, Any]) -> str:
     """SHA-256 over the sorted (name, dtype, shape, bytes) of every tensor and (name, value) of everything else.
 
-    Entries named `time` are left out: they differ between equal trainings.
+    Entries named `time` and `diagnostics` are left out: they differ between equal trainings.
     """
     total = hashlib.sha256()
-    for name, value in sorted(_leaves(state, ""), key=lambda leaf: leaf[0]):
+    for name, value in sorted(leaves(state, leave_out=("time", "diagnostics")), key=lambda leaf: leaf[0]):
         if isinstance(value, Tensor):
             content = value.detach().cpu().contiguous()
             total.update(f"{name} {content.dtype} {tuple(content.shape)} ".encode())
@@ -43,14 +43,15 @@ def digest(state: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "", leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Everything that is neither a mapping nor a list, with the way to it (`/model/conv1.weight`)."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key != "time":
-                yield from _leaves(item, f"{name}/{key}")
+            if key not in leave_out:
+                yield from leaves(item, f"{name}/{key}", leave_out)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}/{index}")
+            yield from leaves(item, f"{name}/{index}", leave_out)
     else:
         yield name, value
 

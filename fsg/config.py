@@ -62,7 +62,13 @@ class Settings:
 
 def to_dict(config: Settings) -> dict[str, Any]:
     """The settings as plain mappings, lists and scalars, in the order of the fields."""
-    return dataclasses.asdict(config)
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_dict(cls: type[Settings], values: dict[str, Any]) -> Settings:

@@ -68,6 +68,8 @@ class Dataset:
         for images in (train_images, validation_images, test_images):
             if images.dtype != torch.uint8 or images.ndim != 4:
                 raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected torch.uint8 [n, C, H, W]")
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(f"mean {mean.tolist()} and std {std.tolist()}, expected finite numbers and std > 0")
         count, channels, height, width = train_images.shape
         self.shape: tuple[int, int, int] = (channels, height, width)
         self.classes, self.crop_padding, self.flip = classes, crop_padding, flip

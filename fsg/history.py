@@ -21,6 +21,8 @@ class ChunkLayout:
     chunks: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size is {self.chunk_size}, expected ≥ 1")
         object.__setattr__(self, "chunks", tuple(-(-shape.numel() // self.chunk_size) for shape in self.shapes))
 
     @property

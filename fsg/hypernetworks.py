@@ -6,6 +6,8 @@ The fast net looks at a weight, the slow nets at the gradient history of all lay
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -60,6 +62,20 @@ class Mamba(Settings):
     d_state: int = setting(16, "States a channel.", ge=1)
     d_conv: int = setting(4, "Tokens that the causal convolution sees.", ge=1)
 
+    def build(self, width: int) -> "MambaBlock":
+        return MambaBlock(width, self.expand, self.d_state, self.d_conv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM(Settings):
+    """An LSTM reads the same sequences, a token after the other."""
+
+    name: Literal["lstm"] = "lstm"
+    hidden: int = setting(16, "Width of its state.", ge=1)
+
+    def build(self, width: int) -> "LSTMBlock":
+        return LSTMBlock(width, self.hidden)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EMA(Settings):
@@ -69,7 +85,7 @@ class EMA(Settings):
     decay: float = setting(0.9, "Weight of a gradient over that of the next newer one.", gt=0, le=1)
 
 
-SlowNetConfig = Mamba | EMA
+SlowNetConfig = Mamba | LSTM | EMA
 
 
 def average(history: Tensor, decay: float) -> Tensor:
@@ -130,6 +146,26 @@ class MambaBlock(nn.Module):
         return convolved
 
 
+class LSTMBlock(nn.Module):
+    """An LSTM over the same sequences, and a linear map of its output at each one's last tokens back to the width.
+
+        out_proj(LSTM(u)),   state and cell zero before a sequence's first token
+
+    u [T, width] → [M, width], where T = Σ lengths and M = Σ tails. Sequences of like length take their steps together.
+    Hochreiter and Schmidhuber, Neural Computation 9 (8), 1997.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden)
+        self.out_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, u: Tensor, sequences: "Sequences") -> Tensor:
+        batches, places = sequences.batches
+        outputs = [self.lstm(u[rows])[0].flatten(0, 1) for rows in batches]
+        return self.out_proj(torch.cat(outputs).index_select(0, places))
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Where the tokens of each layer's sequence stand.
@@ -143,6 +179,29 @@ class Sequences:
     tail: Tensor
     lengths: tuple[int, ...]
     tails: tuple[int, ...]
+
+    @cached_property
+    def batches(self) -> tuple[list[Tensor], Tensor]:
+        """Sequences of like length side by side: rows of their tokens [steps, sequences], a batch a power of two.
+
+        A shorter sequence repeats its last token. With them, the places [M] of the newest gradient's tokens among the
+        batches' own, flattened, one batch behind the other.
+        """
+        starts = [0, *accumulate(self.lengths)]
+        alike: dict[int, list[int]] = {}
+        for layer, length in enumerate(self.lengths):
+            alike.setdefault(length.bit_length(), []).append(layer)
+        rows: list[Tensor] = []
+        places: dict[int, Tensor] = {}
+        before, device = 0, self.order.device
+        for layers in alike.values():
+            step = torch.arange(max(self.lengths[layer] for layer in layers))
+            rows.append(torch.stack([starts[i] + step.clamp_max(self.lengths[i] - 1) for i in layers], 1).to(device))
+            for column, layer in enumerate(layers):
+                newest = torch.arange(self.lengths[layer] - self.tails[layer], self.lengths[layer])
+                places[layer] = before + newest * len(layers) + column
+            before += rows[-1].numel()
+        return rows, torch.cat([places[layer] for layer in range(len(self.lengths))]).to(device)
 
     @staticmethod
     def of(layout: ChunkLayout, gradients: int, layer_embedding: bool, device: torch.device) -> "Sequences":
@@ -164,7 +223,7 @@ class Sequences:
 
 
 class SlowNet(nn.Module):
-    """The slow net: a Mamba block over [layer embedding; the layer's gradients, oldest first], one for all layers.
+    """The slow net: a Mamba or LSTM block over [layer embedding; the layer's gradients, oldest first], for all layers.
 
     A chunk of gradient elements is one token: `token_in` maps it to the token's width, `token_out` back. With one
     element a chunk and width 1 there are no such maps, as in the released code.
@@ -172,19 +231,21 @@ class SlowNet(nn.Module):
     history [K, M, chunk_size] → [M, chunk_size], the output at the newest gradient's tokens.
     """
 
-    def __init__(self, config: Mamba, layout: ChunkLayout, width: int, layer_embedding: bool) -> None:
+    def __init__(self, config: Mamba | LSTM, layout: ChunkLayout, width: int, layer_embedding: bool) -> None:
         super().__init__()
         self.layout = layout
         self.layer_embedding = nn.Embedding(len(layout.shapes), width) if layer_embedding else None
         mapped = (layout.chunk_size, width) != (1, 1)
         self.token_in = nn.Linear(layout.chunk_size, width, bias=False) if mapped else None
-        self.mamba = MambaBlock(width, config.expand, config.d_state, config.d_conv)
+        self.block = config.name
+        self.add_module(self.block, config.build(width))
         self.token_out = nn.Linear(width, layout.chunk_size, bias=False) if mapped else None
         self._sequences: dict[int, Sequences] = {}
 
     def start_at_zero(self) -> None:
         """Let the output be zero until the last map has learned something."""
-        nn.init.zeros_((self.token_out or self.mamba.out_proj).weight)
+        last = self.token_out or self.get_submodule(f"{self.block}.out_proj")
+        nn.init.zeros_(last.get_parameter("weight"))
 
     def forward(self, history: Tensor) -> Tensor:
         tokens = history.flatten(0, 1)
@@ -193,7 +254,7 @@ class SlowNet(nn.Module):
         if self.layer_embedding is not None:
             tokens = torch.cat([tokens, self.layer_embedding.weight])
         sequences = self._of(len(history), history.device)
-        output = self.mamba(tokens.index_select(0, sequences.order), sequences)
+        output = self.get_submodule(self.block)(tokens.index_select(0, sequences.order), sequences)
         return output if self.token_out is None else self.token_out(output)
 
     def _of(self, gradients: int, device: torch.device) -> Sequences:

@@ -5,10 +5,13 @@ A layer keeps its latent weight as an ordinary parameter. Called plainly it quan
 can quantize once a step, from outside, whatever it likes (a look-ahead, say), and shared layers just work.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fsg.quantizers import Quantizer
 
@@ -22,11 +25,25 @@ class _Quantized(nn.Module):
         return self.quantizer(self.weight) if latent else self.weight
 
 
+class QuantConv1d(_Quantized, nn.Conv1d):
+    """`nn.Conv1d` whose forward pass uses the quantized weight, [out, in/groups, k]."""
+
+    def forward(self, signals: Tensor) -> Tensor:
+        return self._conv_forward(signals, self.quantized_weight(), self.bias)
+
+
 class QuantConv2d(_Quantized, nn.Conv2d):
     """`nn.Conv2d` whose forward pass uses the quantized weight, [out, in/groups, kh, kw]."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self._conv_forward(images, self.quantized_weight(), self.bias)
+
+
+class QuantConv3d(_Quantized, nn.Conv3d):
+    """`nn.Conv3d` whose forward pass uses the quantized weight, [out, in/groups, kd, kh, kw]."""
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        return self._conv_forward(volumes, self.quantized_weight(), self.bias)
 
 
 class QuantLinear(_Quantized, nn.Linear):
@@ -36,21 +53,81 @@ class QuantLinear(_Quantized, nn.Linear):
         return F.linear(features, self.quantized_weight(), self.bias)
 
 
-_QUANTIZED: dict[type[nn.Module], type[_Quantized]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+_QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.Linear: QuantLinear,
+}
+_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
 
 
-def quantize(model: nn.Module, quantizer: Quantizer) -> nn.Module:
-    """Turn every `nn.Conv2d` and `nn.Linear` of a model into its quantized layer, in place; returns the model.
+def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[str] = ()) -> nn.Module:
+    """Turn every convolution (`nn.Conv1d`, `2d`, `3d`) and `nn.Linear` into its quantized layer, in place.
 
-    Parameters, buffers, hooks and names stay, so weights load by the names they had.
-    Raises ValueError where there is no such layer.
+    Returns the model. What multiplies with weights and is neither (a subclass, `nn.MultiheadAttention`, recurrent and
+    transposed layers), and what shares its weight with such a module, stays in full precision; a warning names it.
+
+    Layers whose name one of the `full_precision` patterns matches stay as they are: `*` stands for anything, as in
+    `["conv1", "*.downsample.*", "fc"]`. Parameters, buffers, hooks and names stay, so weights load by the names they
+    had. Raises ValueError for a pattern without a layer, for lazy layers that have no weights yet, and where no layer
+    is left to quantize.
     """
-    for module in model.modules():
-        if type(module) in _QUANTIZED:
+    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(f"{lazy[0]} has no shape yet, expected a model that has seen a batch (lazy layers)")
+    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if type(m) in _QUANTIZED}
+    kept: set[int] = set()
+    for pattern in full_precision:
+        matched = [id(module) for name, module in layers.items() if fnmatchcase(name, pattern)]
+        if not matched:
+            names = list(layers) if len(layers) <= 6 else [*list(layers)[:3], "…", *list(layers)[-2:]]
+            raise ValueError(f"no layer is named {pattern!r}, expected a pattern for some of {', '.join(names)}")
+        kept.update(matched)
+    binary = {name: module for name, module in layers.items() if id(module) not in kept}
+    shared = [name for name, module in binary.items() if _shares(model, module, binary)]
+    kept.update(id(layers[name]) for name in shared)
+    _say_what_stays(model, shared)
+    for module in layers.values():
+        if type(module) in _QUANTIZED and id(module) not in kept:
             module.__class__ = _QUANTIZED[type(module)]
             setattr(module, "quantizer", quantizer)  # noqa: B010  # a Module types its attributes as tensors
     if not any(True for _ in quantized_layers(model)):
-        raise ValueError("the model has no layer to quantize: expected at least one nn.Conv2d or nn.Linear")
+        raise ValueError("the model has no layer to quantize: expected at least one convolution or nn.Linear")
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # in evaluation torch's fused kernel would take the latent weights
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # which that kernel alone could read
+    return model
+
+
+def _shares(model: nn.Module, layer: nn.Module, layers: dict[str, nn.Module]) -> bool:
+    """Whether a layer's weight is that of a module of another kind too, an embedding's say."""
+    own = {id(module) for module in layers.values()}
+    others = (m for m in model.modules() if id(m) not in own and not isinstance(m, _Quantized))
+    return any(parameter is layer.weight for other in others for parameter in other.parameters(recurse=False))
+
+
+def _say_what_stays(model: nn.Module, shared: list[str]) -> None:
+    stays = [f"{name} (its weight is also another module's)" for name in shared]
+    owner = ""
+    for name, module in model.named_modules():
+        inside = bool(owner) and name.startswith(f"{owner}.")
+        other = isinstance(module, _WITH_WEIGHTS) and not isinstance(module, _Quantized)
+        if other and type(module) not in _QUANTIZED and not inside:
+            owner = name
+            stays.append(f"{name or 'the model'} ({type(module).__name__})")
+    if stays:
+        warnings.warn(f"in full precision stay {', '.join(stays)}: see quantize", stacklevel=3)
+
+
+def dequantize(model: nn.Module) -> nn.Module:
+    """The inverse of `quantize`, in place: every quantized layer uses its latent weight; returns the model."""
+    plain = {quantized: original for original, quantized in _QUANTIZED.items()}
+    for module in model.modules():
+        if type(module) in plain:
+            del module.quantizer
+            module.__class__ = plain[type(module)]
     return model
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fsg import config
+from fsg.activations import ActivationDerivative, SignActivation
 from fsg.config import choice, setting
 from fsg.imported import Imported
 
@@ -18,15 +19,23 @@ class ResNet(nn.Module):
     (fan out, for ReLU), batch norms from weight 1 and bias 0, the linear layer as torch has it.
     Shapes: images [b, C, H, W] → logits [b, classes]. Raises ValueError for a depth that is not 6n + 2.
     He, Zhang, Ren and Sun, CVPR 2016 (arXiv:1512.03385), section 4.2; the initialisation: ICCV 2015 (arXiv:1502.01852).
+
+    With 1-bit activations each 3x3 convolution of the stages sees signs, and has a shortcut of its own, as in Bi-Real
+    Net (ECCV 2018, arXiv:1808.00278); there is no ReLU. The same parameters have the same names and shapes. Images, the
+    1x1 convolutions' inputs and the linear layer's stay real numbers.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Settings):
-        """A CIFAR ResNet of `depth` layers with 1x1-convolution shortcuts."""
+        """A CIFAR ResNet of `depth` layers with 1x1-convolution shortcuts, its activations real or ±1."""
 
         name: Literal["resnet"] = "resnet"
         depth: Literal[8, 14, 20, 32, 44, 56, 110] = choice(20, "Number of layers: 6n + 2.")
         width: int = setting(16, "Channels of the first stage; the next two have twice and four times as many.", ge=1)
+        activation_bits: Literal[32, 1] = choice(32, "1: what the 3x3 convolutions of the stages see is ±1.")
+        activation_derivative: ActivationDerivative = choice(
+            "approx_sign", "What stands in for the derivative of a 1-bit activation."
+        )
 
         def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
             """The full-precision network for images of `shape` (channels, height, width), drawn from torch's generator.
@@ -38,25 +47,30 @@ class ResNet(nn.Module):
                 raise ValueError(f"ResNet: images of {channels}x{height}x{width}, expected at least 1x8x8")
             if classes < 2:
                 raise ValueError(f"ResNet: classes is {classes}, expected ≥ 2")
-            return ResNet(self.depth, self.width, channels, classes)
+            derivative = self.activation_derivative if self.activation_bits == 1 else None
+            return ResNet(self.depth, self.width, channels, classes, derivative)
 
-    def __init__(self, depth: int, width: int, in_channels: int, classes: int) -> None:
+    def __init__(
+        self, depth: int, width: int, in_channels: int, classes: int, sign: ActivationDerivative | None = None
+    ) -> None:
+        """`sign`, the surrogate of 1-bit activations' derivative; None for real ones."""
         super().__init__()
         blocks, remainder = divmod(depth - 2, 6)
         if blocks < 1 or remainder:
             raise ValueError(f"ResNet: depth is {depth}, expected 6n + 2 ≥ 8")
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(blocks, width, width, stride=1)
-        self.layer2 = _stage(blocks, width, 2 * width, stride=2)
-        self.layer3 = _stage(blocks, 2 * width, 4 * width, stride=2)
+        self.relu: nn.Module = nn.ReLU() if sign is None else nn.Identity()
+        self.layer1 = _stage(blocks, width, width, 1, sign)
+        self.layer2 = _stage(blocks, width, 2 * width, 2, sign)
+        self.layer3 = _stage(blocks, 2 * width, 4 * width, 2, sign)
         self.fc = nn.Linear(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.bn1(self.conv1(images)).relu()
+        features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
         return self.fc(features.mean((2, 3)))
 
@@ -80,9 +94,28 @@ class _Block(nn.Module):
         return (self.bn2(self.conv2(inner)) + self.downsample(features)).relu()
 
 
-def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    first = _Block(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(_Block(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+class _SignBlock(_Block):
+    """Two times x ← bn(conv(sign x)) + shortcut x; what a sign sees is a sum of batch norms' outputs.
+
+    [b, in, h, w] → [b, out, ⌈h/stride⌉, ⌈w/stride⌉]; the second shortcut is the identity.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, derivative: ActivationDerivative) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.sign = SignActivation(derivative)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.bn1(self.conv1(self.sign(features))) + self.downsample(features)
+        return self.bn2(self.conv2(self.sign(features))) + features
+
+
+def _stage(
+    blocks: int, in_channels: int, out_channels: int, stride: int, sign: ActivationDerivative | None
+) -> nn.Sequential:
+    sizes = [(in_channels, stride), *[(out_channels, 1)] * (blocks - 1)]
+    return nn.Sequential(
+        *(_Block(i, out_channels, s) if sign is None else _SignBlock(i, out_channels, s, sign) for i, s in sizes)
+    )
 
 
 ModelConfig = ResNet.Config | Imported

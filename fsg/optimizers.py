@@ -1,6 +1,6 @@
 """Optimizers of the network: pure directions, and one class that keeps their state.
 
-    W ← W − lr·direction
+    W ← W − lr·direction,   and latent weights W ← min(max(W, −a), a) where `clip_latent` is a
 
 `step` leaves the direction that it applied in each parameter's `.grad`, where a look-ahead finds it.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
 from fsg.imported import Imported
+from fsg.layers import quantized_layers
 
 State = dict[str, list[Tensor]]
 
@@ -23,6 +24,8 @@ class Rule(Protocol):
 
     @property
     def weight_decay(self) -> float: ...
+    @property
+    def clip_latent(self) -> float | None: ...
 
     def buffers(self) -> tuple[str, ...]:
         """Names of the buffers kept for each parameter, zero at the start, of its shape."""
@@ -37,6 +40,7 @@ class Rule(Protocol):
 class _Rule(Settings):
     lr: float = setting(1e-3, "Learning rate before the schedule.", gt=0)
     weight_decay: float = setting(0.0, "L2 penalty: weight_decay·W is added to the gradient.", ge=0)
+    clip_latent: float | None = setting(None, "Latent weights are kept within ± this; null: anywhere.", gt=0)
 
     def buffers(self) -> tuple[str, ...]:
         return ()
@@ -110,6 +114,7 @@ class Optimizer:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = list(trained)
         self.parameters: list[Tensor] = list(trained.values())
+        self.latent: list[Tensor] = [layer.weight for _, layer in quantized_layers(model)]
         self.steps = 0
         self.state: State = {b: [torch.zeros_like(p) for p in self.parameters] for b in rule.buffers()}
 
@@ -129,6 +134,9 @@ class Optimizer:
             torch._foreach_add_(gradients, self.parameters, alpha=self.rule.weight_decay)
         self.rule.direction(gradients, self.state, self.steps)
         torch._foreach_add_(self.parameters, gradients, alpha=-lr)
+        if self.rule.clip_latent is not None and self.latent:
+            torch._foreach_clamp_min_(self.latent, -self.rule.clip_latent)
+            torch._foreach_clamp_max_(self.latent, self.rule.clip_latent)
 
     def state_dict(self) -> dict[str, Any]:
         buffers = {b: dict(zip(self.names, tensors, strict=True)) for b, tensors in self.state.items()}

@@ -33,7 +33,8 @@ def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
     """The scan by the fastest way that this machine has. Shapes as in the module's docstring."""
-    way = native_scan if x.device.type == "cpu" and native.library("selective_scan") is not None else blocked
+    suits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    way = native_scan if suits and native.library("selective_scan") is not None else blocked
     return way(x, delta, A, B, C, D, lengths, tails)
 
 

@@ -13,18 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import fsg
+from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
 from fsg.data import DataConfig, FashionMNISTSubset
-from fsg.estimators import STE, EstimatorConfig, GradientEstimator
+from fsg.diagnostics import Diagnostics, Table
+from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
+from fsg.finite import Diverged, Watch, not_finite
+from fsg.imported import Imported
 from fsg.layers import quantize
 from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ModelConfig, ResNet
 from fsg.optimizers import Adam, Optimizer, OptimizerConfig
-from fsg.quantizers import DoReFa, FullPrecision, QuantizerConfig
+from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
 
 PAPERS_EPOCHS = 10
+SAMPLES = 8  # steps of an epoch whose gradients the diagnostics look at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,9 @@ class TrainConfig(Settings):
     data: DataConfig = choice(FashionMNISTSubset, "The images.", discriminator="name")
     model: ModelConfig = choice(ResNet.Config, "The network.", discriminator="name")
     quantizer: QuantizerConfig = choice(DoReFa, "What makes its weights binary.", discriminator="name")
+    full_precision_layers: tuple[str, ...] = choice(
+        (), "Layers that are not quantized, by name; * stands for anything, as in [conv1, '*.downsample.*', fc]."
+    )
     estimator: EstimatorConfig = choice(STE.Config, "Where their gradient comes from.", discriminator="name")
     optimizer: OptimizerConfig = choice(Adam, "What is done with it.", discriminator="name")
     lr_schedule: ScheduleConfig = choice(Cosine, "How the learning rate changes.", discriminator="name")
@@ -47,6 +56,16 @@ class TrainConfig(Settings):
     )
     log_every: int = setting(10, "Steps whose mean loss makes one row.", ge=1)
     evaluate_every: int = setting(1, "Epochs between two validations.", ge=1)
+    diagnostics: bool = setting(
+        True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "full_precision_layers", tuple(self.full_precision_layers))
+        if self.full_precision_layers and not isinstance(self.model, Imported):
+            with torch.device("meta"):
+                quantize(self.model.build((3, 32, 32), 2), self.quantizer, self.full_precision_layers)
 
 
 class Row(NamedTuple):
@@ -54,10 +73,6 @@ class Row(NamedTuple):
 
     step: int
     values: dict[str, float]
-
-
-class Diverged(Exception):
-    """The loss is no longer a number."""
 
 
 def train_step(
@@ -69,6 +84,7 @@ def train_step(
     *,
     lr: float,
     progress: float,
+    diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     """One step of training; returns the mean cross entropy of the batch, detached.
 
@@ -79,7 +95,10 @@ def train_step(
     optimizer.zero_grad()
     estimator.zero_grad()
     torch.autograd.backward(loss)
-    if estimator.update(model):
+    applies = estimator.update(model)
+    if diagnostics is not None:
+        diagnostics.observe(applies)
+    if applies:
         optimizer.step(lr)
     return loss.detach()
 
@@ -100,6 +119,7 @@ def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterato
 def pretraining(config: TrainConfig) -> TrainConfig:
     """The full-precision training that `init: pretrain` implies: same images, network, threads and precision.
 
+    Quantizer and kept layers have no say in it, and are the defaults, so that trainings which differ in them share it.
     Raises ValueError for any other starting point.
     """
     init = config.init
@@ -107,8 +127,9 @@ def pretraining(config: TrainConfig) -> TrainConfig:
         raise ValueError(f"init is {init.name}, expected pretrain")
     return replace(
         config,
-        quantizer=FullPrecision(),
-        estimator=STE.Config(),
+        quantizer=DoReFa(),
+        full_precision_layers=(),
+        estimator=FullPrecision.Config(),
         optimizer=init.optimizer,
         lr_schedule=init.lr_schedule,
         init=Scratch(),
@@ -149,13 +170,19 @@ class Training:
         model = config.model.build(self.dataset.shape, self.dataset.classes)
         if start is not None:
             load_into(model, start)
-        self.model = quantize(model, config.quantizer).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        quantize(model, config.quantizer, config.full_precision_layers)
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         torch.manual_seed(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
         self.optimizer: Optimizer = config.optimizer.build(self.model)
         torch.manual_seed(derived_seed(seed, "training"))
         self.step = 0
         self.steps_per_epoch: int = self.dataset.steps_per_epoch(config.batch_size)
+        every = max(1, self.steps_per_epoch // SAMPLES)
+        observed = config.diagnostics and self.estimator.layers
+        self.diagnostics = Diagnostics(self.estimator, sample_every=every) if observed else None
+        self.table: Table | None = None
+        self.watch = Watch(self.optimizer.names, self.optimizer.parameters)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.done = False
         self.best = (0, 0.0)
@@ -171,12 +198,18 @@ class Training:
     def advance(self) -> list[Row]:
         """One step, with the validation after it where an epoch ends and the test where the training does.
 
-        Raises Diverged, naming the step and the first tensor, where the loss is no longer finite.
+        Where an epoch has ended, `table` holds its diagnostics until the next call; otherwise it is None.
+        Raises Diverged, naming the step and the first tensor, where data, loss or a gradient is no longer finite:
+        whenever a row of losses is due, and before an evaluation.
         """
         rows: list[Row] = []
+        self.table = None
         if self.step < self.total_steps:
             rows += self._train()
             if self.step % self.steps_per_epoch == 0:
+                self._check()
+                if self.diagnostics is not None:
+                    self.table = self.diagnostics.finish(self.epoch, self.step)
                 rows += self._validate()
         if self.step == self.total_steps:
             rows += self._test()
@@ -188,8 +221,11 @@ class Training:
         return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from. Raises Diverged where any of it is not finite: such a state is never kept."""
+        self._check()
         cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {
+        state = {
+            "made_by": self._made_by(),
             "step": self.step,
             "done": self.done,
             "best": list(self.best),
@@ -200,19 +236,52 @@ class Training:
             "estimator": self.estimator.state_dict(),
             "time": dict(self.time),
         }
+        if name := not_finite(state):
+            raise Diverged(f"{name.strip('/')} is not finite after step {self.step}")
+        return state | ({"diagnostics": self.diagnostics.state_dict()} if self.diagnostics is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken; in place, so that memory formats stay."""
+        """Go on from where `state_dict` was taken; in place, so that memory formats stay.
+
+        Where that had no diagnostics they begin here. Raises ValueError, in one line that says what differs, for the
+        state of a training of other settings, another seed or another version; then nothing is changed.
+        """
+        self._refuse(state)
         self.step, self.done, self.time = state["step"], state["done"], dict(state["time"])
         self.best = (state["best"][0], state["best"][1])
         self.loss_sum.copy_(state["loss_sum"])
-        self.model.load_state_dict(state["model"])
+        load_into(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
+        if self.diagnostics is not None:
+            every = self.diagnostics.sample_every
+            self.diagnostics = Diagnostics(self.estimator, sample_every=every)
+            if "diagnostics" in state:
+                self.diagnostics.load_state_dict(state["diagnostics"])
+        self.watch = Watch(self.optimizer.names, self.optimizer.parameters)
+        self.table = None
         self._batches = None
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+
+    def _made_by(self) -> dict[str, Any]:
+        return {"numerics": fsg.NUMERICS, "seed": self.seed, "config": self.config.identity()}
+
+    def _refuse(self, state: dict[str, Any]) -> None:
+        if "made_by" not in state:
+            raise ValueError("the checkpoint does not say what it is of: it is of an older version, or of no training")
+        theirs, ours = (dict(leaves(made)) for made in (state["made_by"], self._made_by()))
+        ways = [*ours, *(way for way in theirs if way not in ours)]
+        other = [
+            f"{'.'.join(way.strip('/').split('/')).removeprefix('config.')} is {theirs.get(way, 'absent')!r} "
+            f"(here {ours.get(way, 'absent')!r})"
+            for way in ways
+            if theirs.get(way, "absent") != ours.get(way, "absent")
+        ]
+        if other:
+            more = f" and {len(other) - 4} more" if len(other) > 4 else ""
+            raise ValueError(f"the checkpoint is of another training: {', '.join(other[:4])}{more}")
 
     def _train(self) -> list[Row]:
         began = time.perf_counter()
@@ -224,9 +293,13 @@ class Training:
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
         progress = self.step / self.total_steps
         with self._arithmetic():
-            loss = train_step(self.model, self.estimator, self.optimizer, images, labels, lr=lr, progress=progress)
+            loss = train_step(
+                self.model, self.estimator, self.optimizer, images, labels,
+                lr=lr, progress=progress, diagnostics=self.diagnostics,
+            )  # fmt: skip
         self.loss_sum += loss
         self.step += 1
+        self.watch.see(self.step, loss)
         if self.step % self.steps_per_epoch == 0:
             self._batches = None
         logged = self.step % config.log_every == 0 or self.step == self.total_steps
@@ -237,18 +310,21 @@ class Training:
         return [Row(self.step, {**values, "time/train_seconds": self.time["train"]})]
 
     def _logged(self, lr: float) -> dict[str, float]:
+        self._check()
         over = (self.step - 1) % self.config.log_every + 1
         loss = float(self.loss_sum) / over
         self.loss_sum.zero_()
-        if loss - loss != 0:
-            raise Diverged(f"the loss is {loss} at step {self.step}; {self._first_not_finite()}")
         return {"train/loss": loss, "lr": lr, "epoch": self.step / self.steps_per_epoch}
 
-    def _first_not_finite(self) -> str:
-        for name, tensor in self.model.state_dict().items():
-            if not torch.isfinite(tensor).all():
-                return f"the first tensor with such values is {name}"
-        return "the weights are still finite"
+    def _check(self) -> None:
+        """Raises Diverged where a step since the last check was not finite."""
+        found = self.watch.check()
+        if found is None:
+            return
+        step, what = found
+        epoch, before = divmod(step - 1, self.steps_per_epoch)
+        images, _ = next(self.dataset.batches(self.seed, epoch, self.config.batch_size, start=before))
+        raise Diverged(what if torch.isfinite(images).all() else f"{what}; the images of that step hold such values")
 
     def _validate(self) -> list[Row]:
         values: dict[str, float] = {}
@@ -269,6 +345,8 @@ class Training:
     def _evaluate(self, split: Literal["validation", "test"]) -> dict[str, float]:
         with self._arithmetic():
             loss, accuracy = evaluate(self.model, self.dataset.evaluation(split))
+        if loss - loss != 0:
+            raise Diverged(f"the {split} loss is {loss} after step {self.step}; the training losses are finite")
         return {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
 
     @contextmanager

@@ -33,7 +33,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 SYNC_EVERY = 15.0
 
 
-class _Refused(Exception):  # noqa: N818
+class _Refused(Exception):
     """What ends a launch before it starts: the lines say why."""
 
     def __init__(self, *lines: str) -> None:
@@ -194,8 +194,11 @@ class Launch:
             python_path=[str(own)] if own else [],
         )
         stop_file = ledger.stop_file(number)
-        ship = [Path(fsg.__file__).parent, Path(__file__).parent, *([own] if own else [])]
-        with tuner.connected(self.address, ship), stopping_at(stop_file, shown):  # Ray has put its own in place
+        packages = [Path(fsg.__file__).parent, Path(__file__).parent]
+        with (
+            tuner.connected(self.address, packages, own),
+            stopping_at(stop_file, shown),
+        ):  # Ray has put its own in place
             self._refuse_what_the_cluster_lacks(spec, tuner.capacity())
             shown.tally.at_a_time = tuner.in_parallel(left, taken)
             shown.tally.phase = "starting workers"

@@ -8,13 +8,14 @@
         rows-0000-00000010-00000200.jsonl    an immutable segment: index, first and last step; its first line seals it
         checkpoint-00000200.pt               a state to resume from ...
         checkpoint-00000200.json             ... which this seals and commits; it covers the segments it counts
+        diagnostics-00000195.json            what was seen of an epoch that ended there, layer by layer
         best-00000190.pt, final.pt           the network's weights
         end.json                             how the attempt ended; it covers the segments it counts
         log.txt                              the traceback, where there was one
 
 Every file is written whole under a temporary name, flushed to the disk and linked to its own; nothing is appended to
 or renamed over. Every file is sealed by a SHA-256: one that is torn or damaged is as good as absent, and what came
-before it is used. Rows are durable before the checkpoint that covers them.
+before it is used. Rows and diagnostics are durable before the checkpoint that covers them.
 
 Splice. The newest attempt rules. It names the attempt and the last step whose rows were covered when it was claimed
 (`rows_from`): those rows count, and its own after that step. It resumes from the newest checkpoint at or before that
@@ -34,7 +35,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,19 +94,23 @@ class Outcome:
     step: int = 0
 
 
-class Superseded(Exception):  # noqa: N818  (not an error of this attempt's)
+class Superseded(Exception):
     """A newer attempt at the same cell exists: this one's writer has to stop."""
 
 
-class Held(Exception):  # noqa: N818
+class Held(Exception):
     """Another launch holds the experiment."""
 
 
 class Ledger:
-    """One experiment's folder. Constructing it touches nothing."""
+    """One experiment's folder. Constructing it touches nothing.
+
+    What one such object has once found whole it does not check again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._seen: dict[Path, _View] = {}
 
     # cells
 
@@ -165,8 +170,8 @@ class Ledger:
         """The records of the attempts at a cell, oldest first, each with its `number` and, if it ended, its `end`."""
         return [view.record | {"number": view.number, "end": view.end} for view in self._history(cell_id).views]
 
-    def rows(self, cell_id: str, durable_only: bool = True) -> list[LedgerRow]:
-        """The rows of a cell, spliced over its attempts: one value a (metric, step), in the order of recording.
+    def rows(self, cell_id: str, durable_only: bool = True, after: int = -1) -> list[LedgerRow]:
+        """The rows of a cell after a step, spliced over its attempts: one value a (metric, step), as recorded.
 
         `durable_only` leaves out those that no checkpoint or end covers yet, which a death could take back; while an
         attempt is being claimed there are none.
@@ -174,7 +179,14 @@ class Ledger:
         history = self._history(cell_id)
         if durable_only and history.being_claimed:
             return []
-        return [row for piece in history.pieces for row in piece.rows(durable_only)]
+        return [row for piece in history.pieces for row in piece.rows(durable_only, after)]
+
+    def diagnostics(self, cell_id: str) -> list[dict[str, Any]]:
+        """The tables of the epochs of a cell (`fsg.diagnostics`), spliced like its durable rows: each epoch once."""
+        history = self._history(cell_id)
+        if history.being_claimed:
+            return []
+        return [table for piece in history.pieces for table in piece.diagnostics()]
 
     def outcome(self, cell_id: str) -> Outcome:
         """Where a cell stands."""
@@ -291,8 +303,14 @@ class Ledger:
     def _history(self, cell_id: str, before: int | None = None) -> "_History":
         folder = self._cell_folder(cell_id)
         numbers = [number for number in _attempt_numbers(folder) if before is None or number < before]
-        views = [_view(folder / f"{number:04d}") for number in numbers]
+        views = [self._view(folder / f"{number:04d}") for number in numbers]
         return _History([view for view in views if view is not None], bool(views) and views[-1] is None)
+
+    def _view(self, folder: Path) -> "_View | None":
+        view = _View.of(folder, self._seen.get(folder))
+        if view is not None:
+            self._seen[folder] = view
+        return view
 
     def _never_tried(self, cell_id: str) -> Outcome:
         cell, _ = self._cell_record(cell_id)
@@ -357,6 +375,10 @@ class Attempt:
             superseded.with_suffix(".json").unlink(missing_ok=True)
             superseded.with_suffix(".pt").unlink(missing_ok=True)
 
+    def diagnostics(self, table: dict[str, Any]) -> None:
+        """Keep the table of an epoch; it counts once a checkpoint or the end covers its `step`."""
+        _write_sealed(self.folder / f"diagnostics-{table['step']:08d}.json", table)
+
     def weights(self, name: str, data: bytes) -> None:
         """Keep a file of weights (`final.pt`, `best-00000190.pt`); the end seals it."""
         write_new(self.folder / name, data)
@@ -412,40 +434,48 @@ class Attempt:
 
 @dataclass(frozen=True)
 class _View:
-    """An attempt as it lies on the disk; `segments` are the leading ones whose seals hold."""
+    """An attempt as it lies on the disk; `segments` counts the leading ones whose seals hold."""
 
     folder: Path
     number: int
     record: dict[str, Any]
-    segments: list[Path]
+    segments: int
     commits: list[dict[str, Any]]
     end: dict[str, Any] | None
+    covered: int
+    reached: int
 
-    @property
-    def covers(self) -> list[dict[str, Any]]:
-        ends = [] if self.end is None else [self.end]
-        return [cover for cover in [*self.commits, *ends] if cover["segments"] <= len(self.segments)]
-
-    @property
-    def covered(self) -> int:
-        """How many segments are covered."""
-        counts = [cover["segments"] for cover in [*self.commits, *([] if self.end is None else [self.end])]]
-        return min(len(self.segments), max(counts, default=0))
-
-    @property
-    def reached(self) -> int:
-        """The last step whose rows are covered here; -1: none."""
-        rows = [int(self.segments[self.covered - 1].stem.split("-")[3])] if self.covered else []
-        return max([cover["step"] for cover in self.covers] + rows, default=-1)
+    @classmethod
+    def of(cls, folder: Path, before: "_View | None") -> "_View | None":
+        """None without a record that holds. What was seen `before` is not looked at again: no file ever changes."""
+        if before is not None and before.end is not None:
+            return before
+        record = _read_sealed(folder / "attempt.json") if before is None else before.record
+        if record is None:
+            return None
+        names = sorted(os.listdir(folder))
+        commits = [_read_sealed(folder / n) for n in names if n.startswith("checkpoint-") and n.endswith(".json")]
+        end = _read_sealed(folder / "end.json")
+        paths = _segment_paths(folder, names)
+        held = 0 if before is None else before.segments
+        while held < len(paths) and _segment_holds(paths[held]):
+            held += 1
+        covers = [commit for commit in [*commits, end] if commit is not None]
+        covered = min(held, max((cover["segments"] for cover in covers), default=0))
+        steps = [cover["step"] for cover in covers if cover["segments"] <= held]
+        steps += [_last_step(paths[covered - 1])] if covered else []
+        kept = [commit for commit in commits if commit is not None]
+        return cls(folder, int(folder.name), record, held, kept, end, covered, max(steps, default=-1))
 
     @property
     def intact(self) -> bool:
-        return self.end is None or self.end["segments"] <= len(self.segments)
+        return self.end is None or self.end["segments"] <= self.segments
 
     @property
     def seconds(self) -> float:
         before = (self.record["resumed_from"] or {}).get("seconds", 0.0)
-        return float(max([cover["seconds"] for cover in self.covers], default=before))
+        covers = [*self.commits, *([] if self.end is None else [self.end])]
+        return float(max([cover["seconds"] for cover in covers if cover["segments"] <= self.segments], default=before))
 
     def has_weights(self, name: str) -> bool:
         seal, path = self._seal(name), self.folder / name
@@ -467,13 +497,23 @@ class _Piece:
     after: int
     until: int | None
 
-    def rows(self, durable_only: bool) -> Iterator[LedgerRow]:
-        last = self.until is None
-        for path in self.view.segments[: self.view.covered] if durable_only or not last else self.view.segments:
+    def rows(self, durable_only: bool, after: int) -> Iterator[LedgerRow]:
+        count = self.view.covered if durable_only or self.until is not None else self.view.segments
+        after = max(after, self.after)
+        for path in _segment_paths(self.view.folder, sorted(os.listdir(self.view.folder)))[:count]:
+            if _last_step(path) <= after:
+                continue
             for line in path.read_bytes().splitlines()[1:]:
                 row = LedgerRow(*json.loads(line))
-                if self.after < row.step and (self.until is None or row.step <= self.until):
+                if after < row.step and (self.until is None or row.step <= self.until):
                     yield row
+
+    def diagnostics(self) -> Iterator[dict[str, Any]]:
+        last = self.view.reached if self.until is None else self.until
+        for path in sorted(self.view.folder.glob("diagnostics-*.json")):
+            counts = self.after < int(path.stem.split("-")[1]) <= last
+            if counts and (table := _read_sealed(path)) is not None:
+                yield table
 
 
 @dataclass
@@ -519,27 +559,19 @@ class _History:
             for commit in sorted(piece.view.commits, key=lambda commit: -int(commit["step"])):
                 step = commit["step"]
                 path = piece.view.folder / f"checkpoint-{step:08d}.pt"
-                if step <= self.reached and commit["segments"] <= len(piece.view.segments) and _holds(path, commit):
+                if step <= self.reached and commit["segments"] <= piece.view.segments and _holds(path, commit):
                     return ResumePoint(piece.view.number, step, path, commit["seconds"])
         return None
 
 
-def _view(folder: Path) -> _View | None:
-    record = _read_sealed(folder / "attempt.json")
-    if record is None:
-        return None
-    names = sorted(os.listdir(folder))
-    commits = (
-        _read_sealed(folder / name) for name in names if name.startswith("checkpoint-") and name.endswith(".json")
-    )
-    segments: list[Path] = []
-    for name in names:
-        if name.startswith("rows-") and (int(name.split("-")[1]) != len(segments) or not _segment_holds(folder / name)):
-            break
-        if name.startswith("rows-"):
-            segments.append(folder / name)
-    end = _read_sealed(folder / "end.json")
-    return _View(folder, int(folder.name), record, segments, [commit for commit in commits if commit is not None], end)
+def _segment_paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The segments of rows, as far as none is missing."""
+    found = [name for name in names if name.startswith("rows-")]
+    return [folder / name for index, name in enumerate(found) if int(name.split("-")[1]) == index]
+
+
+def _last_step(segment: Path) -> int:
+    return int(segment.stem.split("-")[3])
 
 
 def _attempt_numbers(folder: Path) -> list[int]:

@@ -118,7 +118,7 @@ class LiveView:
 
     def again(self, cell: Cell, reason: str) -> None:
         self.tally.again(cell, reason)
-        self.message(f"{cell.label} goes on from its last checkpoint: {reason}")
+        self.message(f"{cell.label} goes again: {reason}")
 
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         self.tally.ended(cell, state, reason, log)
@@ -140,7 +140,7 @@ class LiveView:
     def draw(self) -> RenderableType:
         tally, height = self.tally, self.console.height
         width = self.console.width
-        runs = list(tally.running.values())[: max(1, height - 8)]
+        runs = list(tally.running.values())[: max(1, height - 10)]
         parts: list[RenderableType] = [self._head(), Text("")]
         if runs:
             parts.append(self._table(runs, width))
@@ -153,7 +153,7 @@ class LiveView:
             parts.append(line)
         hint = "stopping: each running cell keeps a checkpoint; Ctrl-C again ends at once"
         hint = hint if tally.stopping else "Ctrl-C stops at a checkpoint; the same command goes on from there"
-        parts += [Text(""), Text(hint, style="yellow" if tally.stopping else "dim")]
+        parts += [Text(""), Text(hint, style="yellow" if tally.stopping else "dim", no_wrap=True, overflow="ellipsis")]
         return Group(*parts)
 
     def _head(self) -> RenderableType:
@@ -174,13 +174,14 @@ class LiveView:
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
         head.add_row(f"[bold]{escape(self.name)}[/]", ProgressBar(total=max(tally.total, 1), completed=total), times)
-        return Group(head, Text.from_markup("  ".join(counts)))
+        return Group(head, _one_line("  ".join(counts)))
 
     def _table(self, runs: Sequence[_Running], width: int) -> Table:
-        shown = [name for name in _SHOWN if any(name in run.metrics for run in runs)]
+        wide = width >= 60
+        shown = [name for name in _SHOWN if wide and any(name in run.metrics for run in runs)]
         table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
         table.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column("", width=12 if width < 90 else 20)
+        table.add_column("", width=0 if not wide else 12 if width < 90 else 20)
         table.add_column("step", justify="right", no_wrap=True)
         for name in shown:
             table.add_column(_SHOWN[name], justify="right", no_wrap=True)
@@ -209,7 +210,7 @@ class PlainLines:
 
     def again(self, cell: Cell, reason: str) -> None:
         self.tally.again(cell, reason)
-        self.message(f"{cell.label} goes on from its last checkpoint: {reason}")
+        self.message(f"{cell.label} goes again: {reason}")
 
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         run = self.tally.running.get(cell.id)
@@ -239,6 +240,12 @@ class PlainLines:
         left = self.tally.left()
         about = f", about {duration(left)} left" if left is not None and len(self.tally.over) < self.tally.total else ""
         return f"{len(self.tally.over)}/{self.tally.total} cells{about}"
+
+
+def _one_line(markup: str) -> Text:
+    text = Text.from_markup(markup)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def view(standings: Sequence[Standing], name: str, at_a_time: int, console: Console) -> LiveView | PlainLines:

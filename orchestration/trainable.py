@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +14,21 @@ from orchestration.ledger import Ledger
 from orchestration.training import CellTraining
 
 SECONDS_A_STEP = 1.0
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class _Watched:
+    """Whether a file exists, asked of a file system, which may be a slow one, now and then."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._asked = path, 0.0
+
+    def exists(self) -> bool:
+        now = time.monotonic()
+        if now - self._asked < SECONDS_BETWEEN_LOOKS:
+            return False
+        self._asked = now
+        return self._path.exists()
 
 
 class CellTrainable(tune.Trainable):
@@ -53,7 +69,7 @@ class CellTrainable(tune.Trainable):
         self._running.interrupt("stopped")
 
     def _take(self, config: dict[str, Any]) -> None:
-        stop_file = config["stop_file"]
+        stop_file = _Watched(Path(config["stop_file"]))
         ledger = Ledger(Path(config["results"]))
         self._running = CellTraining(
             ledger,
@@ -61,7 +77,7 @@ class CellTrainable(tune.Trainable):
             device=config["device"],
             checkpoint_every=config["checkpoint_every"],
             record=config["record"],
-            stop=lambda: self._terminated or os.path.exists(stop_file),
+            stop=lambda: self._terminated or stop_file.exists(),
         )
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:

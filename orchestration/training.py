@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fsg import checkpoint
+from fsg.finite import Diverged
 from fsg.imported import source_sha256
-from fsg.trainer import Diverged, Training
+from fsg.trainer import Training
 from orchestration import provenance
 from orchestration.fresh import as_fresh
 from orchestration.ledger import Attempt, Ledger, Superseded
@@ -79,6 +80,8 @@ class CellTraining:
             if self._going is not None:
                 self._going.checkpoint()
             self._end("interrupted", reason)
+        except Diverged as error:
+            self._end("diverged", _one_line(error))
         except (Superseded, OSError) as error:
             self.ended, self.reason = "interrupted", f"{reason}; no checkpoint was kept: {_one_line(error)}"
 
@@ -153,6 +156,8 @@ class _Going:
         rows = self.training.advance()
         self.seconds += time.monotonic() - began
         self.attempt.record(rows)
+        if self.training.table is not None:
+            self.attempt.diagnostics(self.training.table)
         values: dict[str, float] = {}
         for row in rows:
             values |= row.values
@@ -176,11 +181,10 @@ class _Going:
 
     def finish(self) -> None:
         """Keep the weights and end the attempt."""
-        step = self.training.step
+        step, digest = self.training.step, checkpoint.digest(self.training.state_dict())
         if self.best and self.best["step"] < step:
             self.attempt.weights(f"best-{self.best['step']:08d}.pt", checkpoint.to_bytes(self.best["weights"]))
         self.attempt.weights("final.pt", checkpoint.to_bytes(self.training.weights()))
-        digest = checkpoint.digest(self.training.state_dict())
         self.attempt.finish("done", digest=digest, step=step, seconds=self.seconds)
 
 

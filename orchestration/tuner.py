@@ -179,17 +179,18 @@ def run(
 
 
 @contextmanager
-def connected(address: str | None, ship: Sequence[Path] = ()) -> Iterator[None]:
-    """A Ray of this process's own, on loopback, or with `address` a running cluster's, to which `ship` is sent.
+def connected(address: str | None, packages: Sequence[Path] = (), own: Path | None = None) -> Iterator[None]:
+    """A Ray of this process's own, on loopback, or with `address` a running cluster's.
+
+    To a cluster, these packages are sent, and the Python files of the user's `own` folder.
 
     `ray_settings.prepare` has to come before the import of this module.
     """
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    folder: str | None = None
+    folder = tempfile.mkdtemp(prefix="fsg-", dir="/tmp")  # sockets lie below it, and their paths must be short
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address is None:
-        folder = tempfile.mkdtemp(prefix="fsg-", dir="/tmp")  # sockets lie below it, and their paths must be short
         options |= {
             "address": "local",
             "num_cpus": cores(),
@@ -198,16 +199,33 @@ def connected(address: str | None, ship: Sequence[Path] = ()) -> Iterator[None]:
             "_temp_dir": folder,
         }
     else:
-        options |= {"address": address}
-        if ship:
-            options |= {"runtime_env": {"py_modules": [str(path) for path in ship]}}
+        shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
+        if own is not None:
+            shipped |= {"working_dir": str(python_files(own, Path(folder) / "own"))}
+        options |= {"address": address, "runtime_env": shipped}
     try:
         ray.init(**options)
         yield
     finally:
         ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def python_files(source: Path, target: Path) -> Path:
+    """Copy the Python files of a folder and of those below it, but for hidden ones, environments and results."""
+    for folder, below, names in os.walk(source):
+        below[:] = [name for name in below if not name.startswith((".", "__")) and not _is_foreign(Path(folder, name))]
+        for name in names:
+            if name.endswith(".py"):
+                copy = target / Path(folder, name).relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(Path(folder, name), copy)
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _is_foreign(folder: Path) -> bool:
+    return (folder / "pyvenv.cfg").exists() or (folder / "mlflow.db").exists()
 
 
 def capacity() -> dict[str, float]:

@@ -10,7 +10,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 def test_the_librarys_code_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "library.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 6
     program = "\n".join(blocks).replace("TrainConfig(epochs=1)", "TrainConfig(epochs=0)")
     program += "\nmodel = fsg.quantize(torch.nn.Linear(2, 2), fsg.Sign())\n"
     program += "scaled = Scaled.Config(strength=0.5).build(torch.nn.Sequential(model))\n"

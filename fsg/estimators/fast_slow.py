@@ -31,8 +31,8 @@ class FSG(LookAhead):
                     c⊙f                                          semantics: released
 
     r is the root mean square of a layer's history, which frees the slow net of the gradients' scale; average([·])
-    weighs a gradient with 0.9^age; with start: identity, c is zero where a latent weight is beyond the quantizer's
-    saturation, as in the straight-through estimator, which the whole then is at first, averaged over the history.
+    weighs a gradient with 0.9^age; with start: identity, c is zero where a latent weight is saturated, at a
+    position |x| > 1, as in the straight-through estimator, which the whole then is at first, averaged over the history.
     The backward pass teaches the hypernetworks through the look-ahead: their own Adams follow
     ∂loss/∂Ŵ ⊙ dŴ/dW ⊙ ∂(look-ahead). `applied: previous` updates with the gradient of the step before, the one that
     the look-ahead used, so the first step has no update; `applied: current` with the newest one. Under `released`
@@ -148,13 +148,28 @@ class FSG(LookAhead):
 
     def _combine(self) -> tuple[Tensor, Tensor]:
         """The weighted sum α·s + (1 − α)·c⊙f and the gradient for the optimizer, packed."""
-        alpha, zero = self.config.slow_weight, torch.zeros_like(self.factor)
-        fast = zero if self.fast_gradient is None else self.factor * self.fast_gradient
-        slow = zero if self.average is None else self.factor * self.average
-        if self.slow_gradient is not None:
-            slow = slow + self.slow_gradient
+        alpha = self.config.slow_weight
+        fast, slow = self._parts(self.factor)
         combined = alpha * slow + (1 - alpha) * fast
         return combined, fast if self.config.semantics == "released" else combined
+
+    def _parts(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """c⊙f and s, packed."""
+        zero = torch.zeros_like(factor)
+        fast = zero if self.fast_gradient is None else factor * self.fast_gradient
+        slow = zero if self.average is None else factor * self.average
+        if self.slow_gradient is not None:
+            slow = slow + self.slow_gradient
+        return fast, slow
+
+    @torch.no_grad()
+    def gradients_by_kind(self) -> dict[str, list[Tensor]]:
+        """With `fast`, c⊙f, and `slow`, s, as they were generated from this step's gradient."""
+        fast, slow = (self.layout.unpack(part) for part in self._parts(self._factor()))
+        own = {"fast": fast} if self.fast is not None else {}
+        if self.slow is not None or self.average_decay is not None:
+            own["slow"] = slow
+        return super().gradients_by_kind() | own
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"history": self.history.state_dict()}

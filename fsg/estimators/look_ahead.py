@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg.estimators.protocol import GradientEstimator
-from fsg.estimators.straight_through import derivative
+from fsg.estimators.straight_through import pull_back
 
 
 class LookAhead(GradientEstimator):
@@ -18,7 +18,7 @@ class LookAhead(GradientEstimator):
 
     so the backward pass reaches the hypernetworks, whose own Adams step along
 
-        ∂loss/∂Ŵ ⊙ c ⊙ 1[|W̃| ≤ saturation]  at W_eff.
+        ∂loss/∂Ŵ ⊙ c ⊙ 1[|x| ≤ 1]  at W_eff, with x the quantizer's position of W̃.
 
     Nothing is looked ahead in the first step, for there is no gradient yet.
     """
@@ -83,7 +83,9 @@ class LookAhead(GradientEstimator):
         self.generate()
         applied = self.applied()
         for weight, gradient in zip(self.weights, applied or self.straight_through(gradients), strict=True):
-            weight.grad = torch.empty_like(weight).copy_(gradient.detach())  # in the weight's memory format, for the optimizer
+            weight.grad = torch.empty_like(weight).copy_(
+                gradient.detach()
+            )  # in the weight's memory format, for the optimizer
         self.ready = True
         return applied is not None
 
@@ -91,11 +93,16 @@ class LookAhead(GradientEstimator):
     def straight_through(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """∂loss/∂W_eff by the straight-through derivative of the quantizer."""
         return [
-            gradient * derivative(layer.quantizer, prequantized, weight.detach())
+            pull_back(layer.quantizer, prequantized, weight.detach(), gradient)
             for layer, gradient, prequantized, weight in zip(
                 self.layers.values(), gradients, self.prequantized, self.effective, strict=True
             )
         ]
+
+    def gradients_by_kind(self) -> dict[str, list[Tensor]]:
+        """`ste` is the straight-through gradient at the looked-ahead weight."""
+        quantized = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
+        return {"quantized": quantized, "ste": self.straight_through(quantized)} | super().gradients_by_kind()
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers.values():

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fsg.layers import quantized_layers
@@ -46,6 +47,19 @@ class GradientEstimator(ABC):
         Returns whether there is something for the optimizer to apply.
         """
 
+    def gradients_by_kind(self) -> dict[str, list[Tensor]]:
+        """What the last `update` worked with, by kind, a tensor a layer: for diagnostics, before the optimizer's step.
+
+        `quantized` is g = ∂loss/∂Ŵ, `ste` the straight-through gradient, `applied` what the optimizer gets; others are
+        the estimator's own. Here `applied` alone.
+        """
+        return {"applied": [_or_zeros(weight.grad, weight) for weight in self.weights]}
+
+    @torch.no_grad()
+    def quantized_weights(self) -> list[Tensor]:
+        """Ŵ = Q(W) of this step's latent weights, not looked ahead: for diagnostics, before the optimizer's step."""
+        return [layer.quantizer(layer.weight) for layer in self.layers.values()]
+
     def zero_grad(self) -> None:
         """Clear what is learned beside the network."""
         return
@@ -57,3 +71,7 @@ class GradientEstimator(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """In place. The network's and the optimizer's states are loaded before this one."""
         return
+
+
+def _or_zeros(gradient: Tensor | None, weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight) if gradient is None else gradient

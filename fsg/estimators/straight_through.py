@@ -1,47 +1,58 @@
-"""Straight-through estimators: the derivative of the rounding is replaced by a simple one."""
+"""Straight-through estimators: the derivative of the rounding is replaced by a simple one, its surrogate."""
 
-import math
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fsg.config import Settings
+from fsg.config import Settings, choice, setting
 from fsg.estimators.protocol import GradientEstimator
 from fsg.quantizers import Quantizer
 
+Surrogate = Callable[[Tensor], Tensor]
 
-def derivative(quantizer: Quantizer, prequantized: Tensor, weight: Tensor) -> Tensor:
-    """c ⊙ 1[|W̃| ≤ saturation]: what stands in for dŴ/dW at a weight. Same shape as the weight.
 
-    c is the quantizer's calibration; the factor after it stands in for the derivative of the rounding.
+def clipped(position: Tensor) -> Tensor:
+    """1[|x| ≤ 1], the derivative of the hard tanh."""
+    return position.abs() <= 1
+
+
+def derivative(quantizer: Quantizer, prequantized: Tensor, weight: Tensor, surrogate: Surrogate = clipped) -> Tensor:
+    """c ⊙ surrogate(x): what stands in for dŴ/dW at a weight. Same shape as the weight.
+
+    c is the quantizer's calibration, x the position of W̃; the surrogate stands in for the derivative of the rounding.
     """
-    factor = quantizer.calibration(weight)
-    if quantizer.saturation < math.inf:
-        factor = factor * (prequantized.abs() <= quantizer.saturation)
-    return factor
+    return quantizer.calibration(weight) * surrogate(quantizer.position(prequantized))
 
 
-class STE(GradientEstimator):
-    """The straight-through estimator.
+def pull_back(
+    quantizer: Quantizer, prequantized: Tensor, weight: Tensor, gradient: Tensor, surrogate: Surrogate = clipped
+) -> Tensor:
+    """∂L/∂W from g = ∂L/∂Ŵ: g ⊙ surrogate(x), pulled back through the pre-quantization. Same shape as the weight."""
+    return quantizer.pull_back(weight, gradient * surrogate(quantizer.position(prequantized)))
+
+
+class StraightThrough(GradientEstimator):
+    """What straight-through estimators share: they differ in the surrogate alone.
 
     Forward:   Ŵ = Q(W̃)
-    Backward:  ∂loss/∂W = c ⊙ 1[|W̃| ≤ saturation] ⊙ g,   g = ∂loss/∂Ŵ, c the quantizer's calibration
+    Backward:  ∂L/∂W = pull-back of (surrogate(x) ⊙ g) = c ⊙ surrogate(x) ⊙ g,   g = ∂L/∂Ŵ
 
-    Bengio et al., 2013 (arXiv:1308.3432); Courbariaux et al., 2016 (arXiv:1602.02830) for the clipping.
+    with c the quantizer's calibration and x the position of W̃ (0 at the threshold, ±1 at the levels beside it); the
+    pull-back of a quantizer with statistics of its own is in its docstring. W, g, x: the layer's shape.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Settings):
-        """The straight-through estimator, clipped: the plain rival of learned gradients."""
+    progress = 0.0
 
-        name: Literal["ste"] = "ste"
-
-        def build(self, model: nn.Module) -> "STE":
-            return STE(model)
+    @abstractmethod
+    def surrogate(self, position: Tensor) -> Tensor:
+        """What stands in for the derivative of the rounding at x, in the step of `self.progress`."""
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        self.progress = progress
         with torch.no_grad():
             self.prequantized = [layer.quantizer.prequantize(layer.weight.detach()) for layer in self.layers.values()]
             quantized = [
@@ -55,5 +66,125 @@ class STE(GradientEstimator):
     def update(self, model: nn.Module) -> bool:
         for layer, prequantized, quantized in zip(self.layers.values(), self.prequantized, self.quantized, strict=True):
             if quantized.grad is not None:
-                layer.weight.grad = quantized.grad * derivative(layer.quantizer, prequantized, layer.weight)
+                layer.weight.grad = pull_back(
+                    layer.quantizer, prequantized, layer.weight, quantized.grad, self.surrogate
+                )
         return True
+
+    def quantized_weights(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in self.quantized]
+
+    @torch.no_grad()
+    def gradients_by_kind(self) -> dict[str, list[Tensor]]:
+        """`ste` has the clipped surrogate, whatever this estimator's own is."""
+        quantized = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
+        each = zip(self.layers.values(), self.prequantized, quantized, strict=True)
+        ste = [pull_back(layer.quantizer, w, layer.weight, g) for layer, w, g in each]
+        return {"quantized": quantized, "ste": ste} | super().gradients_by_kind()
+
+
+class STE(StraightThrough):
+    """The straight-through estimator.
+
+    Forward:   Ŵ = Q(W̃)
+    Backward:  ∂L/∂W = c ⊙ 1[|x| ≤ 1] ⊙ g      derivative: clipped
+               ∂L/∂W = c ⊙ g                   derivative: identity
+
+    with g, c and x as in `StraightThrough`.
+    Bengio et al., 2013 (arXiv:1308.3432); Courbariaux et al., 2016 (arXiv:1602.02830) for the clipping.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Settings):
+        """The straight-through estimator: the plain rival of learned gradients."""
+
+        name: Literal["ste"] = "ste"
+        derivative: Literal["clipped", "identity"] = choice(
+            "clipped", "Whether saturated weights, beyond the outermost level, get no gradient."
+        )
+
+        def build(self, model: nn.Module) -> "STE":
+            return STE(model, self)
+
+    def __init__(self, model: nn.Module, config: "STE.Config") -> None:
+        super().__init__(model)
+        self.config = config
+
+    def surrogate(self, position: Tensor) -> Tensor:
+        return clipped(position) if self.config.derivative == "clipped" else torch.ones_like(position)
+
+
+class EDE(StraightThrough):
+    """The error decay estimator of IR-Net: the derivative of a tanh that sharpens into the sign.
+
+    Forward:   Ŵ = Q(W̃)
+    Backward:  ∂L/∂W = c ⊙ k·t·(1 − tanh²(t·x)) ⊙ g,   t = T_min·(T_max/T_min)^progress,   k = max(1/t, 1)
+
+    with g, c and x as in `StraightThrough`: the surrogate is the derivative of k·tanh(t·x), which is nearly x at first.
+    In the paper progress is epoch/epochs, T_min 0.1 and T_max 10. IR-Net is this with the quantizer `libra`.
+    Qin et al., CVPR 2020 (arXiv:1909.10788).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Settings):
+        """IR-Net's error decay estimator: the derivative of a tanh that sharpens during the training."""
+
+        name: Literal["ede"] = "ede"
+        t_min: float = setting(0.1, "t at the start.", gt=0)
+        t_max: float = setting(10.0, "t at the end.", gt=0)
+
+        def build(self, model: nn.Module) -> "EDE":
+            return EDE(model, self)
+
+    def __init__(self, model: nn.Module, config: "EDE.Config") -> None:
+        super().__init__(model)
+        self.config = config
+
+    def sharpness(self) -> tuple[float, float]:
+        """t and k of this step."""
+        t = self.config.t_min * (self.config.t_max / self.config.t_min) ** self.progress
+        return t, max(1 / t, 1.0)
+
+    def surrogate(self, position: Tensor) -> Tensor:
+        t, k = self.sharpness()
+        return k * t * (1 - torch.tanh(t * position).square())
+
+
+class ReSTE(StraightThrough):
+    """The rectified straight-through estimator: the derivative of a power function that steepens into the sign.
+
+    Forward:   Ŵ = Q(W̃)
+    Backward:  ∂L/∂W = c ⊙ r(x) ⊙ g,   o = 1 + (o_end − 1)·progress
+
+        r(x) = |x|^((1 − o)/o) / o      m < |x| ≤ t: the derivative of f(x) = sign(x)·|x|^(1/o)
+        r(x) = m^((1 − o)/o)            |x| ≤ m, where that derivative has a pole: the slope f(m)/m of the chord instead
+        r(x) = 0                        |x| > t
+
+    with g, c and x as in `StraightThrough`. At o = 1 it is the straight-through estimator, clipped at t. In the paper
+    progress is epoch/epochs, o_end 3, m 0.1 and t 1.5, over standardised weights (the quantizer `libra`).
+    Wu et al., Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary Neural
+    Networks Training, ICCV 2023 (arXiv:2308.06689).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Settings):
+        """ReSTE's rectified power estimator: from the straight-through estimator towards the sign."""
+
+        name: Literal["reste"] = "reste"
+        o_end: float = setting(3.0, "o at the end; it is 1 at the start.", ge=1)
+        m: float = setting(0.1, "|x| up to which the slope is that of the chord.", gt=0)
+        t: float = setting(1.5, "|x| beyond which there is no gradient.", gt=0)
+
+        def build(self, model: nn.Module) -> "ReSTE":
+            return ReSTE(model, self)
+
+    def __init__(self, model: nn.Module, config: "ReSTE.Config") -> None:
+        super().__init__(model)
+        self.config = config
+
+    def surrogate(self, position: Tensor) -> Tensor:
+        m, t = self.config.m, self.config.t
+        o = 1 + (self.config.o_end - 1) * self.progress
+        size = position.abs()
+        slope = size.clamp_min(m) ** ((1 - o) / o) / o
+        return torch.where(size <= m, m ** ((1 - o) / o), slope) * (size <= t)

@@ -58,7 +58,7 @@ class NoConfig: ...
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "users_module.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,6 +1,7 @@
 """What every gradient estimator promises, and what is particular to each family."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fsg.checkpoint import digest, from_bytes, to_bytes
-from fsg.estimators import FSG, LSTMFC, STE, FCGrad, GradientEstimator, MultiFC
+from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.history import ChunkLayout
-from fsg.hypernetworks import EMA, FastNet, Mamba, SlowNet, average
+from fsg.hypernetworks import EMA, LSTM, FastNet, Mamba, SlowNet, average
 from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam, Optimizer
-from fsg.quantizers import DoReFa, FullPrecision, Sign
+from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import train_step
 
 RELEASED = FSG.Config(
@@ -23,6 +24,10 @@ RELEASED = FSG.Config(
 )
 ESTIMATORS = {
     "ste": STE.Config(),
+    "ste_identity": STE.Config(derivative="identity"),
+    "ede": EDE.Config(),
+    "reste": ReSTE.Config(),
+    "full_precision": FullPrecision.Config(),
     "fsg": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, history_length=3),
     "fsg_random": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, start="random"),
     "fsg_released": RELEASED,
@@ -32,6 +37,8 @@ ESTIMATORS = {
     "fast_only": FSG.Config(hidden=6, slow_weight=0.0),
     "slow_only": FSG.Config(hidden=6, chunk_size=8, slow_weight=1.0),
     "ema": FSG.Config(hidden=6, chunk_size=8, slow_net=EMA()),
+    "lstm": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, slow_net=LSTM(hidden=5)),
+    "lstm_random": FSG.Config(hidden=6, chunk_size=8, slow_net=LSTM(hidden=5), start="random", slow_weight=1.0),
     "multifc": MultiFC.Config(hidden=6),
     "fcgrad": FCGrad.Config(hidden=6, nonlinearity="relu"),
     "lstmfc": LSTMFC.Config(hidden=3),
@@ -82,7 +89,9 @@ def test_proposes_quantized_weights_of_the_right_shape_for_each_trainable_layer(
     for t in range(3):
         proposed = estimator.propose(model, lr=0.01, progress=0.0)
         weights = {name: w for name, w in proposed.items() if name.endswith("weight")}
-        assert set(weights) == {"conv.weight", "shared.weight", "fc.weight"}
+        assert set(weights) == {f"{name}.weight" for name in estimator.layers}
+        if not isinstance(estimator, FullPrecision):
+            assert set(weights) == {"conv.weight", "shared.weight", "fc.weight"}
         for name, weight in weights.items():
             assert weight.shape == model.get_parameter(name).shape
             assert weight.dtype == torch.float32
@@ -95,9 +104,11 @@ def test_gives_every_trainable_weight_a_gradient_of_its_shape_and_moves_it(confi
     model, estimator, optimizer = built(config)
     before = copy.deepcopy(model.state_dict())
     steps(model, estimator, optimizer, 0, 3)
-    for name, layer in estimator.layers.items():
-        assert layer.weight.grad.shape == layer.weight.shape
-        assert not torch.equal(layer.weight, before[f"{name}.weight"]), name
+    for name in ("conv.weight", "shared.weight", "fc.weight"):
+        weight = model.get_parameter(name)
+        assert weight.grad is not None
+        assert weight.grad.shape == weight.shape
+        assert not torch.equal(weight, before[name]), name
     assert torch.equal(model.frozen.weight, before["frozen.weight"])
 
 
@@ -180,12 +191,12 @@ def test_ste_gradient_follows_its_formula(quantizer: Any) -> None:
     np.testing.assert_allclose(model[0].weight.grad.numpy(), calibrated[quantizer.name], rtol=1e-5, atol=1e-6)
 
 
-def test_ste_on_full_precision_weights_is_plain_training() -> None:
+def test_full_precision_is_plain_training_and_evaluation() -> None:
     torch.manual_seed(3)
     plain = Network()
     plain.conv.weight.data.mul_(20)  # beyond 1, where a clipped derivative would be zero
-    model = quantize(copy.deepcopy(plain), FullPrecision())
-    estimator, optimizer = STE.Config().build(model), Adam(lr=0.01).build(model)
+    model = quantize(copy.deepcopy(plain), DoReFa())
+    estimator, optimizer = FullPrecision.Config().build(model), Adam(lr=0.01).build(model)
     reference = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad], lr=0.01)
     for _ in range(4):
         images, labels = torch.randn(8, 2, 6, 6), torch.randint(3, (8,))
@@ -195,6 +206,148 @@ def test_ste_on_full_precision_weights_is_plain_training() -> None:
         reference.step()
     for (name, one), (_, other) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+    images = torch.randn(8, 2, 6, 6)
+    torch.testing.assert_close(model.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
+    assert estimator.layers == {}
+
+
+@pytest.mark.parametrize("quantizer", [DoReFa(), BWN(), Libra()])
+def test_full_precision_evaluates_the_latent_weights_of_frozen_layers_too(quantizer: Any) -> None:
+    torch.manual_seed(0)
+    plain = Network().eval()
+    model = quantize(copy.deepcopy(plain), quantizer).eval()
+    images = torch.randn(2, 2, 6, 6)
+    assert not torch.equal(model(images), plain(images))
+    FullPrecision.Config().build(model)
+    assert torch.equal(model(images), plain(images))
+
+
+# --- surrogates
+
+
+QUANTIZERS = [
+    DoReFa(), DoReFa(weight_bits=2), DoReFa(weight_bits=4), Sign(), BWN(), BWN(scale="layer"), Libra(), ReCU(tau=0.9)
+]  # fmt: skip
+every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
+
+
+def ede(x: np.ndarray, progress: float) -> np.ndarray:
+    t = 10.0 ** (-1 + 2 * progress)
+    return max(1 / t, 1) * t / np.cosh(t * x) ** 2
+
+
+def reste(x: np.ndarray, progress: float) -> np.ndarray:
+    o = 1 + 2 * progress
+    size = np.maximum(np.abs(x), 1e-300)
+    slope = np.where(size > 0.1, size ** (1 / o - 1) / o, 0.1 ** (1 / o) / 0.1)
+    return np.where(size > 1.5, 0, slope)
+
+
+def smooth(config: Any, x: Tensor, progress: float) -> Tensor:
+    """What the surrogates are derivatives of, for autograd; ReSTE's tangents and chord without their jumps."""
+    if isinstance(config, EDE.Config):
+        t = 0.1 * 100**progress
+        return max(1 / t, 1) * torch.tanh(t * x)
+    if isinstance(config, ReSTE.Config):
+        o = 1 + 2 * progress
+        power = x.sign() * torch.where(x.abs() > 0.1, x.abs(), 1.0) ** (1 / o)
+        inside = torch.where(x.abs() > 0.1, power, x * 0.1 ** (1 / o - 1))
+        return torch.where(x.abs() > 1.5, x.detach(), inside)
+    return x if config.derivative == "identity" else torch.where(x.abs() <= 1, x, x.detach().sign())
+
+
+SURROGATES = [STE.Config(), STE.Config(derivative="identity"), EDE.Config(), ReSTE.Config()]
+every_surrogate = pytest.mark.parametrize("config", SURROGATES, ids=["clipped", "identity", "ede", "reste"])
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.5, 1.0])
+@every_surrogate
+def test_surrogate_is_its_formula_and_the_derivative_of_its_smooth_function(config: Any, progress: float) -> None:
+    model = quantize(nn.Sequential(nn.Linear(2, 2)), Sign())
+    estimator = config.build(model)
+    estimator.propose(model, lr=0.1, progress=progress)
+    x = torch.cat([torch.linspace(-2.003, 2.003, 400), torch.tensor([0.0, 1e-30, -0.05, 0.1, 1.5])]).double()
+    expected = {
+        "ste": (np.abs(x.numpy()) <= 1) if config == STE.Config() else np.ones(len(x)),
+        "ede": ede(x.numpy(), progress),
+        "reste": reste(x.numpy(), progress),
+    }[config.name]
+    measured = estimator.surrogate(x)
+    np.testing.assert_allclose(measured.numpy(), expected, rtol=1e-11, atol=1e-14)
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(smooth(config, x, progress).sum(), x)
+    np.testing.assert_allclose(measured.numpy(), slope.numpy(), rtol=1e-10, atol=1e-14)
+
+
+@every_quantizer
+@every_surrogate
+def test_gradient_of_a_step_is_autograds_through_the_smooth_function(config: Any, quantizer: Any) -> None:
+    """Ŵ is replaced by scale·smooth(x), x differentiated through the pre-quantization but for what is held constant."""
+    progress = 0.6
+    torch.manual_seed(1)
+    model = quantize(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)).double(), quantizer)
+    nn.init.normal_(model[0].weight, std=0.8, mean=0.1)
+    estimator = config.build(model)
+    images = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    slopes = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    weights = estimator.propose(model, lr=0.1, progress=progress)
+    (functional_call(model, weights, (images,)) * slopes).sum().backward()
+    assert estimator.update(model)
+    g = estimator.quantized[0].grad
+    w = model[0].weight.detach().clone().requires_grad_()
+    if quantizer.name == "dorefa":  # steps·Ŵ is a staircase with risers of height 2, so each counts 1/steps
+        n = 2**quantizer.weight_bits - 1
+        squashed = torch.tanh(w)
+        height = n * (squashed / (2 * squashed.abs().max().detach()) + 0.5)
+        stair = height.detach().floor().clamp(0, n - 1)
+        stand_in = smooth(config, 2 * (height - stair) - 1, progress) / n
+    elif quantizer.name in ("sign", "bwn"):
+        dims = {"sign": None, "layer": (0, 1, 2, 3), "channel": (1, 2, 3)}[getattr(quantizer, "scale", "sign")]
+        scale = 1 if dims is None else w.detach().abs().mean(dims, keepdim=True)
+        stand_in = scale * smooth(config, w, progress)
+    elif quantizer.name == "libra":
+        rows = w.flatten(1)
+        x = (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)
+        scale = 2 ** x.detach().abs().mean(1, keepdim=True).log2().round()
+        stand_in = (scale * smooth(config, x, progress)).view_as(w)
+    else:
+        rows = w.flatten(1)
+        x = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, keepdim=True) + 1e-5).sqrt() * math.sqrt(8)
+        q = -float(x.detach().abs().mean()) * math.log(2 - 2 * quantizer.tau)
+        assert (x.abs() > q).any()
+        stand_in = smooth(config, x.clamp(-q, q), progress).view_as(w)
+    (expected,) = torch.autograd.grad((g * stand_in).sum(), w)
+    torch.testing.assert_close(model[0].weight.grad, expected, rtol=1e-11, atol=1e-13)
+
+
+@every_quantizer
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_trains_under_every_quantizer(name: str, quantizer: Any) -> None:
+    model, estimator, optimizer = built(ESTIMATORS[name], quantizer=quantizer)
+    assert all(math.isfinite(loss) for loss in steps(model, estimator, optimizer, 0, 3))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_annealed_surrogates_hang_on_the_progress_of_the_step_alone() -> None:
+    model = quantize(nn.Sequential(nn.Linear(2, 2)), Sign())
+    x = torch.linspace(-1, 1, 7)
+    for config in (EDE.Config(), ReSTE.Config()):
+        estimator = config.build(model)
+        seen = []
+        for progress in (0.0, 1.0, 0.0):
+            estimator.propose(model, lr=0.1, progress=progress)
+            seen.append(estimator.surrogate(x))
+        assert torch.equal(seen[0], seen[2])
+        assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [(EDE, {"t_min": 0.0}), (EDE, {"t_max": -1.0}), (ReSTE, {"o_end": 0.5}), (ReSTE, {"m": 0.0}), (ReSTE, {"t": 0.0})],
+)
+def test_annealed_estimators_refuse_values_out_of_range(kind: Any, bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*, expected"):
+        kind.Config(**bad)
 
 
 # --- FSG
@@ -296,6 +449,39 @@ def test_slow_net_reads_each_layers_history_as_one_sequence(chunk_size: int, wid
         expected.append(output if (chunk_size, width) == (1, 1) else output @ p["token_out.weight"].T)
         first += chunks
     np.testing.assert_allclose(measured, np.concatenate(expected), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("chunk_size", "width"), [(4, 3), (1, 1)])
+def test_lstm_reads_the_same_sequences(chunk_size: int, width: int) -> None:
+    """Against an LSTM written out in NumPy, a layer and a token at a time: sequences of several lengths."""
+    torch.manual_seed(0)
+    layout = ChunkLayout((torch.Size([3, 3]), torch.Size([1]), torch.Size([40]), torch.Size([7])), chunk_size)
+    net = SlowNet(LSTM(hidden=5), layout, width, layer_embedding=True).double()
+    history = torch.randn(3, layout.rows, chunk_size, dtype=torch.float64)
+    measured = net(history).detach().numpy()
+    p = {name: t.numpy() for name, t in net.state_dict().items()}
+    expected, first = [], 0
+    for layer, chunks in enumerate(layout.chunks):
+        tokens = history[:, first : first + chunks].numpy().reshape(-1, chunk_size)
+        if (chunk_size, width) != (1, 1):
+            tokens = tokens @ p["token_in.weight"].T
+        tokens = np.concatenate([p["layer_embedding.weight"][layer : layer + 1], tokens])
+        output = numpy_lstm(tokens, {k.removeprefix("lstm."): v for k, v in p.items()})[-chunks:]
+        expected.append(output if (chunk_size, width) == (1, 1) else output @ p["token_out.weight"].T)
+        first += chunks
+    np.testing.assert_allclose(measured, np.concatenate(expected), rtol=1e-10, atol=1e-12)
+
+
+def numpy_lstm(u: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
+    hidden = p["lstm.weight_hh_l0"].shape[1]
+    h, c, outputs = np.zeros(hidden), np.zeros(hidden), []
+    bias = p["lstm.bias_ih_l0"] + p["lstm.bias_hh_l0"]
+    for token in u:
+        i, f, g, o = np.split(p["lstm.weight_ih_l0"] @ token + p["lstm.weight_hh_l0"] @ h + bias, 4)
+        c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        h = np.tanh(c) / (1 + np.exp(-o))
+        outputs.append(h)
+    return np.array(outputs) @ p["out_proj.weight"].T
 
 
 def numpy_mamba(u: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fsg.layers import QuantConv2d, QuantLinear, quantize, quantized_layers
+from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize, quantized_layers
 from fsg.quantizers import Sign
 
 
@@ -50,3 +50,37 @@ def test_shared_and_frozen_layers_are_listed_once_or_not_at_all() -> None:
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="no layer to quantize"):
         quantize(nn.Sequential(nn.ReLU()), Sign())
+
+
+def test_layers_named_stay_in_full_precision() -> None:
+    model = nn.Sequential(small(), nn.Linear(5, 5), nn.Linear(5, 2))
+    quantize(model, Sign(), ["0.0", "*2"])
+    assert [name for name, _ in quantized_layers(model)] == ["0.3", "1"]
+    assert type(model[2]) is nn.Linear
+
+
+def test_a_shared_layer_stays_in_full_precision_by_any_of_its_names() -> None:
+    shared = nn.Linear(4, 4)
+    model = quantize(nn.Sequential(shared, nn.Linear(4, 4), shared), Sign(), ["2"])
+    assert [name for name, _ in quantized_layers(model)] == ["1"]
+
+
+def test_a_pattern_without_a_layer_is_refused_and_changes_nothing() -> None:
+    model = small()
+    with pytest.raises(ValueError, match=r"no layer is named '1', expected a pattern for some of 0, 3"):
+        quantize(model, Sign(), ["1"])
+    assert type(model[0]) is nn.Conv2d
+    with pytest.raises(ValueError, match="no layer to quantize"):
+        quantize(model, Sign(), ["*"])
+
+
+def test_dequantize_is_the_inverse_of_quantize() -> None:
+    model, plain = small().eval(), small().eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    quantize(model, Sign())[0].weight.requires_grad_(False)
+    assert not torch.equal(model(images), plain(images))
+    assert torch.equal(dequantize(model)(images), plain(images))
+    assert [type(module) for module in model] == [type(module) for module in plain]
+    quantize(model, Sign())
+    assert type(model[0]) is QuantConv2d

@@ -107,3 +107,69 @@ def test_shape_that_cannot_be_is_refused(shape: tuple[int, int, int], classes: i
 def test_depth_that_cannot_be_is_refused(depth: Any) -> None:
     with pytest.raises(ValueError, match=f"depth is {depth}, expected 6n"):
         ResNet.Config(depth=depth).build((3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("derivative", ["clipped", "approx_sign"])
+def test_one_bit_activations_keep_names_shapes_and_initial_weights(derivative: Any) -> None:
+    states = []
+    for bits in (32, 1):
+        torch.manual_seed(0)
+        config = ResNet.Config(depth=14, width=4, activation_bits=bits, activation_derivative=derivative)
+        states.append(config.build((3, 16, 16), 5).state_dict())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+
+
+def written_again_with_signs(state: dict[str, Tensor], x: Tensor, blocks: int, seen: list[Tensor]) -> Tensor:
+    """Bi-Real's order in evaluation mode, from nothing but its tensors: every 3x3 convolution has its own shortcut."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        keys = ("running_mean", "running_var", "weight", "bias")
+        return functional.batch_norm(x, *(state[f"{name}.{key}"] for key in keys))  # type: ignore[arg-type]
+
+    def sign(x: Tensor) -> Tensor:
+        seen.append(x)
+        return 2.0 * (x >= 0).double() - 1
+
+    x = norm(functional.conv2d(x, state["conv1.weight"], padding=1), "bn1")
+    for stage in (1, 2, 3):
+        for block in range(blocks):
+            at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            shortcut = x
+            if stride == 2:
+                shortcut = functional.conv2d(x, state[f"{at}.downsample.0.weight"], stride=2)
+                shortcut = norm(shortcut, f"{at}.downsample.1")
+            inner = functional.conv2d(sign(x), state[f"{at}.conv1.weight"], stride=stride, padding=1)
+            x = norm(inner, f"{at}.bn1") + shortcut
+            x = norm(functional.conv2d(sign(x), state[f"{at}.conv2.weight"], padding=1), f"{at}.bn2") + x
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+def test_one_bit_network_equals_one_written_again_and_its_convolutions_see_signs_of_both_kinds() -> None:
+    torch.manual_seed(0)
+    network = ResNet.Config(depth=14, width=4, activation_bits=1).build((3, 16, 16), 7).double().eval()
+    for name, tensor in network.state_dict().items():
+        if "bn" in name or "downsample.1" in name:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    fed: dict[str, Tensor] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: fed.update({name: inputs[0]}))  # type: ignore[misc]
+    images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    logits = network(images)
+    seen: list[Tensor] = []
+    expected = written_again_with_signs(network.state_dict(), images, 2, seen)
+    torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
+    real = {name for name, x in fed.items() if set(x.unique().tolist()) != {-1.0, 1.0}}
+    assert real == {"conv1", "layer2.0.downsample.0", "layer3.0.downsample.0"}
+    assert len(seen) == 12
+
+
+def test_one_bit_network_trains_every_parameter() -> None:
+    torch.manual_seed(0)
+    network = ResNet.Config(depth=8, width=4, activation_bits=1).build((1, 8, 8), 3)
+    functional.cross_entropy(network(torch.randn(8, 1, 8, 8)), torch.arange(8) % 3).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.grad.abs().sum() > 0, name

@@ -2,13 +2,17 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fsg.estimators import FullPrecision
+from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam
+from fsg.quantizers import Sign
 
 
 def trained(build, steps: int = 6) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -96,3 +100,34 @@ def test_frozen_parameters_are_left_alone() -> None:
     optimizer.step(1.0)
     np.testing.assert_allclose(model.weight.detach().numpy(), expected, atol=1e-6)
     assert torch.equal(model.bias, before)
+
+
+@pytest.mark.parametrize("rule", [SGD(lr=1.0, clip_latent=0.5), Adam(lr=1.0, clip_latent=0.5)], ids=["sgd", "adam"])
+def test_latent_weights_are_clipped_and_nothing_else(rule) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), Sign(), ["2"])
+    free = copy.deepcopy(model)
+    for network, optimizer in ((model, rule.build(model)), (free, replace(rule, clip_latent=None).build(free))):
+        for i, parameter in enumerate(network.parameters()):
+            torch.manual_seed(i)
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step(1.0)
+    for (name, one), (_, other) in zip(model.named_parameters(), free.named_parameters(), strict=True):
+        expected = other.clamp(-0.5, 0.5) if name == "0.weight" else other
+        assert torch.equal(one, expected), name
+    assert (free[0].weight.abs() > 0.5).any()
+
+
+def test_full_precision_weights_are_not_latent_and_so_not_clipped() -> None:
+    model = quantize(nn.Sequential(nn.Linear(5, 4)), Sign())
+    FullPrecision.Config().build(model)
+    optimizer = SGD(lr=1.0, clip_latent=0.1).build(model)
+    model[0].weight.grad = torch.ones(4, 5)
+    optimizer.step(1.0)
+    assert model[0].weight.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_clip_latent_out_of_range_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"clip_latent is .*, expected > 0"):
+        SGD(clip_latent=bad)

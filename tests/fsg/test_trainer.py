@@ -15,15 +15,18 @@ from torch import Tensor
 
 from fsg import NUMERICS
 from fsg.checkpoint import digest, from_bytes, to_bytes
+from fsg.config import from_dict, to_dict
 from fsg.data import Arrays
-from fsg.estimators import FSG, STE, EstimatorConfig, MultiFC
+from fsg.estimators import EDE, FSG, STE, EstimatorConfig, FullPrecision, MultiFC
+from fsg.finite import Diverged
+from fsg.layers import QuantConv2d, QuantLinear
 from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
-from fsg.quantizers import FullPrecision
+from fsg.quantizers import BWN, Libra
 from fsg.schedules import Constant, Step
 from fsg.starting_points import File, Pretrain
-from fsg.trainer import Diverged, Row, TrainConfig, Training, pretraining, train
+from fsg.trainer import Row, TrainConfig, Training, pretraining, train
 
 FSG_SMALL = FSG.Config(hidden=5, chunk_size=16, layer_embedding_dim=4, history_length=3)
 RELEASED = replace(FSG_SMALL, semantics="released", start="random", applied="previous")
@@ -136,7 +139,7 @@ def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last(config: Train
 
 
 def test_training_learns_what_can_be_learned(config: TrainConfig) -> None:
-    full = replace(config, epochs=12, quantizer=FullPrecision())
+    full = replace(config, epochs=12, estimator=FullPrecision.Config())
     rows = [r.values for r in train(full, 1) if "test/accuracy" in r.values]
     assert rows[0]["test/accuracy"] > 0.9
 
@@ -168,7 +171,7 @@ def test_without_validation_the_last_ten_epochs_are_tested_under_the_papers_name
 def test_pretraining_is_in_full_precision_and_what_follows_starts_from_it(config: TrainConfig) -> None:
     config = replace(config, init=Pretrain(epochs=2, batch_size=20, optimizer=SGD(lr=0.05)), estimator=FSG_SMALL)
     before = pretraining(config)
-    assert (before.quantizer, before.epochs, before.batch_size) == (FullPrecision(), 2, 20)
+    assert (before.estimator, before.epochs, before.batch_size) == (FullPrecision.Config(), 2, 20)
     assert before.optimizer == SGD(lr=0.05)
     first = Training(before, 1)
     finished(first)
@@ -188,8 +191,10 @@ def test_a_file_is_where_a_training_starts(config: TrainConfig, tmp_path: Path) 
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step(config: TrainConfig) -> None:
-    wild = replace(config, optimizer=SGD(lr=1e30), lr_schedule=Constant(), quantizer=FullPrecision())
-    with pytest.raises(Diverged, match=r"the loss is (nan|inf) at step 2; the first tensor with such values is \w+"):
+    wild = replace(config, optimizer=SGD(lr=1e30), lr_schedule=Constant(), estimator=FullPrecision.Config())
+    with pytest.raises(
+        Diverged, match=r"the loss is (nan|inf) at step 2; the first gradient with such values is that of conv1"
+    ):
         finished(Training(wild, 1))
 
 
@@ -258,3 +263,28 @@ def test_the_first_losses_are_the_recorded_ones(config: TrainConfig) -> None:
         )
     assert golden.read_text().startswith(f"# numerics {NUMERICS}:")
     np.testing.assert_allclose(measured, np.loadtxt(golden), rtol=1e-4)
+
+
+def test_layers_kept_in_full_precision_are_a_setting_checked_against_the_network(config: TrainConfig) -> None:
+    kept = replace(config, epochs=1, full_precision_layers=("conv1", "*.downsample.*", "fc"))
+    training = Training(kept, 1)
+    assert list(training.estimator.layers) == [f"layer{s}.0.conv{c}" for s in (1, 2, 3) for c in (1, 2)]
+    assert from_dict(TrainConfig, to_dict(kept)) == kept
+    assert pretraining(replace(kept, init=Pretrain())) == pretraining(replace(config, init=Pretrain(), epochs=2))
+    finished(training)
+    with pytest.raises(ValueError, match=r"no layer is named 'fd', expected a pattern for some of conv1, .*, fc"):
+        replace(config, full_precision_layers=("fd",))
+
+
+def test_one_bit_activations_learn_what_can_be_learned(config: TrainConfig) -> None:
+    network = ResNet.Config(depth=8, width=8, activation_bits=1)
+    one_bit = replace(config, model=network, epochs=12, quantizer=Libra(), estimator=EDE.Config())
+    rows = [r.values for r in train(one_bit, 1) if "test/accuracy" in r.values]
+    assert rows[0]["test/accuracy"] > 0.6
+
+
+def test_full_precision_trains_and_evaluates_alike_whatever_the_quantizer(config: TrainConfig) -> None:
+    runs = [replace(config, estimator=FullPrecision.Config(), quantizer=q) for q in (Libra(), BWN())]
+    (_, rows), (_, rows_2) = (finished(Training(run, 1)) for run in runs)
+    assert timeless(rows) == timeless(rows_2)
+    assert not any(isinstance(m, QuantConv2d | QuantLinear) for m in Training(runs[0], 1).model.modules())

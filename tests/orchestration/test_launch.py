@@ -215,13 +215,10 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     assert "dies_once · seed 0 goes again: the worker's process died" in one.text
     assert outcomes["out_of_memory"].reason.startswith("out of memory: no room")
     lines = one.text.splitlines()
-    said = {
-        name: next(line for line in lines if line.startswith(f"failed: {name} · seed 0: "))
-        for name in names
-        if name in ("raises", "dies", "out_of_memory")
-    }
-    assert said["raises"].endswith(f"ValueError: an idea that does not work (log: {log.resolve()})")
-    assert "(2 times)" in said["dies"]
+    failed = {line.split()[1]: line for line in lines if line.startswith("failed: ")}
+    assert set(failed) == {"raises", "out_of_memory"}
+    assert failed["raises"].endswith(f"ValueError: an idea that does not work (log: {log.resolve()})")
+    assert failed["out_of_memory"].endswith("out of memory: no room (2 times)")
     assert any(line.startswith("diverged: diverges · seed 0: the loss is nan at step") for line in lines)
     assert "Traceback" not in one.text
 
@@ -254,7 +251,23 @@ def test_cell_whose_worker_is_killed_goes_on_exactly(
         killed.append(cell.id)
     assert one.wait() == 0, one.text
     assert_exact(ledger, planned, folder)
-    assert "goes on from its last checkpoint: the worker's process died" in one.text
+    assert "goes again: the worker's process died" in one.text
+
+
+@pytest.mark.slow
+def test_cell_whose_worker_always_dies_fails_with_the_reason(folder: Path, launched: Callable[..., Launched]) -> None:
+    shutil.copy(Path(__file__).with_name("unlucky.py"), folder / "own.py")
+    dies = "{estimator: {import: 'own:Unlucky', what: dies}}"
+    text = SPEC.replace("{estimator: {name: fsg, chunk_size: 8}}", dies).replace("seeds: [0, 1]", "seeds: [0]")
+    (folder / "tiny.yaml").write_text(text.replace("checkpoint_every: 0.3", "max_retries: 1"))
+    one = launched("tiny.yaml")
+    assert one.wait() == 1, one.text
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    outcomes = {cell.variant: ledger.outcome(cell.id) for cell in planned}
+    states = {name: outcome.state for name, outcome in outcomes.items()}
+    assert states == {"pretrain": "done", "ste": "done", "fsg": "failed"}
+    assert outcomes["fsg"].reason.startswith("the worker's process died")
+    assert outcomes["fsg"].attempts == 3, "two that died, and one of the driver's that says so"
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ def checkpointed(attempt: Attempt, step: int, *recorded: int) -> None:
 
 
 def damage(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -134,6 +135,26 @@ def test_row_carries_the_time_at_which_it_was_recorded(ledger: Ledger, monkeypat
     assert [row.time_ms for row in ledger.rows(ID)] == [1234]
 
 
+def test_rows_after_a_step_are_the_end_of_all_rows(ledger: Ledger) -> None:
+    checkpointed(ledger.claim(ID, {}), 20, 5, 10, 15, 20)
+    second = ledger.claim(ID, {})
+    checkpointed(second, 40, 25, 30, 35, 40)
+    for step in range(-1, 42):
+        assert ledger.rows(ID, after=step) == [row for row in ledger.rows(ID) if row.step > step]
+
+
+def test_ledger_that_was_read_before_sees_what_is_written_after(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    for step in (10, 20, 30):
+        checkpointed(attempt, step, step - 5, step)
+        assert steps(ledger)[-2:] == [step - 5, step]
+        assert ledger.outcome(ID).step == step
+    attempt.weights("final.pt", b"weights")
+    attempt.finish("done")
+    assert ledger.outcome(ID).state == "done"
+    assert steps(ledger) == steps(Ledger(ledger.folder)) == [5, 10, 15, 20, 25, 30]
+
+
 # splice
 
 
@@ -147,6 +168,24 @@ def test_rows_are_spliced_where_the_new_attempt_resumed(ledger: Ledger) -> None:
     second.record(rows(15, 20))
     second.finish("done")
     assert steps(ledger) == [5, 10, 15, 20]
+
+
+def test_tables_of_epochs_are_spliced_like_rows(ledger: Ledger) -> None:
+    first = ledger.claim(ID, {})
+    for epoch in (1, 2, 3):
+        first.diagnostics({"epoch": epoch, "step": 10 * epoch, "seen_by": 1})
+        if epoch < 3:
+            checkpointed(first, 10 * epoch + 1, 10 * epoch)
+    assert [table["epoch"] for table in ledger.diagnostics(ID)] == [1, 2], "nothing covers the third yet"
+    second = ledger.claim(ID, {})
+    first.diagnostics({"epoch": 4, "step": 40, "seen_by": 1})
+    for epoch in (3, 4):
+        second.diagnostics({"epoch": epoch, "step": 10 * epoch, "seen_by": 2})
+    assert [table["epoch"] for table in ledger.diagnostics(ID)] == [1, 2]
+    checkpointed(second, 40, 40)
+    assert [(table["epoch"], table["seen_by"]) for table in ledger.diagnostics(ID)] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    damage(the(ledger, "0001/diagnostics-00000010.json"))
+    assert [table["epoch"] for table in ledger.diagnostics(ID)] == [2, 3, 4], "a damaged one is as good as absent"
 
 
 def test_rows_covered_by_an_end_are_kept_and_not_doubled_by_the_attempt_that_resumes_before_them(
@@ -287,6 +326,7 @@ def test_cell_whose_recorded_rows_are_damaged_is_not_done(ledger: Ledger) -> Non
     second.finish("done")
     assert ledger.outcome(ID).state == "done"
     damage(the(ledger, "0001/rows-*"))
+    ledger = Ledger(ledger.folder)
     assert ledger.outcome(ID).state == "interrupted"
     third = ledger.claim(ID, {})
     assert third.resume is None
@@ -304,11 +344,18 @@ def test_damaged_records_are_as_good_as_absent(ledger: Ledger) -> None:
     attempt.finish("done")
     assert ledger.outcome(ID).state == "done"
     damage(the(ledger, "0001/end.json"))
-    assert ledger.outcome(ID).state == "running"
+    assert Ledger(ledger.folder).outcome(ID).state == "running"
     damage(the(ledger, "0001/checkpoint-00000010.json"))
-    assert ledger.resume_point(ID) is None
+    assert Ledger(ledger.folder).resume_point(ID) is None
     damage(the(ledger, "0001/attempt.json"))
-    assert ledger.outcome(ID).state == "waiting"
+    assert Ledger(ledger.folder).outcome(ID).state == "waiting"
+
+
+def test_record_that_reads_well_and_is_not_as_written_does_not_count(ledger: Ledger) -> None:
+    ledger.claim(ID, {}).finish("diverged", "the loss is nan")
+    path = the(ledger, "0001/end.json")
+    path.write_text(path.read_text().replace("diverged", "done"))
+    assert Ledger(ledger.folder).outcome(ID).state == "running"
 
 
 def test_damaged_weights_are_not_handed_out(ledger: Ledger) -> None:

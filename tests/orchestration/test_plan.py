@@ -7,9 +7,8 @@ import pytest
 
 import fsg
 from fsg.data import Arrays
-from fsg.estimators import FSG
+from fsg.estimators import FSG, FullPrecision
 from fsg.optimizers import Adam
-from fsg.quantizers import FullPrecision
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig
 from orchestration.ledger import Ledger
@@ -69,7 +68,7 @@ def test_pretrainings_come_first_and_variants_share_them(tmp_path: Path) -> None
     assert labels([first, second]) == ["pretrain · seed 0", "pretrain · seed 1"]
     assert {cell.kind for cell in (first, second)} == {"pretrain"}
     assert [cell.depends_on for cell in rest] == [first.id, first.id, second.id, second.id]
-    assert isinstance(first.train.quantizer, FullPrecision)
+    assert isinstance(first.train.estimator, FullPrecision.Config)
 
 
 def test_pretrainings_that_differ_are_named_after_what_asks_for_them(tmp_path: Path) -> None:

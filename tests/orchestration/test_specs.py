@@ -229,8 +229,8 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         f"(expected one of {FSG_FIELDS}; did you mean history_length?)",
     ),
     "setting of a component that has none": (
-        base(("estimator: fsg", "estimator: {name: ste, decay: 1}"), ("estimator.history_length", "epochs")),
-        "3:26: train.estimator.decay: estimator ste has no such field (expected no setting)",
+        base(("estimator: fsg", "estimator: {name: full_precision, decay: 1}"), ("estimator.history_length", "epochs")),
+        "3:37: train.estimator.decay: estimator full_precision has no such field (expected no setting)",
     ),
     "setting of a nested component": (
         estimator("{name: fsg, slow_net: {name: ema, decay: 2}}"),
@@ -278,7 +278,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "true of one": (
         train("quantizer: {name: dorefa, weight_bits: true}\n  estimator: fsg"),
-        "3:42: train.quantizer.weight_bits: got true (expected 1)",
+        "3:42: train.quantizer.weight_bits: got true (expected one of 1, 2, 4)",
     ),
     "missing setting": (
         train("init: {name: file}\n  estimator: fsg"),
@@ -300,7 +300,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "path of another component": (
         two("{estimator.history_length: 1, estimator: ste}"),
-        "6:9: variants.two.estimator.history_length: estimator ste has no such field (expected no setting)",
+        "6:9: variants.two.estimator.history_length: estimator ste has no such field (expected one of derivative)",
     ),
     "override out of range": (
         two("{estimator.history_length: 0}"),
@@ -404,7 +404,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "import where there is none": (
         estimator("{name: fsg, slow_net: {import: 'a:B'}}"),
-        "3:26: train.estimator.slow_net.name: is missing (expected one of mamba, ema)",
+        "3:26: train.estimator.slow_net.name: is missing (expected one of mamba, lstm, ema)",
     ),
 }
 

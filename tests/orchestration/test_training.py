@@ -141,6 +141,8 @@ def test_cell_that_is_stopped_anywhere_ends_like_one_that_is_not(ledger: Ledger,
     assert best is not None
     assert expected_best is not None
     assert best.name == expected_best.name
+    assert ledger.diagnostics(one.id) == ledger.diagnostics(other.id)
+    assert [table["epoch"] for table in ledger.diagnostics(one.id)] == [1, 2, 3]
 
 
 def test_best_weights_are_those_of_the_best_validation(ledger: Ledger, train: TrainConfig) -> None:
@@ -209,8 +211,31 @@ def test_divergence_is_an_outcome_of_its_own(ledger: Ledger, train: TrainConfig)
     assert ended(ledger, one).ended == "diverged"
     outcome = ledger.outcome(one.id)
     assert outcome.state == "diverged"
-    assert outcome.reason.startswith("the loss is nan at step 6")
+    assert outcome.reason.startswith(
+        "the loss is nan at step 5; the first gradient with such values is that of conv1.weight"
+    )
     assert outcome.log is None
+
+
+def test_state_that_diverged_is_never_kept_and_the_last_good_one_is(ledger: Ledger, train: TrainConfig) -> None:
+    """Though the next loss, and with it the next look at it, is far away."""
+    one = cell(unlucky(replace(train, log_every=1000), "diverges"))
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    training.go_on(3600)
+    assert (training.ended, ledger.outcome(one.id).state) == ("diverged", "diverged")
+    resume = ledger.resume_point(one.id)
+    assert resume is not None
+    assert resume.step == 4
+
+
+def test_training_that_diverged_and_is_stopped_has_diverged(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(unlucky(replace(train, log_every=1000, epochs=1, batch_size=8), "diverges"))
+    ledger.add(one)
+    training = CellTraining(ledger, one, stop=After(7))
+    training.go_on(3600)
+    assert training.ended == "diverged"
+    assert "at step 5" in ledger.outcome(one.id).reason
 
 
 def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig) -> None:

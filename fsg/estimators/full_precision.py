@@ -1,0 +1,41 @@
+"""No quantization, and so nothing to estimate."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fsg.config import Settings
+from fsg.estimators.protocol import GradientEstimator
+from fsg.layers import dequantize
+
+
+class FullPrecision(GradientEstimator):
+    """Full-precision weights, trained and evaluated, whatever the quantizer is.
+
+    Forward:   Ŵ = W
+    Backward:  ∂L/∂W, by autograd
+
+    It takes the quantizers off the model's layers, frozen ones included, so that an evaluation uses W as well; no
+    quantized layer is left. Activations are the model's own: one with `activation_bits: 1` keeps them.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Settings):
+        """No quantization of the weights: what full-precision pretraining uses, and the upper reference."""
+
+        name: Literal["full_precision"] = "full_precision"
+
+        def build(self, model: nn.Module) -> "FullPrecision":
+            return FullPrecision(model)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        dequantize(model)
+        self.layers = {}
+
+    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        return {}
+
+    def update(self, model: nn.Module) -> bool:
+        return True

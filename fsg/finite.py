@@ -1,0 +1,61 @@
+"""Noticing values that are no numbers, where and when they first came up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsg.checkpoint import leaves
+
+
+class Diverged(Exception):
+    """The training holds values that are not finite: it has no future."""
+
+
+class Watch:
+    """Keeps what a training looked like at the first step with a loss or a gradient that is not finite.
+
+    `see` queues work on the device and never waits for it; `check` does.
+    """
+
+    def __init__(self, names: list[str], parameters: list[Tensor]) -> None:
+        self.names, self.parameters = names, parameters
+        self.step = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
+        self.seen = torch.zeros(1 + len(parameters), device=parameters[0].device)
+
+    @torch.no_grad()
+    def see(self, step: int, loss: Tensor) -> None:
+        """The loss of a step and the gradients, or what the optimizer made of them, in the parameters' `.grad`."""
+        largest = torch._foreach_norm([p if p.grad is None else p.grad for p in self.parameters], float("inf"))
+        seen = torch.stack([value.to(self.seen.dtype) for value in (loss, *largest)])
+        first = (self.step == 0) & ~torch.isfinite(seen).all()
+        self.seen = torch.where(first, seen, self.seen)
+        self.step = torch.where(first, step, self.step)
+
+    def check(self) -> tuple[int, str] | None:
+        """The first step that was not finite and what was not; None where all were."""
+        step = int(self.step)
+        if not step:
+            return None
+        loss, *largest = self.seen.tolist()
+        bad = [(name, value) for name, value in zip(self.names, largest, strict=True) if not _finite(value)]
+        more = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        if _finite(loss):
+            return step, f"the gradient of {bad[0][0]} is {bad[0][1]} at step {step}{more}"
+        where = (
+            f"the first gradient with such values is that of {bad[0][0]}{more}" if bad else "the gradients are finite"
+        )
+        return step, f"the loss is {loss} at step {step}; {where}"
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """The name of the first tensor, in nested mappings and lists, that holds NaN or infinity; None where none does."""
+    for name, value in leaves(state):
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return None
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
