@@ -12,7 +12,7 @@ run: .venv/.installed  ## the ablation of the gradient history on the embedded i
 	$(BIN)/python orchestration/launch.py configs/ablation_hgs.yaml --results $(RESULTS)
 
 test: .venv/.installed  ## the default suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-slow: .venv/.installed  ## what takes minutes: whole launches, kills and resumes, real CIFAR-10 where it is there
 	$(BIN)/python -m pytest -q -m slow
