@@ -12,6 +12,7 @@ reached, nothing waits for it and nothing is lost.
 import getpass
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -125,6 +126,7 @@ class Tracker:
                 os.environ.setdefault(name, value)
             from mlflow.tracking import MlflowClient
 
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces a new database
             client = MlflowClient(self.uri)
             self._experiment_id = self._find_experiment(client)
             self._runs = self._find_runs(client)
