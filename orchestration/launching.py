@@ -21,7 +21,7 @@ import fsg
 from orchestration import provenance, ray_settings
 from orchestration.checks import unrunnable
 from orchestration.ledger import Held, Ledger
-from orchestration.pilot import predicted, wall_clock
+from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, orphans, standings
 from orchestration.progress import LiveView, PlainLines, duration, view
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
@@ -103,9 +103,12 @@ class Launch:
         found = standings(planned, ledger)
         at_a_time = slots(spec)
         if with_pilot:
-            with self.console.status("measuring a few steps of each kind of cell") as status:
-                device = "cuda" if spec.resources.gpus else "cpu"
-                found = predicted(found, device, lambda label: status.update(f"measuring a few steps of {label}"))
+            device = "cuda" if spec.resources.gpus else "cpu"
+            status = self.console.status("measuring a few steps of each kind of cell")
+            with status, Pilots(device, at_a_time) as pilots:
+                found = predicted(
+                    found, pilots.measure, lambda label: status.update(f"measuring a few steps of {label}")
+                )
         self.console.print(plan_table(spec, found))
         self._say(_summary(found, ledger, at_a_time))
         if with_pilot and any(not one.over for one in found):

@@ -5,9 +5,12 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from statistics import mean, median
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -79,8 +82,42 @@ def _timed(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began
 
 
+class Pilots:
+    """Measures cells the way they will run: on CPUs beside others of their kind, which share caches and memory.
+
+    To be used as a context: it keeps processes for it, so that each warms up once.
+    """
+
+    def __init__(self, device: str, at_a_time: int) -> None:
+        self.device, self.at_a_time = device, at_a_time
+        self._processes: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._processes is not None:
+            self._processes.shutdown()
+
+    def measure(self, cell: Cell) -> Cost:
+        """What a cell costs. Raises what its training raises, and BrokenProcessPool where it kills its process."""
+        if self.device != "cpu" or self.at_a_time == 1:
+            return pilot(cell, self.device)
+        if self._processes is None:
+            torch.set_num_threads(1)  # a pool of threads would not survive the fork
+            self._processes = ProcessPoolExecutor(self.at_a_time, mp_context=get_context("fork"))
+        try:
+            costs = list(self._processes.map(pilot, [cell] * self.at_a_time))
+        except BrokenProcessPool:
+            self._processes = None
+            raise
+        return Cost(mean(cost.step for cost in costs), mean(cost.image for cost in costs))
+
+
 def predicted(
-    cells_standing: Sequence[Standing], device: str, tell: Callable[[str], None] = lambda text: None
+    cells_standing: Sequence[Standing],
+    measure: Callable[[Cell], Cost],
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Standing]:
     """The same with expected seconds: what cells of the same kind took, or else a pilot.
 
@@ -101,7 +138,7 @@ def predicted(
         if kind not in costs and not standing.over:
             tell(cell.label)
             try:
-                costs[kind] = pilot(cell, device)
+                costs[kind] = measure(cell)
             except Exception:
                 costs[kind] = None
         cost = costs.get(kind)

@@ -28,7 +28,7 @@ question: does it hold?
 train:
   data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
   model: {name: resnet, depth: 8, width: 4}
-  epochs: 10
+  epochs: 20
   batch_size: 16
   log_every: 3
   init: {name: pretrain, epochs: 1}
@@ -159,11 +159,11 @@ def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one
 ) -> None:
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
     first = launched("tiny.yaml")
-    until(lambda: checkpoints(ledger), first)
-
+    until(lambda: ledger.launches(), first)
     assert Launch(Path("tiny.yaml")).run() == 2
     assert f"is held by process {first.process.pid} on " in capsys.readouterr().err
 
+    until(lambda: checkpoints(ledger), first)
     first.ctrl_c()
     assert first.wait() == 130, first.text
     assert first.text.splitlines()[-1] == "Interrupted. It goes on with: fsg launch tiny.yaml"
@@ -193,7 +193,7 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     variants = ", ".join(f"{name}: {unlucky % name}" for name in names)
     text = SPEC.replace("fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}", f"{variants}, ste: {{}}")
     text = text.replace("primary: fsg", "primary: dies_once").replace("seeds: [0, 1]", "seeds: [0]")
-    text = text.replace("epochs: 10", "epochs: 1").replace("checkpoint_every: 0.3", "max_retries: 1, max_concurrent: 1")
+    text = text.replace("epochs: 20", "epochs: 1").replace("checkpoint_every: 0.3", "max_retries: 1, max_concurrent: 1")
     (folder / "tiny.yaml").write_text(text)
     one = launched("tiny.yaml")
     assert one.wait() == 1, one.text

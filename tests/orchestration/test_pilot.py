@@ -1,3 +1,4 @@
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,13 +6,13 @@ import pytest
 
 from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG
+from fsg.imported import Imported
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
 from fsg.starting_points import Pretrain
 from fsg.trainer import TrainConfig
-from orchestration import pilot as module
 from orchestration.ledger import Ledger, Outcome
-from orchestration.pilot import Cost, kind_of, pilot, predicted, wall_clock
+from orchestration.pilot import Cost, Pilots, kind_of, pilot, predicted, wall_clock
 from orchestration.plan import Cell, Standing, standings
 
 TRAIN = TrainConfig(data=FashionMNISTSubset(train_limit=640), model=ResNet.Config(depth=8, width=2), epochs=2)
@@ -65,14 +66,29 @@ def test_pilot_measures_a_step_and_an_image() -> None:
     assert cost.image > 0
 
 
-def test_kinds_are_piloted_once_and_what_is_over_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pilots_run_beside_each_other_as_the_cells_will() -> None:
+    with Pilots("cpu", 2) as pilots:
+        assert pilots.measure(cell("a")).step > 0
+        with pytest.raises(ValueError, match="train_limit"):
+            pilots.measure(cell("a", replace(TRAIN, data=FashionMNISTSubset(train_limit=10**6))))
+        assert pilots.measure(cell("a")).step > 0
+
+
+def test_pilot_that_kills_its_process_takes_no_other_with_it() -> None:
+    dies = replace(TRAIN, estimator=Imported(path="unlucky:Unlucky", settings={"what": "dies", "at": 2}))
+    with Pilots("cpu", 2) as pilots:
+        with pytest.raises(BrokenProcessPool):
+            pilots.measure(cell("a", dies))
+        assert pilots.measure(cell("a")).step > 0
+
+
+def test_kinds_are_piloted_once_and_what_is_over_not_at_all(tmp_path: Path) -> None:
     ledger, piloted = Ledger(tmp_path), list[str]()
 
-    def count(one: Cell, device: str) -> Cost:
+    def count(one: Cell) -> Cost:
         piloted.append(one.id)
         return Cost(0.1, 0.0)
 
-    monkeypatch.setattr(module, "pilot", count)
     done = cell("done", replace(TRAIN, batch_size=32))
     ledger.add(done)
     attempt = ledger.claim(done.id, {})
@@ -86,18 +102,17 @@ def test_kinds_are_piloted_once_and_what_is_over_not_at_all(tmp_path: Path, monk
         done,
         same,
     ]
-    found = predicted(standings(planned, ledger), "cpu")
+    found = predicted(standings(planned, ledger), count)
     assert piloted == ["a"]
     assert [one.seconds for one in found] == pytest.approx([1.0, 1.0, 2.0, 7.0, 7.0])
     assert [one.left for one in found] == pytest.approx([1.0, 1.0, 2.0, 0.0, 7.0])
 
 
-def test_kind_whose_pilot_fails_is_left_without_an_expectation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(one: Cell, device: str) -> Cost:
+def test_kind_whose_pilot_fails_is_left_without_an_expectation(tmp_path: Path) -> None:
+    def fail(one: Cell) -> Cost:
         raise ValueError("an idea that does not work")
 
-    monkeypatch.setattr(module, "pilot", fail)
-    (found,) = predicted(standings([cell("a")], Ledger(tmp_path)), "cpu")
+    (found,) = predicted(standings([cell("a")], Ledger(tmp_path)), fail)
     assert found.seconds is None
     assert found.left is None
 

@@ -13,9 +13,10 @@ import torch
 
 from fsg import checkpoint
 from fsg.data import Arrays
-from fsg.estimators import FSG
+from fsg.estimators import FSG, STE
 from fsg.imported import Imported, source_sha256
 from fsg.models import ResNet
+from fsg.optimizers import Adam
 from fsg.starting_points import Pretrain
 from fsg.trainer import TrainConfig
 from orchestration import ledger as ledger_module
@@ -59,9 +60,9 @@ def cell(train: TrainConfig, name: str = "a" * 16, depends_on: str | None = None
     return Cell(name, "train", name, {}, 0, train, depends_on)
 
 
-def unlucky(train: TrainConfig, what: str) -> TrainConfig:
+def unlucky(train: TrainConfig, what: str, at: int = 5) -> TrainConfig:
     path = "unlucky:Unlucky"
-    own = Imported(path=path, settings={"what": what}, source_sha256=source_sha256(path))
+    own = Imported(path=path, settings={"what": what, "at": at}, source_sha256=source_sha256(path))
     return replace(train, estimator=own)
 
 
@@ -153,6 +154,25 @@ def test_best_weights_are_those_of_the_best_validation(ledger: Ledger, train: Tr
     best = ledger.best_weights(one.id)
     assert best is not None
     assert best.name == ("final.pt" if step == 30 else f"best-{step:08d}.pt")
+
+
+def test_best_weights_outlive_an_interruption(ledger: Ledger, train: TrainConfig) -> None:
+    """The best validation comes before the cell is stopped, and nothing after it is as good."""
+    spoilt = replace(train, estimator=unlucky(train, "spoils", at=21).estimator, optimizer=Adam(lr=1e-9), epochs=8)
+    good = replace(train, estimator=STE.Config(), epochs=4)
+    start = cell(good, "b" * 16)
+    ended(ledger, start)
+    one = replace(cell(replace(spoilt, init=Pretrain())), depends_on=start.id)
+    ledger.add(one)
+    stopped = CellTraining(ledger, one, stop=After(25))
+    stopped.go_on(3600)
+    assert stopped.ended == "interrupted"
+    assert ended(ledger, one).ended == "done"
+    accuracies = [value for _, name, value in rows(ledger, one) if name == "validation/accuracy"]
+    assert max(accuracies) > accuracies[-1]
+    best = ledger.best_weights(one.id)
+    assert best is not None
+    assert best.name == f"best-{5 * (1 + accuracies.index(max(accuracies))):08d}.pt"
 
 
 def test_cell_without_epochs_is_evaluated(ledger: Ledger, train: TrainConfig) -> None:

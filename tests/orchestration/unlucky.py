@@ -54,6 +54,10 @@ class Unlucky(StraightThrough):
         for parameter in model.parameters():
             parameter.data.fill_(float("nan"))
 
+    def spoils(self, model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.data.zero_()
+
     def out_of_memory(self, model: nn.Module) -> None:
         raise MemoryError("no room")
 
