@@ -84,6 +84,3 @@ def from_dict(cls: type[Settings], values: dict[str, Any]) -> Settings:
         return from_dict(options[value["name"]], value) if options and isinstance(value, dict) else value
 
     return cls(**{field: restored(field, value) for field, value in values.items()})
-
-
-Config = Settings
