@@ -25,6 +25,7 @@ from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, orphans, standings
 from orchestration.progress import LiveView, PlainLines, duration, view
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
+from orchestration.tracking import without_password
 
 if TYPE_CHECKING:
     from orchestration.tracking import Tracker
@@ -63,12 +64,12 @@ class Launch:
 
     @property
     def command(self) -> str:
-        """The same again."""
+        """The same again, but for a password in the tracking URI: it is kept in records, and printed."""
         words = ["fsg", "launch", str(self.source)]
         words += ["--profile", self.profile] if self.profile else []
         words += [word for one in self.sets for word in ("--set", one)]
         words += ["--results", str(self.results)] if self.results != Path("results") else []
-        words += ["--tracking-uri", self.tracking_uri] if self.tracking_uri else []
+        words += ["--tracking-uri", without_password(self.tracking_uri)] if self.tracking_uri else []
         words += ["--address", self.address] if self.address else []
         return shlex.join(words)
 

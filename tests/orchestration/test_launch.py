@@ -365,3 +365,9 @@ def test_plan_names_orphans(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = " ".join(capsys.readouterr().out.split())
     assert "orphan: fsg · seed 0" in shown
     assert "orphan: pretrain" not in shown, "the pretraining is the same"
+
+
+def test_a_password_in_the_tracking_uri_is_neither_kept_nor_printed() -> None:
+    command = Launch(Path("a.yaml"), tracking_uri="https://ada:hunter2@host/mlflow").command
+    assert "hunter2" not in command
+    assert "host/mlflow" in command
