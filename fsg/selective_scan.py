@@ -33,7 +33,8 @@ def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
     """The scan by the fastest way that this machine has. Shapes as in the module's docstring."""
-    suits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    dtypes = {tensor.dtype for tensor in (x, delta, A, B, C, D)}
+    suits = x.device.type == "cpu" and dtypes in ({torch.float32}, {torch.float64})
     way = native_scan if suits and native.library("selective_scan") is not None else blocked
     return way(x, delta, A, B, C, D, lengths, tails)
 
@@ -138,6 +139,7 @@ def _call(function: str, tensors: tuple[Tensor, ...], lengths: Any, tails: Any, 
     if library is None:
         raise RuntimeError("the native selective scan needs a C++ compiler, and none works here")
     x, _, A, _, C, _ = tensors
+    assert len({tensor.dtype for tensor in (*tensors, *rest)}) == 1, "memory is read as one type"
     suffix = {torch.float32: "float", torch.float64: "double"}[x.dtype]
     integers = [ctypes.c_int64(n) for n in (len(lengths), x.shape[1], C.shape[0], *A.shape)]
     arrays = [(ctypes.c_int64 * len(values))(*values) for values in (lengths, tails)]

@@ -55,7 +55,7 @@ class TrainConfig(Settings):
         0, "Training images over which batch norm's statistics are re-estimated before an evaluation; 0: none.", ge=0
     )
     log_every: int = setting(10, "Steps whose mean loss makes one row.", ge=1)
-    evaluate_every: int = setting(1, "Epochs between two validations.", ge=1)
+    evaluate_every: float = setting(1.0, "Epochs between two validations; 0.1 makes ten an epoch.", gt=0)
     diagnostics: bool = setting(
         True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
     )
@@ -84,14 +84,17 @@ def train_step(
     *,
     lr: float,
     progress: float,
+    arithmetic: AbstractContextManager[Any] | None = None,
     diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     """One step of training; returns the mean cross entropy of the batch, detached.
 
-    images [b, C, H, W], labels [b]; `progress` is the part of the training that is over, in [0, 1].
+    images [b, C, H, W], labels [b]; `progress` is the part of the training that is over, in [0, 1]. The network runs
+    within `arithmetic` (`torch.autocast(…)`), the estimator in the weights' own precision.
     """
     weights = estimator.propose(model, lr=lr, progress=progress)
-    loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
+    with arithmetic or nullcontext():
+        loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
     optimizer.zero_grad()
     estimator.zero_grad()
     torch.autograd.backward(loss)
@@ -136,8 +139,13 @@ def pretraining(config: TrainConfig) -> TrainConfig:
         epochs=init.epochs,
         batch_size=init.batch_size,
         recalibrate_batchnorm=0,
-        evaluate_every=init.epochs,
+        evaluate_every=float(init.epochs),
     )
+
+
+def validations(epochs: float, every: float) -> int:
+    """How many validations are due within so many epochs, one `every` so many: ⌊epochs / every⌋."""
+    return int(epochs / every + 1e-9)  # ten tenths are one, whatever the last bits
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -206,11 +214,10 @@ class Training:
         self.table = None
         if self.step < self.total_steps:
             rows += self._train()
-            if self.step % self.steps_per_epoch == 0:
+            if self.step % self.steps_per_epoch == 0 and self.diagnostics is not None:
                 self._check()
-                if self.diagnostics is not None:
-                    self.table = self.diagnostics.finish(self.epoch, self.step)
-                rows += self._validate()
+                self.table = self.diagnostics.finish(self.epoch, self.step)
+            rows += self._validate()
         if self.step == self.total_steps:
             rows += self._test()
             self.done = True
@@ -292,11 +299,10 @@ class Training:
         images, labels = next(self._batches)
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
         progress = self.step / self.total_steps
-        with self._arithmetic():
-            loss = train_step(
-                self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=progress, diagnostics=self.diagnostics,
-            )  # fmt: skip
+        loss = train_step(
+            self.model, self.estimator, self.optimizer, images, labels,
+            lr=lr, progress=progress, arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+        )  # fmt: skip
         self.loss_sum += loss
         self.step += 1
         self.watch.see(self.step, loss)
@@ -327,15 +333,24 @@ class Training:
         raise Diverged(what if torch.isfinite(images).all() else f"{what}; the images of that step hold such values")
 
     def _validate(self) -> list[Row]:
+        """The validation, where one is due after this step, or the papers' test after one of the last epochs."""
+        before, now = ((self.step - back) / self.steps_per_epoch for back in (1, 0))
+        due = validations(now, self.config.evaluate_every) > validations(before, self.config.evaluate_every)
+        validated = due and len(self.dataset.validation_labels) > 0
+        last = self.step % self.steps_per_epoch == 0 and self.epoch > self.config.epochs - PAPERS_EPOCHS
+        papers = last and not self.config.data.validation
+        if not (validated or papers):
+            return []
+        self._check()
         values: dict[str, float] = {}
         with self._evaluating():
-            if len(self.dataset.validation_labels) and self.epoch % self.config.evaluate_every == 0:
+            if validated:
                 values |= self._evaluate("validation")
-            if not self.config.data.validation and self.epoch > self.config.epochs - PAPERS_EPOCHS:
+            if papers:
                 values["papers_protocol/test_accuracy"] = self._evaluate("test")["test/accuracy"]
         if values.get("validation/accuracy", 0.0) > self.best[1]:
             self.best = (self.step, values["validation/accuracy"])
-        return [Row(self.step, values)] if values else []
+        return [Row(self.step, values)]
 
     def _test(self) -> list[Row]:
         with self._evaluating():

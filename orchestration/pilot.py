@@ -34,13 +34,13 @@ class Cost:
     def seconds(self, cell: Cell, dataset: Dataset) -> float:
         """Training and evaluation of a whole cell."""
         train = cell.train
-        validations = train.epochs // train.evaluate_every * len(dataset.validation_labels)
+        validations = trainer.validations(train.epochs, train.evaluate_every)
         tests = len(dataset.test_labels)
         if not train.data.validation:
             tests += min(train.epochs, trainer.PAPERS_EPOCHS) * len(dataset.test_labels)
-        evaluations = train.epochs // train.evaluate_every + 1
-        recalibrated = evaluations * train.recalibrate_batchnorm
-        return total_steps(cell) * self.step + (validations + tests + recalibrated) * self.image
+        validated = validations * len(dataset.validation_labels)
+        recalibrated = (validations + 1) * train.recalibrate_batchnorm
+        return total_steps(cell) * self.step + (validated + tests + recalibrated) * self.image
 
 
 def kind_of(train: TrainConfig) -> str:
