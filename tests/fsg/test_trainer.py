@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fsg import NUMERICS
-from fsg.checkpoint import digest, from_bytes, to_bytes
+from fsg.checkpoint import digest, from_bytes, leaves, to_bytes
 from fsg.config import from_dict, to_dict
 from fsg.data import Arrays
 from fsg.estimators import EDE, FSG, STE, EstimatorConfig, FullPrecision, MultiFC
@@ -129,6 +129,44 @@ def test_rows_hold_the_metrics_at_their_steps(config: TrainConfig) -> None:
     assert merged[10]["lr"] == pytest.approx(3e-3)
     assert merged[12]["lr"] == pytest.approx(3e-4)
     assert merged[10]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [
+        (0.2, list(range(1, 16))),
+        (0.4, [2, 4, 6, 8, 10, 12, 14]),
+        (0.1, list(range(1, 16))),
+        (1.5, [8, 15]),
+        (2.0, [10]),
+    ],
+)
+def test_validations_come_every_so_many_epochs_or_parts_of_one(
+    config: TrainConfig, every: float, steps: list[int]
+) -> None:
+    _, rows = finished(Training(replace(config, evaluate_every=every), 1))
+    assert [row.step for row in rows if "validation/accuracy" in row.values] == steps
+
+
+def test_validations_within_an_epoch_change_nothing_else(config: TrainConfig) -> None:
+    often, _ = finished(Training(replace(config, evaluate_every=0.2, recalibrate_batchnorm=32), 1))
+    once, _ = finished(Training(replace(config, evaluate_every=0.2, recalibrate_batchnorm=64), 1))
+    assert often != once, "the configuration is part of the state"
+    states = [Training(replace(config, evaluate_every=every), 1) for every in (0.2, 1.0)]
+    ended = [digest(training.weights()) for training in states if finished(training)]
+    assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["ste", "fsg", "released", "multifc"])
+def test_reduced_precision_is_the_networks_alone(config: TrainConfig, estimator: EstimatorConfig) -> None:
+    config = replace(config, estimator=estimator, optimizer=Adam(lr=1e-6), epochs=1)
+    training = Training(replace(config, precision="bf16"), 1)
+    rounded = [row.values["train/loss"] for row in finished(training)[1] if "train/loss" in row.values]
+    exact = [r.values["train/loss"] for r in finished(Training(config, 1))[1] if "train/loss" in r.values]
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.03)
+    kept = [leaf for _, leaf in leaves(training.state_dict()["estimator"]) if isinstance(leaf, Tensor)]
+    assert {leaf.dtype for leaf in kept if leaf.is_floating_point()} <= {torch.float32}
 
 
 def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last(config: TrainConfig) -> None:
