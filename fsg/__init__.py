@@ -13,7 +13,7 @@ finished training.
 from fsg.activations import SignActivation
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
-from fsg.optimizers import SGD, Adam
+from fsg.optimizers import SGD, Adam, Bop
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training, train, train_step
 
@@ -29,6 +29,7 @@ __all__ = [
     "SGD",
     "STE",
     "Adam",
+    "Bop",
     "DoReFa",
     "FCGrad",
     "FullPrecision",

@@ -6,6 +6,7 @@
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -107,16 +108,20 @@ class Adam(_Rule):
 
 
 class Optimizer:
-    """A rule and its state for the parameters of a model that need a gradient."""
+    """A rule and its state for the parameters of a model that need a gradient.
 
-    def __init__(self, rule: Rule, model: nn.Module) -> None:
+    `apart` are parameters that a subclass steps by itself: they have no state of the rule's.
+    """
+
+    def __init__(self, rule: Rule, model: nn.Module, apart: Collection[str] = ()) -> None:
         self.rule = rule
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = list(trained)
         self.parameters: list[Tensor] = list(trained.values())
+        self.ruled: dict[str, Tensor] = {name: p for name, p in trained.items() if name not in apart}
         self.latent: list[Tensor] = [layer.weight for _, layer in quantized_layers(model)]
         self.steps = 0
-        self.state: State = {b: [torch.zeros_like(p) for p in self.parameters] for b in rule.buffers()}
+        self.state: State = {b: [torch.zeros_like(p) for p in self.ruled.values()] for b in rule.buffers()}
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -129,25 +134,100 @@ class Optimizer:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients: list[Tensor] = [p.grad for p in self.parameters if p.grad is not None]
+        ruled = list(self.ruled.values())
+        gradients: list[Tensor] = [p.grad for p in ruled if p.grad is not None]
         if self.rule.weight_decay:
-            torch._foreach_add_(gradients, self.parameters, alpha=self.rule.weight_decay)
+            torch._foreach_add_(gradients, ruled, alpha=self.rule.weight_decay)
         self.rule.direction(gradients, self.state, self.steps)
-        torch._foreach_add_(self.parameters, gradients, alpha=-lr)
+        torch._foreach_add_(ruled, gradients, alpha=-lr)
         if self.rule.clip_latent is not None and self.latent:
             torch._foreach_clamp_min_(self.latent, -self.rule.clip_latent)
             torch._foreach_clamp_max_(self.latent, self.rule.clip_latent)
 
     def state_dict(self) -> dict[str, Any]:
-        buffers = {b: dict(zip(self.names, tensors, strict=True)) for b, tensors in self.state.items()}
+        buffers = {b: dict(zip(self.ruled, tensors, strict=True)) for b, tensors in self.state.items()}
         return {"steps": self.steps, "buffers": buffers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """In place, so that memory formats stay. Raises KeyError where a parameter is missing."""
         self.steps = state["steps"]
         for buffer, tensors in self.state.items():
-            for name, tensor in zip(self.names, tensors, strict=True):
+            for name, tensor in zip(self.ruled, tensors, strict=True):
                 tensor.copy_(state["buffers"][buffer][name])
 
 
-OptimizerConfig = SGD | Adam | Imported
+@dataclass(frozen=True, kw_only=True)
+class Bop(Settings):
+    """The binary optimizer: no latent weights. A weight is ±1, and flips when its gradient has insisted.
+
+        m ← (1 − γ)·m + γ·g                                γ follows the schedule of the learning rate
+        W ← −W   where |m| > τ and sign m = sign W
+
+    g is the gradient that the estimator gives to a quantized layer's weight W, which starts as the sign of what it
+    was; with `ste` and the quantizer `sign` it is ∂loss/∂Ŵ, as in the paper. Quantizers that do not keep ±1 as it is
+    are refused. All other parameters follow `others`; `lr` is theirs.
+    Helwegen et al., Latent Weights Do Not Exist, NeurIPS 2019 (arXiv:1906.02107).
+    """
+
+    name: Literal["bop"] = "bop"
+    threshold: float = setting(1e-8, "τ: the larger, the fewer flips.", ge=0)
+    gamma: float = setting(1e-4, "γ, how fast m forgets, before the schedule.", gt=0, le=1)
+    others: SGD | Adam = choice(
+        lambda: Adam(lr=1e-2), "The optimizer of all parameters that are not binary.", discriminator="name"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.others.clip_latent is not None:
+            raise ValueError(f"others.clip_latent is {self.others.clip_latent}: bop has no latent weights to clip")
+
+    @property
+    def lr(self) -> float:
+        return self.others.lr
+
+    def build(self, model: nn.Module) -> "BinaryOptimizer":
+        return BinaryOptimizer(self, model)
+
+
+class BinaryOptimizer(Optimizer):
+    """Bop for the quantized layers' weights, another optimizer for the rest."""
+
+    @torch.no_grad()
+    def __init__(self, config: Bop, model: nn.Module) -> None:
+        """Makes the quantized layers' weights ±1. Raises ValueError for a quantizer that makes something else of it."""
+        layers = dict(quantized_layers(model))
+        latent = {id(layer.weight) for layer in layers.values()}
+        self.config = config
+        self.binary = {name: p for name, p in model.named_parameters() if id(p) in latent}
+        super().__init__(config.others, model, apart=self.binary)
+        self.mean = [torch.zeros_like(weight) for weight in self.binary.values()]
+        for name, layer in layers.items():
+            layer.weight.copy_(torch.where(layer.weight >= 0, 1.0, -1.0))
+            if not torch.equal(layer.quantizer(layer.weight), layer.weight):
+                raise ValueError(
+                    f"bop: the quantizer of {name} changes weights of ±1, expected one that does not "
+                    "(sign, bwn or dorefa)"
+                )
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        super().step(lr)
+        gamma = self.config.gamma * lr / self.config.lr
+        for weight, mean in zip(self.binary.values(), self.mean, strict=True):
+            gradient = weight.grad
+            assert gradient is not None
+            mean.lerp_(gradient, gamma)
+            flips = (mean * weight > 0) & (mean.abs() > self.config.threshold)
+            gradient.copy_(torch.where(flips, (2 / lr if lr else 0.0) * weight, 0.0))  # W − lr·direction is −W
+            weight.copy_(torch.where(flips, -weight, weight))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"mean": dict(zip(self.binary, self.mean, strict=True))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, mean in zip(self.binary, self.mean, strict=True):
+            mean.copy_(state["mean"][name])
+
+
+OptimizerConfig = SGD | Adam | Bop | Imported
