@@ -55,6 +55,15 @@ def gram(gradients: Sequence[Tensor]) -> Tensor:
     return rows @ rows.T
 
 
+def over_all_layers(table: Table) -> dict[str, float]:
+    """A table's shares over the weights of all layers, as metrics: `weights/flip_rate` and the like."""
+    total = sum(table["weights"])
+    return {
+        f"weights/{column}": sum(n * share for n, share in zip(table["weights"], table[column], strict=True)) / total
+        for column in ("flip_rate", "never_flipped", "saturated")
+    }
+
+
 class Diagnostics:
     """Counts and sums over an epoch; `observe` belongs between the estimator's update and the optimizer's step."""
 

@@ -72,6 +72,23 @@ def report(
 
 
 @app.command()
+def ui(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder, or that of all of them.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow's, where the launch was given one.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The first to try on this machine.")] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
+) -> None:
+    """Show an experiment in MLflow: its runs by variant, and their curves. Ctrl-C ends it."""
+    from orchestration import mlflow_server
+
+    try:
+        raise typer.Exit(mlflow_server.show(folder, tracking_uri, port, browser, lambda line: print(line, flush=True)))
+    except (OSError, ValueError) as error:
+        print(mlflow_server.without_password(str(error)), file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
     import json

@@ -21,11 +21,11 @@ import fsg
 from orchestration import provenance, ray_settings
 from orchestration.checks import unrunnable
 from orchestration.ledger import Held, Ledger
+from orchestration.mlflow_server import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, orphans, standings
 from orchestration.progress import LiveView, PlainLines, duration, view
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
-from orchestration.tracking import without_password
 
 if TYPE_CHECKING:
     from orchestration.tracking import Tracker
@@ -240,7 +240,7 @@ class Launch:
             self.console.print(report.table(built))
             self._say(f"report   {page}")
             tracker.log_report(ledger.folder)
-            self._say(f"MLflow   {tracker.ui_command()}")
+            self._say(f"MLflow   {tracker.ui()}")
         except Exception as error:
             print(f"the report is not complete: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
         for cell in planned:

@@ -16,9 +16,10 @@ import logging
 import math
 import os
 import re
-import shlex
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from ruamel.yaml import YAML
 
+from fsg import checkpoint
 from fsg.config import to_dict
+from orchestration import comparison_view, mlflow_model, mlflow_server
+from orchestration.exported import Exporter
 from orchestration.ledger import Ledger, LedgerRow, Outcome
+from orchestration.mlflow_server import is_server, without_password
 from orchestration.plan import Cell
 from orchestration.specs import ExperimentSpec
 
@@ -37,6 +42,9 @@ _TAGS_A_BATCH = 100
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
 _PARENT = "experiment"
+_DIAGNOSTICS = "diagnostics.json"
+
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows what belongs to trainings alone
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -78,6 +86,7 @@ class Tracker:
         self._connected: Any = None
         self._experiment_id = ""
         self._runs: dict[str, tuple[str, _Mark]] = {}
+        self._exporter = Exporter()
 
     def sync(self) -> SyncReport:
         """Send whatever the ledger holds and MLflow lacks. Raises what MLflow raises; nothing is lost by it."""
@@ -98,25 +107,17 @@ class Tracker:
             if (folder / "figures").is_dir():
                 client.log_artifacts(parent, str(folder / "figures"), "report/figures")
 
-    def ui_command(self) -> str:
-        """What to type to see it: a server on loopback over the database, or a browser at the server that there is.
-
-        A password in the URI is left out.
-        """
-        if self._remote:
-            return shlex.join([sys.executable, "-m", "webbrowser", self.ui_address()])
-        mlflow, uri = str(Path(sys.prefix) / "bin" / "mlflow"), without_password(self.uri)
-        served = [mlflow, "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
-        return f"MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.join(served)}"
-
-    def ui_address(self) -> str:
-        """Where, once `ui_command` runs, this experiment's runs are; before the first `sync`, all experiments."""
-        server = without_password(self.uri).rstrip("/") if self._remote else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments" + (f"/{self._experiment_id}/runs" if self._experiment_id else "")
+    def ui(self) -> str:
+        """What to type, and the address that it opens: this experiment's comparison by variant."""
+        uri = without_password(self.uri)
+        own = uri == mlflow_server.database(self._ledger.folder)
+        server = uri.rstrip("/") if self._remote else f"http://{mlflow_server.HOST}:{mlflow_server.PORT}"
+        typed = mlflow_server.command(self._ledger.folder, None if own else uri)
+        return f"{typed}   ({server}{comparison_view.address(self._experiment_id)})"
 
     @property
     def _remote(self) -> bool:
-        return self.uri.startswith(("http://", "https://"))
+        return is_server(self.uri)
 
     # what there is in MLflow
 
@@ -137,7 +138,7 @@ class Tracker:
         found = client.get_experiment_by_name(self._spec.folder_name)
         if found is None:
             place = None if self._remote else (self._results / "mlartifacts").as_uri()
-            tags = {"mlflow.note.content": self._spec.question}
+            tags = {"mlflow.note.content": self._spec.question, **_KIND}
             return str(client.create_experiment(self._spec.folder_name, artifact_location=place, tags=tags))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
@@ -207,7 +208,9 @@ class Tracker:
         if mark == _Mark():
             self._describe(client, run, cell)
         sent = self._send_rows(client, run, [row for row in rows if row.step > mark.step])
-        files = self._send_weights(client, run, cell) if outcome.state == "done" else 0
+        files = self._send_diagnostics(client, run, cell) if outcome.state in ("done", "diverged") else 0
+        if outcome.state == "done":
+            files += self._send_weights(client, run, cell) + self._send_model(client, run, cell, rows)
         if mark.told != told:
             _tell_status(client, run, outcome.state, outcome.finished_ms)
         step = max([mark.step, *(row.step for row in rows)])
@@ -266,6 +269,54 @@ class Tracker:
             client.log_artifact(run, str(path), "checkpoints")
         return len(paths)
 
+    def _send_diagnostics(self, client: Any, run: str, cell: Cell) -> int:
+        """The tables of all epochs as one, a row a layer, in the form that MLflow's UI shows as a table."""
+        tables = self._ledger.diagnostics(cell.id)
+        if not tables:
+            return 0
+        client.log_text(run, json.dumps(one_table(tables), separators=(",", ":")), _DIAGNOSTICS)
+        client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": _DIAGNOSTICS, "type": "table"}]))
+        return 1
+
+    def _send_model(self, client: Any, run: str, cell: Cell, rows: list[LedgerRow]) -> int:
+        """The final network as a model for `mlflow.pyfunc.load_model`; where it cannot be one, a tag says why."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        path = self._ledger.final_weights(cell.id)
+        try:
+            program = self._exporter.program(cell.train, checkpoint.from_bytes(path.read_bytes())) if path else None
+        except Exception as error:  # torch's tracing raises what it likes, and so does a network of the user's own
+            client.set_tag(run, "model", f"not exported: {_one_line(error)}")
+            return 0
+        if program is None:
+            return 0
+        model = self._logged_model(client, run, cell)
+        with tempfile.TemporaryDirectory() as folder:
+            mlflow_model.write(Path(folder), program, run, model)
+            client.log_model_artifacts(model, folder)
+        client.finalize_logged_model(model, "READY")
+        last = rows[-1].step
+        values = [(row.time_ms, name, value) for row in rows if row.step == last for name, value in row.values.items()]
+        metrics = [Metric(name, value, at, last, model) for at, name, value in values if math.isfinite(value)]
+        client.log_batch(run, metrics=metrics)
+        if not client.get_run(run).outputs.model_outputs:
+            client.log_outputs(run, [LoggedModelOutput(model, last)])
+        client.set_tag(run, "model", f"models:/{model}")
+        return 1
+
+    def _logged_model(self, client: Any, run: str, cell: Cell) -> str:
+        """The model of a run: the one that it has, if a sync that was cut off made it."""
+        known = client.search_logged_models([self._experiment_id], filter_string=f"source_run_id = '{run}'")
+        if known:
+            return str(known[0].model_id)
+        name = re.sub(r"[^\w \-=·]", "_", cell.label)
+        tags = {"variant": cell.variant, "seed": str(cell.seed), "fsg.cell_id": cell.id}
+        params = {name: value[:_LONGEST_PARAM] for name, value in flat(to_dict(cell.train.model), "model.").items()}
+        made = client.create_logged_model(
+            self._experiment_id, name, run, tags, params, model_type=cell.train.model.name
+        )
+        return str(made.model_id)
+
     def _sync_parent(self, client: Any, parent: str, outcomes: list[Outcome]) -> int:
         launches = self._ledger.launches()
         finished = bool(launches) and "finished" in launches[-1]
@@ -278,6 +329,8 @@ class Tracker:
         files = 0
         if mark.told[2:] != told[2:]:
             files = self._send_spec(client, parent)
+            view = comparison_view.saved_view(self._spec, time.time_ns() // 1_000_000)
+            client.set_experiment_tag(self._experiment_id, comparison_view.TAG, view)
         _tell_status(client, parent, state, ended)
         self._write_mark(client, parent, _PARENT, _Mark(0, told), {"outcome": state, "kind": _PARENT})
         return files
@@ -335,11 +388,6 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
             return
 
 
-def without_password(text: str) -> str:
-    """Text with the password of each URI in it left out: `postgresql://user:***@host/mlflow`."""
-    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
-
-
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings by their dotted paths, as text: text as it is, the rest as JSON."""
     named: dict[str, str] = {}
@@ -349,6 +397,23 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             named[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return named
+
+
+def one_table(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """The tables of several epochs as columns and rows, a row an epoch and layer; numbers to six digits."""
+    columns = list(dict.fromkeys(name for table in tables for name in table))
+
+    def cell(table: dict[str, Any], name: str, layer: int) -> Any:
+        value = table.get(name)
+        value = value[layer] if isinstance(value, list) else value
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    rows = [[cell(table, name, i) for name in columns] for table in tables for i in range(len(table["layer"]))]
+    return {"columns": columns, "data": rows}
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _outcome_tags(outcome: Outcome, rows: list[LedgerRow]) -> dict[str, str]:

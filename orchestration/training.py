@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from fsg import checkpoint
+from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
 from fsg.imported import source_sha256
-from fsg.trainer import Training
+from fsg.trainer import Row, Training
 from orchestration import provenance
 from orchestration.fresh import as_fresh
 from orchestration.ledger import Attempt, Ledger, Superseded
 from orchestration.plan import Cell, imported
+from orchestration.system_metrics import SystemMetrics
 
 Ending = Literal["done", "failed", "diverged", "interrupted", "again"]
 BEST_BY = "validation/accuracy"
@@ -150,12 +152,15 @@ class _Going:
     seconds: float = 0.0
     checkpointed: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.system = SystemMetrics(self.training.device)
+
     def advance(self) -> dict[str, float]:
         """One step; returns the metrics that it gave."""
         began = time.monotonic()
         rows = self.training.advance()
         self.seconds += time.monotonic() - began
-        self.attempt.record(rows)
+        self.attempt.record(rows + self._beside())
         if self.training.table is not None:
             self.attempt.diagnostics(self.training.table)
         values: dict[str, float] = {}
@@ -168,6 +173,13 @@ class _Going:
                     "weights": _copied(self.training.weights()),
                 }
         return values
+
+    def _beside(self) -> list[Row]:
+        """What is known of a step besides its metrics: the machine's load, now and then, and flips over all layers."""
+        values = self.system.sample() if self.training.done else self.system.due()
+        if self.training.table is not None:
+            values |= over_all_layers(self.training.table)
+        return [Row(self.training.step, values)] if values else []
 
     def since_checkpoint(self) -> float:
         return time.monotonic() - self.checkpointed

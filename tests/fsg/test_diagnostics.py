@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fsg.checkpoint import digest, from_bytes, to_bytes
 from fsg.data import Arrays
-from fsg.diagnostics import Diagnostics, gram, positive, saturated
+from fsg.diagnostics import Diagnostics, gram, over_all_layers, positive, saturated
 from fsg.estimators import FSG, STE
 from fsg.hypernetworks import EMA
 from fsg.layers import quantize
@@ -61,6 +61,12 @@ def test_flips_are_counted_between_steps_and_never_flipped_since_the_beginning()
     np.testing.assert_allclose(second["flip_rate"], [(a != b).mean() for a, b in zip(now, signs[-1], strict=True)])
     assert (second["steps"], second["observed_steps"]) == (1, 10)
     assert all(b <= a for a, b in zip(first["never_flipped"], second["never_flipped"], strict=True))
+
+
+def test_shares_over_all_layers_count_each_weight_once() -> None:
+    table = {"weights": [1, 3], "flip_rate": [0.4, 0.0], "never_flipped": [0.0, 1.0], "saturated": [0.2, 0.6]}
+    expected = {"weights/flip_rate": 0.1, "weights/never_flipped": 0.75, "weights/saturated": 0.5}
+    assert over_all_layers(table) == pytest.approx(expected)
 
 
 def test_a_weight_that_flips_back_has_flipped_twice() -> None:

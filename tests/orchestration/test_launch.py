@@ -121,7 +121,8 @@ def checkpoints(ledger: Ledger) -> list[Cell]:
 
 def without_times(ledger: Ledger, cell: Cell) -> list[tuple[int, dict[str, float]]]:
     rows = [
-        (row.step, {k: v for k, v in row.values.items() if not k.startswith("time/")}) for row in ledger.rows(cell.id)
+        (row.step, {k: v for k, v in row.values.items() if not k.startswith(("time/", "system/"))})
+        for row in ledger.rows(cell.id)
     ]
     return [row for row in rows if row[1]]
 

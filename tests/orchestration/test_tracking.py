@@ -12,14 +12,26 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from synthetic_experiment import Row, cells_of, diverge, fail, finish, launched, rows_of, spec_of, trained
 
+from fsg.checkpoint import from_bytes
+from fsg.data import Arrays
+from fsg.imported import Imported, source_sha256
+from fsg.layers import quantize
+from fsg.models import ResNet
+from fsg.trainer import TrainConfig
 from orchestration.ledger import Ledger
+from orchestration.plan import Cell
+from orchestration.specs import ExperimentSpec, Point
 from orchestration.tracking import SyncReport, Tracker, background, flat
+from orchestration.training import CellTraining
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 NOTHING = SyncReport(0, 0, 0)
@@ -314,6 +326,112 @@ def test_more_rows_than_a_batch_takes_arrive(results: Path, sqlite: str) -> None
     assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), np.arange(60) % 3
+    path = tmp_path / "images.npz"
+    np.savez(path, train_images=pixels[:40], train_labels=labels[:40], test_images=pixels[40:], test_labels=labels[40:])
+    return path
+
+
+def really_trained(folder: Path, images: Path, model: Any = None) -> tuple[Ledger, ExperimentSpec, Cell]:
+    """A small network, trained as a worker does it."""
+    data = Arrays(file=str(images), validation=4, crop_padding=0)
+    train = TrainConfig(data=data, model=model or ResNet.Config(depth=8, width=4), epochs=2, batch_size=8)
+    spec = replace(spec_of(("ste",), (0,)), points=(Point(variant="ste", grid={}, train=train),))
+    (cell,) = cells_of(spec)
+    ledger = launched(folder, spec, [cell])
+    training = CellTraining(ledger, cell)
+    training.go_on(3600)
+    assert training.ended == "done", training.reason
+    return ledger, spec, cell
+
+
+def test_final_network_is_a_model_that_predicts_what_the_ledgers_weights_do(
+    results: Path, uri: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    ledger, spec, cell = really_trained(results / "ablation", images)
+    tracker = Tracker(ledger, replace(spec, name="model"), uri)
+    tracker.sync()
+    run = in_mlflow(tracker)[cell.label]
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model(run.data.tags["model"])
+    finally:
+        mlflow.set_tracking_uri(before)
+    dataset = cell.train.data.load()
+    network = quantize(cell.train.model.build(dataset.shape, dataset.classes), cell.train.quantizer).eval()
+    weights = ledger.final_weights(cell.id)
+    assert weights is not None
+    network.load_state_dict(from_bytes(weights.read_bytes()))
+    with torch.no_grad():
+        expected = torch.cat([network(images) for images, _ in dataset.evaluation("test")]).numpy()
+    predicted = model.predict(dataset.test_images.numpy())
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-5)
+    assert [str(spec.type) for spec in model.metadata.signature.inputs] == ["uint8"]
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 8, 8)
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 3)
+    assert model.metadata.run_id == run.info.run_id
+    with pytest.raises(mlflow.MlflowException):
+        model.predict(dataset.test_images.float().numpy())
+
+
+def test_model_whose_sync_was_cut_off_is_made_once(results: Path, sqlite: str, images: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    ledger, spec, cell = really_trained(results / "ablation", images)
+    tracker = Tracker(ledger, spec, sqlite)
+    client = tracker._client()
+    finalize = client.finalize_logged_model
+
+    def failing(*arguments: Any) -> None:
+        raise OSError("the power went")
+
+    client.finalize_logged_model = failing
+    with pytest.raises(OSError, match="the power went"):
+        tracker.sync()
+    client.finalize_logged_model = finalize
+    tracker.sync()
+    Tracker(ledger, spec, sqlite).sync()
+    run = in_mlflow(tracker)[cell.label]
+    (model,) = MlflowClient(sqlite).search_logged_models([run.info.experiment_id])
+    assert (model.status, model.source_run_id) == ("READY", run.info.run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert {metric.key: metric.value for metric in model.metrics}["test/accuracy"] == run.data.metrics["test/accuracy"]
+    assert history(tracker, run) == in_ledger(ledger, cell.id)
+
+
+def test_network_that_torch_cannot_trace_is_tracked_without_a_model(results: Path, sqlite: str, images: Path) -> None:
+    own = Imported(path="untraceable:Untraceable", source_sha256=source_sha256("untraceable:Untraceable"))
+    ledger, spec, cell = really_trained(results / "ablation", images, own)
+    tracker = Tracker(ledger, spec, sqlite)
+    tracker.sync()
+    run = in_mlflow(tracker)[cell.label]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["model"].startswith("not exported: ")
+    assert "final.pt" in artifacts(tracker, run, "checkpoints")
+
+
+def test_diagnostics_of_all_epochs_are_one_table(results: Path, sqlite: str, images: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    ledger, spec, cell = really_trained(results / "ablation", images)
+    tracker = Tracker(ledger, spec, sqlite)
+    tracker.sync()
+    run = in_mlflow(tracker)[cell.label]
+    held = json.loads(Path(MlflowClient(sqlite).download_artifacts(run.info.run_id, "diagnostics.json")).read_text())
+    tables = ledger.diagnostics(cell.id)
+    rows = [dict(zip(held["columns"], row, strict=True)) for row in held["data"]]
+    assert [(row["epoch"], row["layer"]) for row in rows] == [(t["epoch"], name) for t in tables for name in t["layer"]]
+    assert [row["flip_rate"] for row in rows] == pytest.approx([v for t in tables for v in t["flip_rate"]], rel=1e-5)
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "diagnostics.json", "type": "table"}]
+
+
 def test_experiment_deleted_in_mlflow_comes_back(results: Path, sqlite: str) -> None:
     spec = spec_of(seeds=(0,))
     ledger = trained(results / "ablation", spec)
@@ -401,11 +519,27 @@ def test_nested_settings_are_parameters_by_dotted_path() -> None:
     assert flat(settings) == {"a.b": "1", "a.c.name": "x", "a.c.on": "true", "d": "null", "e": "{}", "f": "[1, 2]"}
 
 
-def test_command_quotes_the_path_and_stays_on_loopback(results: Path, sqlite: str) -> None:
+def test_experiment_opens_on_its_comparison_by_variant(results: Path, sqlite: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    spec = spec_of(("fsg", "ste"), (0,))
+    Tracker(trained(results / "ablation", spec), spec).sync()
+    tags = MlflowClient(sqlite).get_experiment_by_name("ablation").tags
+    state = json.loads(json.loads(tags["mlflow.sharedViewState.comparison"])["state"])
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
+    assert state["groupsExpanded"] == {"tag.variant.fsg": True, "tag.variant.ste": True}
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_what_to_type_names_the_folder_and_the_address_the_comparison(results: Path, sqlite: str) -> None:
     spec = spec_of(seeds=(0,))
-    words = shlex.split(Tracker(launched(results / "ablation", spec, []), spec).ui_command())
-    assert words[words.index("--backend-store-uri") + 1] == sqlite
-    assert words[words.index("--host") + 1] == "127.0.0.1"
+    tracker = Tracker(launched(results / "ablation", spec, []), spec)
+    tracker.sync()
+    typed, _, address = tracker.ui().partition("   ")
+    assert shlex.split(typed)[1:] == ["ui", str(results / "ablation")]
+    assert address.startswith(f"(http://127.0.0.1:5000/#/experiments/{tracker._experiment_id}/runs?")
+    elsewhere = Tracker(Ledger(results / "ablation"), spec, f"sqlite:///{results / 'other.db'}").ui()
+    assert f"--tracking-uri 'sqlite:///{results / 'other.db'}'" in elsewhere
 
 
 @pytest.mark.parametrize(
@@ -422,27 +556,7 @@ def test_password_of_the_uri_is_shown_nowhere(results: Path, uri: str, monkeypat
     tracker.sync = failing  # type: ignore[method-assign]
     with background(tracker, every=60, warn=lines.append):
         pass
-    said = " ".join([*lines, tracker.ui_command(), tracker.ui_address()])
+    said = " ".join([*lines, tracker.ui()])
     assert "me:***@127.0.0.1:9" in said
     assert "s3cr" not in said
     assert "e@t" not in said
-
-
-@pytest.mark.slow
-def test_command_when_pasted_shows_the_experiment(results: Path, sqlite: str) -> None:
-    spec = spec_of(seeds=(0,))
-    tracker = Tracker(trained(results / "ablation", spec), spec)
-    tracker.sync()
-    experiment = tracker.ui_address().split("/")[-2]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = tracker.ui_command().replace("--port 5000", f"--port {port}")
-    with _serving(["sh", "-c", command], f"http://127.0.0.1:{port}", dict(os.environ)):
-        body = json.dumps({"experiment_ids": [experiment], "max_results": 100}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search", body, {"Content-Type": "application/json"}
-        )
-        answer = json.load(urllib.request.urlopen(request, timeout=30))
-    names = {run["info"]["run_name"] for run in answer["runs"]}
-    assert names == {"ablation", *(cell.label for cell in cells_of(spec))}

@@ -75,7 +75,7 @@ def ended(ledger: Ledger, one: Cell) -> CellTraining:
 
 def rows(ledger: Ledger, one: Cell) -> list[tuple[int, str, float]]:
     found = [(row.step, name, value) for row in ledger.rows(one.id) for name, value in row.values.items()]
-    return [(step, name, value) for step, name, value in found if not name.startswith("time/")]
+    return [(step, name, value) for step, name, value in found if not name.startswith(("time/", "system/"))]
 
 
 class After:
@@ -106,6 +106,10 @@ def test_cell_is_trained_to_the_end(ledger: Ledger, train: TrainConfig) -> None:
         "test/accuracy",
     } <= names
     assert len({(step, name) for step, name, _ in rows(ledger, one)}) == len(rows(ledger, one))
+    flips = [(step, value) for step, name, value in rows(ledger, one) if name == "weights/flip_rate"]
+    assert [step for step, _ in flips] == [table["step"] for table in ledger.diagnostics(one.id)]
+    last = {name: value for row in ledger.rows(one.id) if row.step == 15 for name, value in row.values.items()}
+    assert last["system/memory_megabytes"] > 10
     (attempt,) = ledger.attempts(one.id)
     assert attempt["device"]
     assert attempt["versions"]["torch"] == torch.__version__.split("+")[0]

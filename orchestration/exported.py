@@ -1,0 +1,104 @@
+"""A trained network as a program of torch's own (`.pt2`): pixels in, logits out, and nothing of this project needed.
+
+The program holds the network as it predicts: its quantized layers as plain ones with the quantized weights, in
+evaluation mode, behind the normalisation of the images. No pickle is in it that torch's safe loader would refuse.
+"""
+
+import copy
+import io
+import itertools
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsg.config import to_dict
+from fsg.data import Dataset
+from fsg.layers import _Quantized as Quantized
+from fsg.layers import dequantize, quantize
+from fsg.metrics import recalibrated_batchnorm
+from fsg.starting_points import load_into
+from fsg.trainer import TrainConfig
+
+_BATCH = 2  # of the example that is traced: a dimension of 1 would be taken for a constant
+
+
+@dataclass(frozen=True)
+class Program:
+    """The content of a `.pt2` file: uint8 images [b, *shape] → float32 logits [b, classes]."""
+
+    content: bytes
+    shape: tuple[int, int, int]
+    classes: int
+
+
+class _Predictor(nn.Module):
+    """(pixel/255 − mean)/std, then the network: uint8 [b, C, H, W] → [b, classes]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, dataset: Dataset) -> None:
+        super().__init__()
+        std = dataset.std.double().reshape(-1, 1, 1)
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("shift", (-dataset.mean.double().reshape(-1, 1, 1) / std).float())
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(torch.addcmul(self.shift, images.float(), self.scale))
+
+
+class Exporter:
+    """Writes trained networks as programs. Those of one architecture are traced once, which takes seconds."""
+
+    def __init__(self) -> None:
+        self._traced: dict[str, torch.export.ExportedProgram] = {}
+
+    def program(self, train: TrainConfig, weights: Mapping[str, Tensor]) -> Program:
+        """The network that a training ended with, by its weights.
+
+        Raises what reading its images or tracing raises: a network of the user's own may not be traceable.
+        """
+        dataset = train.data.load()
+        predictor = _Predictor(_as_it_predicts(train, weights, dataset), dataset).eval()
+        key = json.dumps([to_dict(train)["model"], dataset.shape, dataset.classes], sort_keys=True)
+        if key not in self._traced:
+            example = torch.zeros(_BATCH, *dataset.shape, dtype=torch.uint8)
+            batch = {0: torch.export.Dim("batch", min=1)}
+            self._traced[key] = torch.export.export(predictor, (example,), dynamic_shapes=[batch])
+        traced, content = self._traced[key], io.BytesIO()
+        with torch.no_grad():
+            for name, tensor in predictor.state_dict().items():
+                traced.state_dict[name].copy_(tensor)
+        torch.export.save(traced, content)
+        return Program(content.getvalue(), dataset.shape, dataset.classes)
+
+
+def _as_it_predicts(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
+    """A plain network with the quantized weights, and the batch-norm statistics that an evaluation of it would use."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what stays in full precision was told when it was trained
+        network = train.model.build(dataset.shape, dataset.classes)
+        quantize(network, train.quantizer, train.full_precision_layers)
+        train.estimator.build(network)  # it may have its own say about the layers
+    load_into(network, dict(weights))
+    if not train.recalibrate_batchnorm:
+        return _plain(network)
+    batches = -(-train.recalibrate_batchnorm // train.batch_size)
+    some = itertools.islice(dataset.evaluation("train", batch_size=train.batch_size), batches)
+    with recalibrated_batchnorm(network, some):
+        return _plain(copy.deepcopy(network))
+
+
+@torch.no_grad()
+def _plain(network: nn.Module) -> nn.Module:
+    done: set[int] = set()
+    for layer in network.modules():
+        if isinstance(layer, Quantized) and id(layer.weight) not in done:
+            done.add(id(layer.weight))
+            layer.weight.copy_(layer.quantized_weight())
+    return dequantize(network)
