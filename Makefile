@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RESULTS ?= results
 BIN := .venv/bin
 
-.PHONY: help run test test-slow lint types schema bench lock clean
+.PHONY: help run test test-slow test-cluster cluster-up cluster-down lint types schema bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,16 @@ test: .venv/.installed  ## the default suite
 
 test-slow: .venv/.installed  ## what takes minutes: whole launches, kills and resumes, real CIFAR-10 where it is there
 	$(BIN)/python -m pytest -q -m slow
+
+test-cluster: .venv/.installed  ## containers, nodes that part and meet again, Slurm: as far as this machine has them
+	$(BIN)/python -m pytest -q -m cluster --durations=0
+
+WORKERS ?= 2
+cluster-up:  ## a Ray cluster of containers with MLflow: WORKERS=2, GPUS=1 on GPUs; see docs/cluster.md
+	@PATH="$(CURDIR)/$(BIN):$$PATH" docker/cluster.sh up $(WORKERS)
+
+cluster-down:  ## stop it; its volumes stay
+	@PATH="$(CURDIR)/$(BIN):$$PATH" docker/cluster.sh down
 
 lint: .venv/.installed  ## ruff, and its formatter as a check
 	$(BIN)/ruff check .

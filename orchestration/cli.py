@@ -20,9 +20,15 @@ app = typer.Typer(
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The experiment: a YAML file.")]
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Another value for a field.")]
-Results = Annotated[Path, typer.Option(help="Where results are kept.")]
+Results = Annotated[Path, typer.Option(envvar="FSG_RESULTS", help="Where results are kept.")]
 NoPilot = Annotated[bool, typer.Option("--no-pilot", help="Plan without measuring how long a step takes.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster: on a node of it auto or HOST:PORT, from anywhere http://HOST:8265."),
+]
+Elsewhere = Annotated[str, typer.Option("--address", envvar="FSG_ADDRESS", help="The cluster's job server.")]
+Experiment = Annotated[str, typer.Argument(metavar="NAME", help="An experiment that was handed over.")]
+JOB_SERVER = "http://127.0.0.1:8265"
 
 
 @app.command()
@@ -33,16 +39,23 @@ def launch(
     profile: Profile = None,
     sets: Sets = None,
     results: Results = Path("results"),
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow's; a SQLite file in RESULTS unless given.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow's; a SQLite file in RESULTS unless MLFLOW_TRACKING_URI says otherwise.")
+    ] = None,
     address: Address = None,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="Hand it over to the cluster at http://HOST:8265, and return.")
+    ] = False,
 ) -> None:
     """Run what is missing of an experiment, then print its table.
+
+    At http://HOST:8265 it runs in the cluster, on this code and spec, and goes on whatever becomes of this machine.
 
     Exit status: 0 all cells done, 1 some failed, 2 bad usage or spec, 130 interrupted.
     """
     from orchestration.launching import Launch
 
-    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address)
+    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address, submit)
     raise typer.Exit(wanted.plan(not no_pilot) if plan else wanted.run())
 
 
@@ -89,6 +102,33 @@ def ui(
 
 
 @app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them; all unless given.")] = None,
+    address: Elsewhere = JOB_SERVER,
+) -> None:
+    """Show how experiments stand that were handed over to a cluster."""
+    raise typer.Exit(_elsewhere("status", address, name))
+
+
+@app.command()
+def logs(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
+    """Print what an experiment on a cluster has printed."""
+    raise typer.Exit(_elsewhere("logs", address, name))
+
+
+@app.command()
+def attach(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
+    """Follow an experiment on a cluster until it ends. Ctrl-C leaves it alone."""
+    raise typer.Exit(_elsewhere("attach", address, name))
+
+
+@app.command()
+def stop(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
+    """Stop an experiment on a cluster, each training at a checkpoint."""
+    raise typer.Exit(_elsewhere("stop", address, name))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
     import json
@@ -98,6 +138,21 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
+def _elsewhere(verb: str, address: str, name: str | None) -> int:
+    from orchestration import ray_settings
+
+    try:
+        if not ray_settings.is_job_server(address):
+            raise ray_settings.Unusable(f"--address: {address}: is no job server's (expected http://HOST:8265)")
+        ray_settings.prepare(address)
+        from orchestration import handover
+
+        return int(getattr(handover, verb)(address, name))
+    except ray_settings.Unusable as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     try:
@@ -105,3 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output went away: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 import fsg
-from orchestration import provenance, ray_settings
+from orchestration import provenance, ray_settings, submitted
 from orchestration.checks import unrunnable
 from orchestration.ledger import Held, Ledger
 from orchestration.mlflow_server import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, orphans, standings
 from orchestration.progress import LiveView, PlainLines, duration, view
+from orchestration.ray_settings import Unusable
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
 
 if TYPE_CHECKING:
@@ -52,19 +53,26 @@ class Launch:
     results: Path = Path("results")
     tracking_uri: str | None = None
     address: str | None = None
+    submit: bool = False
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
 
     def plan(self, with_pilot: bool = True) -> int:
         """Print what would run. Returns the exit status."""
+        if ray_settings.is_job_server(self.address):
+            return self._guarded(lambda: self._hand_over(["plan"] + ([] if with_pilot else ["--no-pilot"])))
         return self._guarded(lambda: self._plan(with_pilot))
 
     def run(self) -> int:
         """Run it. Returns the exit status."""
+        if ray_settings.is_job_server(self.address):
+            return self._guarded(lambda: self._hand_over(["launch"]))
         return self._guarded(self._run)
 
     @property
     def command(self) -> str:
         """The same again, but for a password in the tracking URI: it is kept in records, and printed."""
+        if submitted.record():
+            return str(submitted.record()["command"])
         words = ["fsg", "launch", str(self.source)]
         words += ["--profile", self.profile] if self.profile else []
         words += [word for one in self.sets for word in ("--set", one)]
@@ -80,8 +88,8 @@ class Launch:
             for line in refused.lines:
                 print(line, file=sys.stderr)
             return BAD_INPUT
-        except Held as held:
-            print(held, file=sys.stderr)
+        except (Held, Unusable) as refused:
+            print(refused, file=sys.stderr)
             return BAD_INPUT
         except KeyboardInterrupt:
             print(f"Interrupted. It goes on with: {self.command}", file=sys.stderr)
@@ -89,13 +97,42 @@ class Launch:
 
     def _prepared(self) -> tuple[ExperimentSpec, list[Cell], Ledger]:
         if self.address and self.address.startswith("ray://"):
-            hint = "expected auto or HOST:PORT of a cluster that this machine is a node of, or a job submitted to it"
+            hint = "expected http://HOST:8265, or on a node of the cluster auto or HOST:PORT"
             raise _Refused(f"--address: {self.address}: Ray's client mode is not supported ({hint})")
+        if self.submit:
+            raise _Refused("--submit: wants the job server of a cluster (expected --address http://HOST:8265)")
+        if wrong := submitted.other_python():
+            raise _Refused(wrong)
         spec = load_spec(self.source, self.profile, self.sets)
         problems = unrunnable(spec, self.source, self.sets, remote=self.address is not None)
         if problems:
             raise _Refused(*problems)
         return spec, cells(spec), Ledger(self.results / spec.folder_name)
+
+    def _own(self, spec: ExperimentSpec) -> Path | None:
+        """The folder of the user's own components, if there are any."""
+        return spec.source.parent if any(imported(point.train) for point in spec.points) else None
+
+    # handing over
+
+    def _hand_over(self, words: list[str]) -> int:
+        spec = load_spec(self.source, self.profile, self.sets)
+        ray_settings.prepare(self.address)
+        from orchestration import handover
+
+        assert self.address is not None
+        words = [words[0], spec.source.name, *words[1:], "--address", "auto"]
+        words += ["--profile", self.profile] if self.profile else []
+        words += [word for one in self.sets for word in ("--set", one)]
+        environment = {} if self.results == Path("results") else {"FSG_RESULTS": str(self.results)}
+        if self.tracking_uri:
+            if without_password(self.tracking_uri) != self.tracking_uri:
+                what = "has a password, which a job would show (expected it in the environment of the cluster's nodes)"
+                raise _Refused(f"--tracking-uri: {what}")
+            environment["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        record = {"command": self.command, "spec_source": str(spec.source)}
+        wanted = handover.Wanted(spec.folder_name, spec.source, self._own(spec), words, environment, record)
+        return handover.hand_over(self.address, wanted, stay=not self.submit)
 
     # plan
 
@@ -143,7 +180,7 @@ class Launch:
         abandoned = orphans(planned, ledger.cells())
         if abandoned:
             self._say(f"{len(abandoned)} earlier cells of the same names are orphans; --plan lists them")
-        tracker = Tracker(ledger, spec, self.tracking_uri)
+        tracker = Tracker(ledger, spec, self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
         shown = view(found, spec.folder_name, slots(spec), self.console)
         waiting = self.console.status("bringing MLflow and the report up to date")
         status = INTERRUPTED
@@ -170,7 +207,7 @@ class Launch:
             with stopping_at(stop_file, shown), shown.shown(), Path(os.devnull).open("w") as nowhere:
                 with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
                     self._train_on_ray(spec, left, ledger, number, shown)
-        except _Refused:
+        except (_Refused, Unusable):
             raise
         except Exception as error:
             log = ledger.folder / "launches" / f"{number:04d}-log.txt"
@@ -188,7 +225,7 @@ class Launch:
         ray_settings.prepare(self.address)
         from orchestration import tuner
 
-        own = spec.source.parent if any(imported(point.train) for point in spec.points) else None
+        own = self._own(spec)
         taken = tuner.Slots(
             gpus=spec.resources.gpus,
             cpus=spec.resources.cpus,
@@ -204,6 +241,9 @@ class Launch:
             stopping_at(stop_file, shown),
         ):  # Ray has put its own in place
             self._refuse_what_the_cluster_lacks(spec, tuner.capacity())
+            if self.address is not None:
+                shown.tally.phase = "looking at the nodes"
+                self._refuse_unlike_nodes(left, ledger, taken.python_path, number)
             shown.tally.at_a_time = tuner.in_parallel(left, taken)
             shown.tally.phase = "starting workers"
             tuner.run(ledger, left, taken, shown, stop_file=stop_file, record=_of_attempts(number))
@@ -213,6 +253,13 @@ class Launch:
             what = f"a training asks for {spec.resources.gpus:g} (expected ≤ {have['GPU']:g}: what the cluster has)"
             raise _Refused(f"{self.source}: resources.gpus: {what}")
 
+    def _refuse_unlike_nodes(self, left: list[Cell], ledger: Ledger, python_path: Sequence[str], number: int) -> None:
+        from orchestration import cluster
+
+        problems = cluster.unlike(ledger.folder, left, python_path, number)
+        if problems:
+            raise _Refused(*problems)
+
     def _record(self, spec: ExperimentSpec, planned: list[Cell]) -> dict[str, Any]:
         return {
             "started": _now_ms(),
@@ -220,7 +267,7 @@ class Launch:
             "spec": spec.resolved(),
             "spec_sha256": spec.sha256(),
             "spec_text": spec.text,
-            "spec_source": str(spec.source),
+            "spec_source": submitted.record().get("spec_source", str(spec.source)),
             "profile": self.profile,
             "sets": list(self.sets),
             "cells": [cell.id for cell in planned],

@@ -10,18 +10,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestration import submitted
+
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "pydantic")
 
 
 @cache
 def code() -> dict[str, Any]:
-    """Commit and changes of the repository that this package lies in, if it lies in one, and the hash of its source."""
+    """Commit and changes of the repository that this package lies or lay in, if any, and the hash of its source."""
     package = Path(__file__).resolve().parents[1]
     commit = _git(package, "rev-parse", "HEAD")
     changes = _git(package, "diff", "HEAD") if commit else None
+    handed_over = submitted.record()
     return {
-        "git_commit": commit,
-        "git_diff_sha256": hashlib.sha256(changes.encode()).hexdigest() if changes else None,
+        "git_commit": handed_over.get("git_commit", commit),
+        "git_diff_sha256": handed_over.get(
+            "git_diff_sha256", hashlib.sha256(changes.encode()).hexdigest() if changes else None
+        ),
         "fsg_source_sha256": _source_sha256(package / "fsg"),
         "orchestration_source_sha256": _source_sha256(package / "orchestration"),
     }

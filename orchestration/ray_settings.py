@@ -18,6 +18,15 @@ _QUIET = {
 }
 
 
+class Unusable(Exception):
+    """A cluster that cannot be used: one line that says why, and what to do."""
+
+
+def is_job_server(address: str | None) -> bool:
+    """Whether an address is a job server's, and not that of a cluster which this machine is a node of."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
 def prepare(address: str | None) -> None:
     """Set the environment for a Ray of our own, or for the one at an address; what is set already stays.
 

@@ -21,9 +21,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestration import submitted
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
 from orchestration.provenance import cores
+from orchestration.ray_settings import Unusable
 from orchestration.trainable import CellTrainable
 
 
@@ -182,7 +184,7 @@ def run(
 def connected(address: str | None, packages: Sequence[Path] = (), own: Path | None = None) -> Iterator[None]:
     """A Ray of this process's own, on loopback, or with `address` a running cluster's.
 
-    To a cluster, these packages are sent, and the Python files of the user's `own` folder.
+    To a cluster, these packages are sent, and the Python files of the user's `own` folder. Raises Unusable.
 
     `ray_settings.prepare` has to come before the import of this module.
     """
@@ -202,13 +204,42 @@ def connected(address: str | None, packages: Sequence[Path] = (), own: Path | No
         shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
         if own is not None:
             shipped |= {"working_dir": str(python_files(own, Path(folder) / "own"))}
-        options |= {"address": address, "runtime_env": shipped}
+        # What was handed over with the driver (`submitted`) is what its workers get, too.
+        options |= {"address": address} | ({} if submitted.record() else {"runtime_env": shipped})
     try:
-        ray.init(**options)
+        with _refusing(address):
+            ray.init(**options)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _refusing(address: str | None) -> Iterator[None]:
+    """Says in a line why there is no connection to the cluster at an address."""
+    try:
+        yield
+    except Exception as error:
+        why = None if address is None else _why_unconnected(error)
+        if why is None:
+            raise
+        raise Unusable(f"--address {address}: {why}") from error
+
+
+def _why_unconnected(error: Exception) -> str | None:
+    text = " ".join(str(error).split())
+    if isinstance(error, ray.exceptions.AuthenticationError) or "uthentication" in text:
+        hint = "expected the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        return f"the cluster refuses the token, or there is none ({hint})"
+    if "Version mismatch" in text:
+        both = [f"{name} {version}" for name, version in re.findall(r"(Ray|Python): ([\w.]+)", text)]
+        half = len(both) // 2
+        return f"the cluster has {' and '.join(both[:half])}, here is {' and '.join(both[half:])} (expected the same)"
+    if isinstance(error, ConnectionError | TimeoutError) or "onnect" in text:
+        hint = "expected auto or HOST:PORT on one of its nodes; from elsewhere http://HOST:8265"
+        return f"no cluster answers that this machine is a node of ({hint})"
+    return None
 
 
 def python_files(source: Path, target: Path) -> Path:

@@ -1,0 +1,297 @@
+"""An experiment on a cluster: handed over to Ray's job server, looked at and stopped from anywhere; its nodes checked.
+
+What is handed over is the code, the spec and the user's own modules as they are then: a package that Ray keeps under
+the hash of its content. The driver runs in the cluster, so whoever handed it over may leave. The ledger lies where
+FSG_RESULTS says there, on a file system that all of the cluster's nodes share.
+
+`ray_settings.prepare` has to come before the import of this module.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import requests
+from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fsg.config import to_dict
+from fsg.starting_points import File
+from orchestration import provenance, submitted
+from orchestration.plan import Cell
+from orchestration.ray_settings import Unusable
+from orchestration.tuner import python_files
+
+Job = JobDetails
+OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+SECONDS_TO_STOP = 60
+SECONDS_TO_BEGIN = 120
+SECONDS_FOR_A_LOOK = 60
+_PACKAGES = ("fsg", "orchestration")
+_EXPERIMENT = "fsg.experiment"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What is handed over: a package, and the words of the command that is run on it."""
+
+    experiment: str
+    package: Path
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class JobServer:
+    """Ray's job server at `http://HOST:PORT`. Raises Unusable where it cannot be spoken to."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+        with self._refusing():
+            token = _token()
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            self._refuse_other_versions(headers)
+            self._client = JobSubmissionClient(self.address, headers=headers)
+
+    def submit(self, handover: Handover) -> Job:
+        """Hand over. Raises Unusable."""
+        with self._refusing():
+            job = self._client.submit_job(
+                entrypoint=shlex.join(["exec", "python", "-m", "orchestration.submitted", *handover.command]),
+                submission_id=f"fsg-{handover.experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+                runtime_env={
+                    "working_dir": str(handover.package),
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_STOP), **handover.environment},
+                },
+                metadata={_EXPERIMENT: handover.experiment, "fsg.package": package_sha256(handover.package)},
+            )
+            return self._client.get_job_info(job)
+
+    def experiments(self) -> dict[str, Job]:
+        """The driver of each experiment that was handed over, the newest first: the one that runs, or the last."""
+        with self._refusing():
+            jobs = [job for job in self._client.list_jobs() if _EXPERIMENT in (job.metadata or {})]
+        found: dict[str, Job] = {}
+        for job in sorted(jobs, key=lambda job: (job.status.value in OVER, -(job.start_time or 0))):
+            found.setdefault(experiment_of(job), job)
+        return dict(sorted(found.items(), key=lambda item: -(item[1].start_time or 0)))
+
+    def job(self, experiment: str) -> Job:
+        """The driver of an experiment. Raises Unusable where there is none."""
+        found = self.experiments()
+        if experiment not in found:
+            names = ", ".join(found) or "none yet"
+            raise Unusable(f"{experiment}: was not handed over to {self.address} (expected one of: {names})")
+        return found[experiment]
+
+    def again(self, job: Job) -> Job:
+        """The same, as it stands now."""
+        with self._refusing():
+            return self._client.get_job_info(str(job.submission_id))
+
+    def log(self, job: Job) -> str:
+        """What its driver has printed."""
+        with self._refusing():
+            return _of_driver(self._client.get_job_logs(str(job.submission_id)))
+
+    def follow(self, job: Job, say: Callable[[str], None]) -> Job:
+        """Pass on what the driver prints until it ends; returns how it stands then."""
+
+        async def tail() -> None:
+            async for chunk in self._client.tail_job_logs(str(job.submission_id)):
+                say(_of_driver(chunk))
+
+        while True:
+            with self._refusing():
+                asyncio.run(tail())
+            job = self.again(job)
+            if job.status.value in OVER:
+                return job
+            time.sleep(1)
+
+    def begun(self, job: Job) -> Job:
+        """Wait until a driver has read its spec and says what it will run, or has ended."""
+        end = time.monotonic() + SECONDS_TO_BEGIN
+        while time.monotonic() < end:
+            job = self.again(job)
+            if job.status.value in OVER or re.search(r"^\d+ cells", self.log(job), flags=re.MULTILINE):
+                break
+            time.sleep(0.5)
+        return job
+
+    def stop(self, job: Job) -> Job:
+        """Ask a driver to stop, every training at a checkpoint, and wait until it has."""
+        with self._refusing():
+            self._client.stop_job(str(job.submission_id))
+        end = time.monotonic() + SECONDS_TO_STOP + 10
+        while (job := self.again(job)).status.value not in OVER and time.monotonic() < end:
+            time.sleep(0.5)
+        return job
+
+    def _refuse_other_versions(self, headers: dict[str, str]) -> None:
+        answer = requests.get(f"{self.address}/api/version", headers=headers, timeout=20)
+        if answer.status_code in (401, 403):
+            what = "the token is another one" if headers else "it wants a token, and there is none"
+            raise Unusable(
+                f"{self.address}: {what} (expected the cluster's, RAY_AUTH_TOKEN in its .env file, "
+                "in RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+            )
+        theirs = answer.json()["ray_version"] if answer.ok else None
+        if theirs is None:
+            raise Unusable(f"{self.address}: is no job server of Ray's (expected http://HOST:8265)")
+        if theirs != ray.__version__:
+            raise Unusable(
+                f"{self.address}: the cluster has Ray {theirs}, here is {ray.__version__} (expected the same: "
+                f"build the cluster's image anew, or pip install ray=={theirs} here)"
+            )
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (requests.ConnectionError, requests.Timeout, ConnectionError):
+            raise Unusable(f"{self.address}: nothing answers there (expected a cluster: make cluster-up)") from None
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise Unusable(f"{self.address}: is no job server of Ray's ({_first_line(error)})") from error
+        except RuntimeError as error:
+            raise Unusable(f"{self.address}: {_first_line(error)}") from error
+
+
+def experiment_of(job: Job) -> str:
+    """The name of its experiment."""
+    return str((job.metadata or {}).get(_EXPERIMENT, ""))
+
+
+def pack(target: Path, spec: Path, own: Path | None, record: dict[str, Any]) -> Path:
+    """The folder that is handed over: this code, the spec, the Python files of the user's folder, and a record."""
+    target.mkdir(parents=True)
+    if own is not None:
+        python_files(own, target)
+    for name in _PACKAGES:
+        source = Path(__file__).resolve().parents[1] / name
+        shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copyfile(spec, target / spec.name)
+    versions = {"python": platform.python_version(), **provenance.code()}
+    (target / submitted.FILE).write_text(json.dumps(versions | record, indent=1))
+    return target
+
+
+def package_sha256(folder: Path) -> str:
+    """Of the names and contents of its files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return total.hexdigest()
+
+
+# The nodes, looked at from a driver that is connected
+
+
+def unlike(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:
+    """One line for each node that trains and cannot: it lacks the results' folder, the data, or our versions."""
+    wanted = {
+        "record": str(results.resolve() / "launches" / f"{number:04d}.json"),
+        "results": str(results.resolve()),
+        "directory": os.getcwd(),
+        "python_path": list(python_path),
+        "versions": _versions(),
+        "inputs": _inputs(cells),
+    }
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = {}
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[look.options(scheduling_strategy=there).remote(wanted)] = node["NodeManagerAddress"]
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_FOR_A_LOOK) if asked else ([], [])
+    problems = []
+    for one in ready:
+        try:
+            problems += [f"node {asked[one]}: {problem}" for problem in ray.get(one)]
+        except ray.exceptions.RayTaskError as error:
+            problems.append(f"node {asked[one]}: {_first_line(error.cause)}")
+        except ray.exceptions.RayError:
+            continue  # it is gone: what it had goes elsewhere
+    return sorted(problems)
+
+
+def _look(wanted: dict[str, Any]) -> list[str]:
+    """On a node: what it lacks."""
+    from orchestration.specs import train_from_dict
+
+    versions = _versions()
+    found = [
+        f"has {name} {versions.get(name)}, the driver {ours} (expected the same everywhere)"
+        for name, ours in wanted["versions"].items()
+        if versions.get(name) != ours
+    ]
+    if not Path(wanted["record"]).exists():
+        found.append(f"does not see {wanted['results']} (expected a folder on a file system that all nodes share)")
+    if os.path.isdir(wanted["directory"]):
+        os.chdir(wanted["directory"])
+    sys.path[:0] = [path for path in wanted["python_path"] if path not in sys.path]
+    for train, kind, fingerprint in wanted["inputs"]:
+        config = train_from_dict(train)
+        source = config.data if kind == "data" else config.init
+        try:
+            theirs = source.fingerprint()  # type: ignore[union-attr]
+        except (OSError, ValueError) as error:
+            found.append(f"train.{kind}: {_first_line(error)} (expected the driver's files, at the same path)")
+            continue
+        if theirs != fingerprint:
+            found.append(f"train.{kind}: other contents than the driver's, under the same path")
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {name: version for name, version in provenance.versions().items() if name in ("python", "torch", "numpy")}
+
+
+def _inputs(cells: Sequence[Cell]) -> list[tuple[dict[str, Any], str, str]]:
+    """Each file or folder that some training reads: a training that reads it, which part of it does, what it holds."""
+    found: dict[str, tuple[dict[str, Any], str, str]] = {}
+    for cell in cells:
+        train = cell.train
+        data = json.dumps(to_dict(train.data), sort_keys=True)
+        found.setdefault(data, (to_dict(train), "data", train.data.fingerprint()))
+        if isinstance(train.init, File):
+            found.setdefault(train.init.path, (to_dict(train), "init", train.init.fingerprint()))
+    return list(found.values())
+
+
+def _token() -> str | None:
+    """Where Ray looks for it."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _of_driver(text: str) -> str:
+    """Without the lines that Ray puts before what the driver prints, and without the place where it keeps a package."""
+    text = re.sub(r"^(.* -- Runtime env is setting up|Running entrypoint for job ).*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"/\S*/_ray_pkg_\w+/", "", text)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
