@@ -1,7 +1,9 @@
-"""The historical gradient storage (HGS), and how gradients of many shapes lie in it."""
+"""The historical gradient storage (HGS), and how gradients of many shapes lie in it and are read from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -89,3 +91,59 @@ class GradientHistory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.storage.copy_(state["storage"])
         self.appended = state["appended"]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the tokens of each layer's sequence stand.
+
+    order [T]: rows of [tokens of the history, oldest gradient first; layer embeddings]
+    position [T]: place of a token in its sequence;  tail [M]: rows of the newest gradient's tokens
+    """
+
+    order: Tensor
+    position: Tensor
+    tail: Tensor
+    lengths: tuple[int, ...]
+    tails: tuple[int, ...]
+
+    @cached_property
+    def batches(self) -> tuple[list[Tensor], Tensor]:
+        """Sequences of like length side by side: rows of their tokens [steps, sequences], a batch a power of two.
+
+        A shorter sequence repeats its last token. With them, the places [M] of the newest gradient's tokens among the
+        batches' own, flattened, one batch behind the other.
+        """
+        starts = [0, *accumulate(self.lengths)]
+        alike: dict[int, list[int]] = {}
+        for layer, length in enumerate(self.lengths):
+            alike.setdefault(length.bit_length(), []).append(layer)
+        rows: list[Tensor] = []
+        places: dict[int, Tensor] = {}
+        before, device = 0, self.order.device
+        for layers in alike.values():
+            step = torch.arange(max(self.lengths[layer] for layer in layers))
+            rows.append(torch.stack([starts[i] + step.clamp_max(self.lengths[i] - 1) for i in layers], 1).to(device))
+            for column, layer in enumerate(layers):
+                newest = torch.arange(self.lengths[layer] - self.tails[layer], self.lengths[layer])
+                places[layer] = before + newest * len(layers) + column
+            before += rows[-1].numel()
+        return rows, torch.cat([places[layer] for layer in range(len(self.lengths))]).to(device)
+
+    @staticmethod
+    def of(layout: ChunkLayout, gradients: int, layer_embedding: bool, device: torch.device) -> "Sequences":
+        """The sequences [embedding; oldest gradient's chunks; …; newest gradient's chunks] of every layer."""
+        order, position, tail, lengths = [], [], [], []
+        first = start = 0
+        for layer, chunks in enumerate(layout.chunks):
+            rows = [torch.arange(first, first + chunks) + age * layout.rows for age in range(gradients)]
+            head = [torch.tensor([gradients * layout.rows + layer])] if layer_embedding else []
+            sequence = torch.cat(head + rows)
+            order.append(sequence)
+            position.append(torch.arange(len(sequence)))
+            start += len(sequence)
+            tail.append(torch.arange(start - chunks, start))
+            lengths.append(len(sequence))
+            first += chunks
+        joined = [torch.cat(parts).to(device) for parts in (order, position, tail)]
+        return Sequences(joined[0], joined[1], joined[2], tuple(lengths), layout.chunks)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from fsg.estimators import FSG, LSTMFC, FCGrad, MultiFC
 from fsg.estimators.look_ahead import LookAhead
 from fsg.estimators.metaquant import MetaQuant
-from fsg.hypernetworks import Mamba
 from fsg.layers import quantize
+from fsg.mamba import Mamba
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import DoReFa, Sign
 from fsg.trainer import train_step

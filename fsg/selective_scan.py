@@ -13,18 +13,18 @@ The sequences lie one behind the other along the first dimension, and y is wante
 `lengths[i]` tokens belong to sequence i, the last `tails[i]` of which have an output: T = Σ lengths, M = Σ tails.
 Gu and Dao, Mamba, 2023 (arXiv:2312.00752).
 
-Three ways to the same numbers: `reference` to read, `blocked` in torch on any device, `native` in C++ on the CPU.
+Three ways to the same numbers: `reference` to read, `blocked` in torch on any device, `fused`, mamba-ssm's kernel, on
+CUDA. On the CPU `mamba.cpp` has the scan within the block around it.
 """
 
-import ctypes
-from collections.abc import Sequence
-from typing import Any
+import functools
+import importlib
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from fsg import native
 
 BLOCK = 256
 
@@ -33,9 +33,7 @@ def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
     """The scan by the fastest way that this machine has. Shapes as in the module's docstring."""
-    dtypes = {tensor.dtype for tensor in (x, delta, A, B, C, D)}
-    suits = x.device.type == "cpu" and dtypes in ({torch.float32}, {torch.float64})
-    way = native_scan if suits and native.library("selective_scan") is not None else blocked
+    way = fused if x.is_cuda and kernel() is not None else blocked
     return way(x, delta, A, B, C, D, lengths, tails)
 
 
@@ -100,50 +98,33 @@ def _scan_block(
     return y, h[-1]
 
 
-def native_scan(
+@functools.cache
+def kernel() -> Callable[..., Tensor] | None:
+    """mamba-ssm's `selective_scan_fn`; None where it is not installed."""
+    try:
+        return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    except ImportError:
+        return None
+
+
+def fused(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
-    """`selective_scan.cpp`, compiled on first use; float32 and float64 on the CPU.
+    """The kernel, a sequence a call: x, Δ [1, E, t], A [E, N], B, C [1, N, t], D [E] → [1, E, t], in float32.
 
-    Raises RuntimeError where it could not be compiled.
+    It wants a C for every token: those without an output have zeros. Raises RuntimeError where it is not installed.
     """
-    y = _NativeScan.apply(x.T, delta.T, A, B, C, D, tuple(lengths), tuple(tails))
-    return y.T
-
-
-class _NativeScan(torch.autograd.Function):
-    """x, Δ [E, T] → y [E, M]: a channel's tokens lie side by side."""
-
-    @staticmethod
-    def forward(
-        context: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Any, tails: Any
-    ) -> Tensor:
-        tensors = tuple(t.detach().contiguous() for t in (x, delta, A, B, C, D))
-        context.save_for_backward(*tensors)
-        context.sequences = lengths, tails
-        y = x.new_empty(x.shape[0], C.shape[0])
-        _call("scan_forward", tensors, lengths, tails, (y,))
-        return y
-
-    @staticmethod
-    def backward(context: Any, dy: Tensor) -> Any:
-        tensors = context.saved_tensors
-        gradients = tuple(torch.zeros_like(t) for t in tensors)
-        lengths, tails = context.sequences
-        _call("scan_backward", tensors, lengths, tails, (dy.contiguous(), *gradients))
-        return (*gradients, None, None)
-
-
-def _call(function: str, tensors: tuple[Tensor, ...], lengths: Any, tails: Any, rest: tuple[Tensor, ...]) -> None:
-    library = native.library("selective_scan")
-    if library is None:
-        raise RuntimeError("the native selective scan needs a C++ compiler, and none works here")
-    x, _, A, _, C, _ = tensors
-    assert len({tensor.dtype for tensor in (*tensors, *rest)}) == 1, "memory is read as one type"
-    suffix = {torch.float32: "float", torch.float64: "double"}[x.dtype]
-    integers = [ctypes.c_int64(n) for n in (len(lengths), x.shape[1], C.shape[0], *A.shape)]
-    arrays = [(ctypes.c_int64 * len(values))(*values) for values in (lengths, tails)]
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-    results = [ctypes.c_void_p(t.data_ptr()) for t in rest]
-    threads = ctypes.c_int64(torch.get_num_threads())
-    getattr(library, f"{function}_{suffix}")(*integers, *arrays, *pointers, threads, *results)
+    scan = kernel()
+    if scan is None:
+        raise RuntimeError("mamba_ssm is not installed: its kernel cannot be called")
+    outputs: list[Tensor] = []
+    t = m = 0
+    for length, tail in zip(lengths, tails, strict=True):
+        along = [tensor[t : t + length] for tensor in (x, delta, B)] + [
+            F.pad(C[m : m + tail], (0, 0, length - tail, 0))
+        ]
+        x_t, delta_t, B_t, C_t = (tensor.float().T.contiguous()[None] for tensor in along)
+        y = scan(x_t, delta_t, A.float(), B_t, C_t, D.float())
+        outputs.append(y[0, :, length - tail :].T.to(x.dtype))
+        t, m = t + length, m + tail
+    return torch.cat(outputs)

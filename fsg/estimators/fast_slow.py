@@ -10,7 +10,8 @@ from fsg.config import Settings, choice, setting
 from fsg.estimators.look_ahead import LookAhead
 from fsg.estimators.straight_through import derivative
 from fsg.history import ChunkLayout, GradientHistory
-from fsg.hypernetworks import EMA, FastNet, Mamba, Nonlinearity, SlowNet, SlowNetConfig, average
+from fsg.hypernetworks import EMA, FastNet, Nonlinearity, SlowNet, SlowNetConfig, average
+from fsg.mamba import Mamba
 
 AVERAGE_DECAY = 0.9
 

@@ -1,0 +1,147 @@
+"""The slow net's Mamba block, over many sequences at once.
+
+Two ways to the same numbers: in torch, on any device, around `selective_scan`; and in C++ on the CPU (`mamba.cpp`),
+which makes what is of the size tokens x inner a channel at a time, and needs hardly more memory than u and the output.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsg import native
+from fsg.config import Settings, setting
+from fsg.history import Sequences
+from fsg.selective_scan import selective_scan
+
+VECTOR_BYTES, MOST_VECTORS = 64, 16  # as in mamba.cpp: a vector of states, and how many of them it takes for a channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba(Settings):
+    """A Mamba block reads the history as one sequence a layer: what is learned is what to remember."""
+
+    name: Literal["mamba"] = "mamba"
+    expand: int = setting(2, "Inner width over the token's width.", ge=1)
+    d_state: int = setting(16, "States a channel.", ge=1)
+    d_conv: int = setting(4, "Tokens that the causal convolution sees.", ge=1)
+
+    def build(self, width: int) -> "MambaBlock":
+        return MambaBlock(width, self.expand, self.d_state, self.d_conv)
+
+
+class MambaBlock(nn.Module):
+    """A Mamba block over sequences that lie one behind the other, with the output for each one's last tokens.
+
+        x, z = in_proj(u)                       x = silu(causal depthwise convolution(x) + bias)
+        δ, B, C = x_proj(x)                     Δ = softplus(dt_proj(δ) + bias)
+        y = selective_scan(x, Δ, −exp(A_log), B, C, D)
+        out_proj(y ⊙ silu(z))
+
+    u [T, width] → [M, width], where T = Σ lengths and M = Σ tails. Neither residual nor normalisation.
+    Gu and Dao, Mamba, 2023 (arXiv:2312.00752), with its initialisation.
+    """
+
+    def __init__(self, width: int, expand: int, d_state: int, d_conv: int) -> None:
+        super().__init__()
+        inner, rank = expand * width, math.ceil(width / 16)
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.get_default_dtype()).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
+            step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp_min(1e-4)
+            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus⁻¹: Δ starts at `step`
+
+    def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
+        way = self.native if suits_native(u, self.A_log) else self.composed
+        return self.out_proj(way(u, sequences))
+
+    def native(self, u: Tensor, sequences: Sequences) -> Tensor:
+        """y ⊙ silu(z), [M, inner], by mamba.cpp: float32 and float64 on the CPU.
+
+        Raises RuntimeError where it could not be compiled.
+        """
+        kernel, x_proj, to_delta = self.conv1d.weight[:, 0], self.x_proj.weight, self.dt_proj
+        tensors = (u, self.in_proj.weight, kernel, self.conv1d.bias, x_proj, to_delta.weight, to_delta.bias)
+        gated = _NativeBlock.apply(sequences.lengths, sequences.tails, *tensors, -self.A_log.exp(), self.D)
+        return gated.T
+
+    def composed(self, u: Tensor, sequences: Sequences) -> Tensor:
+        """The same by torch's operators."""
+        inner, states = self.A_log.shape
+        to_x, to_z = torch.split(self.in_proj.weight, inner)
+        x = F.silu(self._convolve(F.linear(u, to_x), sequences.position))
+        to_delta, to_B, to_C = torch.split(self.x_proj.weight, [self.dt_proj.in_features, states, states])
+        delta = F.softplus(self.dt_proj(F.linear(x, to_delta)))
+        B, C = F.linear(x, to_B), F.linear(x.index_select(0, sequences.tail), to_C)
+        y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, sequences.lengths, sequences.tails)
+        return y * F.silu(F.linear(u.index_select(0, sequences.tail), to_z))
+
+    def _convolve(self, x: Tensor, position: Tensor) -> Tensor:
+        """Σⱼ kernel[d_conv − 1 − j]·x_{t−j} + bias, where x is zero before a sequence's first token."""
+        kernel, bias, taps = self.conv1d.weight[:, 0], self.conv1d.bias, self.conv1d.kernel_size[0]
+        assert bias is not None
+        convolved = torch.addcmul(bias, x, kernel[:, -1])
+        for back in range(1, min(taps, len(x))):
+            earlier = x[:-back] * (position[back:, None] >= back)
+            convolved = convolved + F.pad(earlier * kernel[:, taps - 1 - back], (0, 0, back, 0))
+        return convolved
+
+
+def suits_native(u: Tensor, A_log: Tensor) -> bool:
+    """Whether mamba.cpp takes such tensors, and is to be had."""
+    suits = u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64) and u.dtype == A_log.dtype
+    few = A_log.shape[1] <= MOST_VECTORS * VECTOR_BYTES // u.element_size()
+    return suits and few and native.library("mamba") is not None
+
+
+class _NativeBlock(torch.autograd.Function):
+    """u [T, width] and parameters → y ⊙ silu(z) [inner, M]: a channel's tokens lie side by side."""
+
+    @staticmethod
+    def forward(context: Any, lengths: tuple[int, ...], tails: tuple[int, ...], *inputs: Tensor) -> Tensor:
+        tensors = tuple(tensor.detach().contiguous() for tensor in inputs)
+        u, in_proj, kernel, _, x_proj, dt_proj, _, A, _ = tensors
+        (tokens, width), (inner, states), rank = u.shape, A.shape, dt_proj.shape[1]
+        lanes = VECTOR_BYTES // u.element_size()
+        padded = -(-states // lanes) * lanes
+        kept = u.new_empty((width + rank) * (tokens + lanes) + (tokens + sum(tails)) * padded)
+        assert in_proj.shape == (2 * inner, width)
+        assert x_proj.shape == (rank + 2 * states, inner)
+        sizes = [len(lengths), tokens, sum(tails), width, inner, states, rank, kernel.shape[1], torch.get_num_threads()]
+        context.sizes = sizes, lengths, tails
+        context.save_for_backward(*tensors, kept)
+        gated = u.new_empty(inner, sum(tails))
+        _call("forward", context.sizes, (*tensors, kept), ctypes.c_void_p(gated.data_ptr()))
+        return gated
+
+    @staticmethod
+    def backward(context: Any, dgated: Tensor) -> Any:
+        tensors = context.saved_tensors
+        gradients = tuple(torch.zeros_like(tensor) for tensor in tensors[:-1])
+        dgated = dgated.contiguous()
+        _call("backward", context.sizes, tensors, ctypes.c_void_p(dgated.data_ptr()), _pointers(gradients))
+        return (None, None, *gradients)
+
+
+def _call(function: str, sizes: tuple[Any, Any, Any], tensors: Sequence[Tensor], *rest: Any) -> None:
+    library = native.library("mamba")
+    if library is None:
+        raise RuntimeError("the native Mamba block needs a C++ compiler, and none works here")
+    integers = [(ctypes.c_int64 * len(values))(*values) for values in sizes]
+    suffix = {torch.float32: "float", torch.float64: "double"}[tensors[0].dtype]
+    getattr(library, f"{function}_{suffix}")(*integers, _pointers(tensors), *rest)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
