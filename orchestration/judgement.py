@@ -1,9 +1,17 @@
-"""What the seeds of an experiment show: a line of the table for each variant, and the verdict on the primary one."""
+"""What the seeds of an experiment show: a line of the table for each variant, the tests, and the verdict.
+
+One comparison, the primary one, stands alone. The others are a family, declared in the spec, that errs once or more
+with probability 5 % at most (Holm). A comparison is a variant's with the baseline, over the seeds that both have; over
+several grid points a seed's difference is its mean over them, so that nobody chooses a point. A difference is shown
+where the exact test and the interval both say so.
+
+Seeds are a plan. Those that were added when results could be seen are exploratory: shown, and in no test.
+"""
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +22,21 @@ from orchestration.ledger import LedgerRow, Outcome
 from orchestration.plan import Cell
 
 PAPERS_PROTOCOL = "papers_protocol/test_accuracy"
-_SIGNIFICANCE = 0.05
+SIGNIFICANCE = 0.05
+POWER = 0.8
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A cell, where it stands, and its rows."""
+    """A cell, where it stands, and its rows; exploratory if its seed was added when results could be seen."""
 
     cell: Cell
     outcome: Outcome
     rows: tuple[LedgerRow, ...]
+    exploratory: bool = False
+
+    def marked(self, exploratory: bool) -> "Trial":
+        return replace(self, exploratory=exploratory)
 
     @property
     def state(self) -> str:
@@ -53,18 +66,39 @@ class Comparison:
     """A variant's differences to the baseline over the seeds that both have."""
 
     differences: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:
         return len(self.differences)
 
     @property
+    def finite(self) -> bool:
+        return bool(self.differences) and all(map(math.isfinite, self.differences))
+
+    @property
     def mean(self) -> float:
         return statistics.mean(self.differences)
 
     @property
+    def deviation(self) -> float:
+        return statistics.standard_deviation(self.differences)
+
+    @property
     def interval(self) -> statistics.Interval | None:
         return statistics.t_interval(self.differences)
+
+    def first(self, seeds: Sequence[int]) -> "Comparison":
+        """Over some of the seeds alone."""
+        pairs = [(d, s) for d, s in zip(self.differences, self.seeds, strict=True) if s in seeds]
+        return Comparison(tuple(d for d, _ in pairs), tuple(s for _, s in pairs))
+
+    def seeds_for(self, effect: float, significance: float = SIGNIFICANCE) -> int | None:
+        """Seeds that 80 % power takes if the truth is such a difference and the scatter is the one seen here."""
+        if self.n < 2 or not self.finite or not effect:
+            return None
+        effect = abs(effect) / self.deviation if self.deviation else math.inf
+        return statistics.seeds_for_power(effect, significance, POWER)
 
     @property
     def p(self) -> float:
@@ -75,14 +109,17 @@ class Comparison:
 class Line:
     """One line of the table: a variant at a grid point.
 
-    `values` has the metric by seed, a diverged seed counted as a loss.
+    `values` has what is measured by planned seed, a diverged one counted as declared, `added` the exploratory seeds.
+    `explored` compares over all of them, where there are such.
     """
 
     variant: str
     grid: str
     trials: tuple[Trial, ...]
     values: dict[int, float]
+    added: dict[int, float]
     comparison: Comparison | None
+    explored: Comparison | None
     loss: Spread
     seconds: float
     papers_protocol: Spread
@@ -95,6 +132,10 @@ class Line:
     def short_label(self) -> str:
         """The label with the last word of each grid path: `fsg · lr=0.01`."""
         return re.sub(r"[\w.]*\.(\w+)=", r"\1=", self.label)
+
+    @property
+    def planned(self) -> tuple[Trial, ...]:
+        return tuple(trial for trial in self.trials if not trial.exploratory)
 
     @property
     def done(self) -> int:
@@ -113,11 +154,11 @@ class Line:
         return any(trial.cell.contaminated for trial in self.trials)
 
     def _count(self, state: str) -> int:
-        return sum(trial.state == state for trial in self.trials)
+        return sum(trial.state == state for trial in self.planned)
 
 
 class Unit(NamedTuple):
-    """How a metric is written: accuracies as per cent and their differences in points, others as they are."""
+    """How a measure is written: accuracies as per cent and their differences in points, others as they are."""
 
     name: str
     factor: float
@@ -125,12 +166,13 @@ class Unit(NamedTuple):
     value: str
     difference: str
     lost: float
+    higher_is_better: bool = False
 
     @classmethod
     def of(cls, metric: str) -> "Unit":
         name = metric.replace("papers_protocol/", "papers' protocol ").replace("/", " ").replace("_", " ")
         if metric.endswith("accuracy"):
-            return cls(name, 100.0, 2, "%", "points", 0.0)
+            return cls(name, 100.0, 2, "%", "points", 0.0, True)
         return cls(name, 1.0, 4, "", "", math.inf)
 
     def write(self, value: float, signed: bool = False) -> str:
@@ -166,31 +208,51 @@ class Verdict(NamedTuple):
     shown: bool = False
 
 
-def lines_of(trials: list[Trial], metric: str, baseline: str) -> list[Line]:
+class Measure(NamedTuple):
+    """Something measured of a trial that is over; None where it says nothing of it."""
+
+    unit: Unit
+    of: Callable[[Trial], float | None]
+
+    @classmethod
+    def metric(cls, metric: str) -> "Measure":
+        """A metric at the end; of a training that diverged, what that counts as: accuracy 0, or an infinite loss."""
+        unit = Unit.of(metric)
+        return cls(unit, lambda trial: unit.lost if trial.state == "diverged" else _value(trial, metric))
+
+
+def lines_of(trials: Iterable[Trial], measure: Measure, baseline: str) -> list[Line]:
     points: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         points.setdefault((trial.cell.variant, grid_text(trial.cell.grid)), []).append(trial)
-    values = {point: _by_seed(group, metric) for point, group in points.items()}
+    planned = {point: _by_seed((t for t in group if not t.exploratory), measure) for point, group in points.items()}
+    added = {point: _by_seed((t for t in group if t.exploratory), measure) for point, group in points.items()}
+    every = {point: planned[point] | added[point] for point in points}
     lines = []
-    for (variant, grid), group in points.items():
-        against = _counterpart(values, baseline, grid)
+    for point, group in points.items():
+        variant, grid = point
+        against, against_all = (counterpart(values, baseline, grid) for values in (planned, every))
         same = variant == baseline
         lines.append(
             Line(
                 variant,
                 grid,
                 tuple(sorted(group, key=lambda trial: trial.cell.seed)),
-                values[variant, grid],
-                None if same or against is None else Comparison(_differences(values[variant, grid], against)),
+                planned[point],
+                added[point],
+                None if same or against is None else _comparison(planned[point], against),
+                None if same or not added[point] or against_all is None else _comparison(every[point], against_all),
                 _spread(loss for trial in group if trial.state == "done" and (loss := final_loss(trial)) is not None),
                 statistics.mean([trial.outcome.seconds for trial in group if trial.state == "done"]),
-                _spread(value for trial in group if (value := papers_protocol(trial)) is not None),
+                _spread(
+                    value for trial in group if not trial.exploratory and (value := papers_protocol(trial)) is not None
+                ),
             )
         )
     return lines
 
 
-def _counterpart(
+def counterpart(
     values: Mapping[tuple[str, str], dict[int, float]], baseline: str, grid: str
 ) -> dict[int, float] | None:
     """The baseline at the same grid point; where the grid does not touch the baseline, at its only one."""
@@ -198,14 +260,14 @@ def _counterpart(
     return values.get((baseline, grid), own[0] if len(own) == 1 else None)
 
 
-def _differences(ours: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, ...]:
-    return tuple(float(d) for d in statistics.paired_differences(ours, baseline))
+def _comparison(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison:
+    found = statistics.paired_differences(ours, baseline)
+    return Comparison(tuple(float(d) for d in found), tuple(sorted(ours.keys() & baseline.keys())))
 
 
-def _by_seed(trials: Iterable[Trial], metric: str) -> dict[int, float]:
-    """The metric of each seed that is done; a seed that diverged counts as a loss: accuracy 0, or an infinite loss."""
-    found = {trial.cell.seed: _value(trial, metric) for trial in trials if trial.state == "done"}
-    found |= {trial.cell.seed: Unit.of(metric).lost for trial in trials if trial.state == "diverged"}
+def _by_seed(trials: Iterable[Trial], measure: Measure) -> dict[int, float]:
+    """What is measured of each seed that is over; one that diverged counts, and never vanishes."""
+    found = {trial.cell.seed: measure.of(trial) for trial in trials if trial.state in ("done", "diverged")}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -242,75 +304,3 @@ def _spread(values: Iterable[float]) -> Spread:
 def grid_text(grid: Mapping[str, Any]) -> str:
     """`optimizer.lr=0.01 · estimator.slow_weight=0.5`."""
     return " · ".join(f"{path}={value}" for path, value in grid.items())
-
-
-def judge(lines: Sequence[Line], metric: str, primary: str, baseline: str) -> Verdict:
-    """What the primary comparison shows, never more than its interval and its test do.
-
-    Over several grid points a seed's difference is its mean over them: one comparison, chosen by nobody.
-    """
-    unit = Unit.of(metric)
-    pairs = f"{primary} and {baseline}"
-    points = [line for line in lines if line.variant == primary and line.comparison is not None]
-    planned = {trial.cell.seed for line in points for trial in line.trials}
-    comparison = _averaged(lines, points, baseline)
-    if comparison is None or comparison.n == 0:
-        return Verdict("No verdict yet", f"No seed has finished both {pairs}.", "")
-    seeds = f"{comparison.n} paired seeds" if comparison.n > 1 else "one seed"
-    seeds += f" of {len(planned)} planned" if comparison.n < len(planned) else ""
-    over = f"over {seeds}" + (f", averaged over {len(points)} grid points" if len(points) > 1 else "")
-    if not all(map(math.isfinite, comparison.differences)):
-        return Verdict("Not comparable", f"A seed of {pairs} diverged, and its {unit.name} is infinite ({over}).", "")
-    size = f"{unit.write(abs(comparison.mean))} {unit.difference}".strip()
-    side = "higher" if comparison.mean > 0 else "lower"
-    sentence = f"{primary} has {size} {side} {unit.name} than {baseline} {over}"
-    if comparison.mean == 0:
-        sentence = f"{primary} and {baseline} have the same mean {unit.name} {over}"
-    interval = comparison.interval
-    if interval is None:
-        why_not = "An interval takes two paired seeds, a test at 5\u00a0% six."
-        return Verdict("One seed shows nothing", f"{sentence}.", why_not)
-    ends = f"{unit.write(interval.low, True)} to {unit.write(interval.high, True)}"
-    test = f"{'exact ' if statistics.is_exact(comparison.n) else ''}sign-flip p\u00a0=\u00a0{p_text(comparison.p)}"
-    zero = "excludes" if interval.excludes_zero else "includes"
-    sentence += f" (95\u00a0% interval {ends}, {test}): the interval {zero} zero."
-    shown, why_not = _conclusion(comparison, interval)
-    headline = f"{primary}: {side} {unit.name}, significant at 5\u00a0%" if shown else "No difference shown"
-    return Verdict(headline, sentence, why_not, shown)
-
-
-def _averaged(lines: Sequence[Line], points: Sequence[Line], baseline: str) -> Comparison | None:
-    """Of each seed, the mean of its differences over the grid points; only seeds that are complete in all of them."""
-    if not points:
-        return None
-    values = {(line.variant, line.grid): line.values for line in lines}
-    differences = []
-    for seed in sorted(set.intersection(*(set(point.values) for point in points))):
-        against = [_counterpart(values, baseline, point.grid) or {} for point in points]
-        if all(seed in theirs for theirs in against):
-            pairs = zip(points, against, strict=True)
-            differences.append(statistics.mean([point.values[seed] - theirs[seed] for point, theirs in pairs]))
-    return Comparison(tuple(differences))
-
-
-def _conclusion(comparison: Comparison, interval: statistics.Interval) -> tuple[bool, str]:
-    """Whether a difference is shown, by the test and by the interval, and if not, what follows and what does not."""
-    least, needed = statistics.smallest_p(comparison.n), statistics.seeds_to_reject(_SIGNIFICANCE)
-    if least > _SIGNIFICANCE:
-        few = (
-            f"With {comparison.n} seeds the sign-flip test cannot give less than p\u00a0=\u00a0{p_text(least)}, so it "
-            f"cannot reject at 5\u00a0% whatever the numbers: {needed} seeds are the fewest that could."
-        )
-        normal = " The interval rests on the differences being normal, which so few cannot show."
-        return False, few + normal * interval.excludes_zero
-    rejected = comparison.p <= _SIGNIFICANCE
-    if rejected and interval.excludes_zero:
-        return True, ""
-    if rejected or interval.excludes_zero:
-        return False, "Interval and test disagree, so no difference is claimed."
-    return False, "That is no proof that there is none: the interval says how large it could be."
-
-
-def p_text(p: float) -> str:
-    """Three significant digits: 0.25, 0.0313, 0.00195."""
-    return f"{p:.3g}"

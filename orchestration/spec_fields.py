@@ -28,6 +28,7 @@ Name = Annotated[
     ),
 ]
 Seed = Annotated[int, Constraint(ge=0, le=MAX_SEED, strict=True, description=f"a whole number from 0 to {MAX_SEED}")]
+Look = Annotated[int, Constraint(ge=2, strict=True, description="a whole number ≥ 2")]
 Values = Annotated[list[Any], Constraint(min_length=1, description="a list of one or more values")]
 Overrides = Annotated[dict[str, Any] | None, Constraint(description="a mapping of paths to values")]
 
@@ -49,6 +50,44 @@ class Resources(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Published(Settings):
+    """What a paper states, in the paper's units: of an accuracy, per cent."""
+
+    mean: float = setting(description="The mean over its runs; per cent for an accuracy.")
+    variance: float | None = setting(None, "The variance over its runs, where it gives that.", ge=0)
+    sd: float | None = setting(None, "The standard deviation over its runs, where it gives that.", ge=0)
+    runs: int | None = setting(None, "How many runs.", ge=1)
+    source: str = setting(description="Where it stands: paper, table, conditions.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance is not None and self.sd is not None:
+            raise ValueError("variance and sd are one number said twice (expected one of them)")
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation, however it was given."""
+        return self.sd if self.variance is None else self.variance**0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequential(Settings):
+    """A group-sequential rule, declared before the first result: after how many seeds the question is looked at."""
+
+    looks: Annotated[list[Look], Constraint(min_length=2, description="a list of two or more whole numbers")] = choice(
+        description="Seeds at each look, ascending, in the order of `seeds`, whose number is one of them.",
+    )
+    boundary: Literal["obrien_fleming", "pocock"] = choice(
+        "obrien_fleming", "How the 5 % are spent: hardly any early on, or evenly."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.looks != sorted(set(self.looks)):
+            raise ValueError(f"looks are {self.looks} (expected numbers of seeds, ascending)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Settings):
     """What the table compares."""
 
@@ -62,6 +101,19 @@ class Report(Settings):
         "train/loss",
         "papers_protocol/test_accuracy",
     ] = choice("test/accuracy", "What is compared.")
+    family: Annotated[list[str] | None, Constraint(description="a list of variants")] = choice(
+        None, "The other variants that are tested, and corrected together (Holm); all of them unless said."
+    )
+    reach: list[Annotated[float, Constraint(gt=0, lt=1, strict=True, description="a number between 0 and 1")]] = choice(
+        list, "Accuracies, from 0 to 1; epochs and seconds until each is reached are measured, and tested."
+    )
+    smallest_effect: float | None = setting(
+        None, "The smallest difference of the metric that would matter: seeds are counted for it.", gt=0
+    )
+    sequential: Sequential | None = choice(None, "Looks before the last seed that keep the error at 5 %.")
+    published: dict[str, Published] | None = choice(
+        dict, "By variant, or by line of the table (`ste · optimizer.lr=0.01`), what a paper states."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
@@ -159,7 +160,7 @@ class Reader:
             if field is None:
                 problems.append(_no_such_field(child, at.owner, list(known), nearest(key, known)))
                 broken |= set(meant(key, known))
-            elif field.options:
+            elif field.options and not (child.value is None and NoneType in get_args(field.hint)):
                 component, found = self._component(field, child)
                 problems += found
                 if component is None:
@@ -176,7 +177,7 @@ class Reader:
         except ValidationError as error:
             for detail in error.errors(include_url=False, include_input=False, include_context=False):
                 if detail["loc"]:
-                    problems += _problems(at, broken, detail["loc"], detail["type"])
+                    problems += _problems(at, broken, detail["loc"], detail["type"], detail["msg"])
                 elif not broken:
                     problems.append(self._broken_rule(at, detail["msg"]))
             return None, tuple(problems)
@@ -186,7 +187,7 @@ class Reader:
 
     def _broken_rule(self, at: Located, text: str) -> Problem:
         """A rule that several fields break together stands where it was first broken: at an override, or here."""
-        what = printable(text.removeprefix("Value error, ").removeprefix("Assertion failed, "), 300)
+        what = _rule(text)
         if at.node.before is not None:
             earlier = self.read(at._replace(node=at.node.before))[1]
             known = next((problem for problem in earlier if problem.what == what), None)
@@ -247,10 +248,14 @@ def _no_such_field(node: Node, owner: str, known: Sequence[str], near: str) -> P
     return Problem(node.key_mark, node.label, f"{owner} has no such field ({what}{near})")
 
 
-def _problems(at: Located, broken: Collection[str], loc: Sequence[str | int], kind: str) -> list[Problem]:
+def _rule(message: str) -> str:
+    return printable(message.removeprefix("Value error, ").removeprefix("Assertion failed, "), 300)
+
+
+def _problems(at: Located, broken: Collection[str], loc: Sequence[str | int], kind: str, message: str) -> list[Problem]:
     """What pydantic found, with its position. A field that is missing because it is broken is left out."""
     field = fields(at.cls)[str(loc[0])]
-    if kind == "missing":
+    if kind == "missing" and len(loc) == 1:
         label = f"{at.node.label}.{field.name}" if at.node.label else field.name
         what = f"is missing (expected {_expected(field)})"
         return [] if field.name in broken else [Problem(at.node.key_mark, label, what, certain=False)]
@@ -259,8 +264,21 @@ def _problems(at: Located, broken: Collection[str], loc: Sequence[str | int], ki
     for part in loc[1:]:
         if part == "[key]":
             return [Problem(node.key_mark, node.label, f"not a name (expected {expected(Name)})")]
-        inner = node.child(part)
+        inner, known = node.child(part), _fields_of(hint)
+        if known and part not in known and inner is not None:
+            return [_no_such_field(inner, node.label.split(".")[-1], list(known), nearest(str(part), known))]
+        if known and kind == "missing":
+            what = f"is missing (expected {_expected(known[str(part)])})"
+            return [Problem(node.key_mark, f"{node.label}.{part}", what)]
         if inner is None:  # the name of a union's member
             break
-        node, hint, metadata = inner, item_hint(hint), {}
-    return [_wrong(node, expected(hint, metadata))]
+        hint, metadata = (known[str(part)].hint, known[str(part)].metadata) if known else (item_hint(hint), {})
+        node = inner
+    if kind == "value_error":
+        return [Problem(node.key_mark, node.label, _rule(message))]
+    return [_wrong(node, "a mapping" if _fields_of(hint) else expected(hint, metadata))]
+
+
+def _fields_of(hint: Any) -> Mapping[str, Field]:
+    """The fields of a config that a list or a mapping of the user's names holds; none of anything else."""
+    return fields(hint) if isinstance(hint, type) and issubclass(hint, Settings) else {}

@@ -65,7 +65,7 @@ class Resolver:
         entries = root.items()
         without_train = replace(root, value={key: node for key, node in entries.items() if key != "train"})
         file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
-        problems = [*found, *_repeated_seeds(entries), *_wrong_comparison(entries)]
+        problems = [*found, *_repeated_seeds(entries), *_wrong_comparison(entries), *_wrong_report(entries)]
         try:
             train = self._train(root)
         except ProblemError as refused:
@@ -249,4 +249,39 @@ def _wrong_comparison(entries: Mapping[str, Node]) -> list[Problem]:
     if not problems and len({node.value for node in chosen}) < len(chosen):
         what = f"{show(chosen[1].value)} is the baseline itself (expected another variant)"
         problems.append(Problem(chosen[1].mark, chosen[1].label, what))
+    return problems
+
+
+def _wrong_report(entries: Mapping[str, Node]) -> list[Problem]:
+    """The family and the published figures are of variants; one of the looks is at all seeds."""
+    variants = list(entries["variants"].items()) if "variants" in entries else []
+    report = entries["report"].items() if "report" in entries else {}
+    family, published, sequential = (report.get(name) for name in ("family", "published", "sequential"))
+    listed = family.value if family is not None and isinstance(family.value, list) else []
+    named = [(node, node.mark, node.value) for node in listed if isinstance(node.value, str)]
+    named += [
+        (node, node.key_mark, key.split(" · ")[0]) for key, node in (published.items() if published else {}).items()
+    ]
+    problems = [
+        Problem(
+            mark,
+            node.label,
+            f"no variant {show(name)} (expected one of {', '.join(variants)}{nearest(name, variants)})",
+        )
+        for node, mark, name in named
+        if variants and name not in variants
+    ]
+    roles = [report[role].value for role in ("baseline", "primary") if role in report]
+    for node in listed:
+        if node.value in roles:
+            what = f"{show(node.value)} is the baseline or the primary variant, which stand alone (expected another)"
+            problems.append(Problem(node.mark, node.label, what))
+    looks = sequential.items().get("looks") if sequential else None
+    seeds = entries["seeds"].value if "seeds" in entries else None
+    if looks is not None and isinstance(looks.value, list) and isinstance(seeds, list):
+        at = [node.value for node in looks.value]
+        if at and all(isinstance(value, int) for value in at) and len(seeds) not in at:
+            listed = ", ".join(map(show, at))
+            what = f"looks at {listed} seeds, and there are {len(seeds)} (expected the number of seeds among them)"
+            problems.append(Problem(looks.mark, looks.label, what))
     return problems

@@ -3,7 +3,8 @@
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from fsg.config import Settings
 from fsg.trainer import TrainConfig
@@ -106,9 +107,21 @@ def _field(cls: type[Settings], field: Field) -> Schema:
         default = {"default": component_name(type(field.default))} if isinstance(field.default, Settings) else {}
         return description | default | {"anyOf": [{"enum": alone}, *configs, *own]}
     if field.options:
-        return _ref(_title(field.options[""]))
-    leaf: Schema = _pydantic(cls)["properties"][field.name]
+        config = _ref(_title(field.options[""]))
+        return {"anyOf": [config, {"type": "null"}]} if NoneType in get_args(field.hint) else config
+    leaf: Schema = _inlined(_pydantic(cls)["properties"][field.name], _pydantic(cls).get("$defs", {}))
     return description | {key: value for key, value in leaf.items() if key not in ("title", "discriminator")}
+
+
+def _inlined(schema: Any, definitions: Schema) -> Any:
+    """A schema with what it refers to in the references' place."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rsplit("/", 1)[-1]]
+    return {key: _inlined(value, definitions) for key, value in schema.items() if key not in ("title", "discriminator")}
 
 
 def _by_path(cls: type[Settings]) -> dict[str, Schema]:

@@ -1,19 +1,34 @@
 """The report, from real ledgers filled with made-up rows."""
 
+import csv
 import html.parser
 import math
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
-from synthetic_experiment import Row, cells_of, diverge, fail, finish, launched, rows_of, spec_of, trained
+from synthetic_experiment import (
+    STEPS_AN_EPOCH,
+    Row,
+    cells_of,
+    diverge,
+    fail,
+    finish,
+    launched,
+    rows_of,
+    spec_of,
+    trained,
+)
 
 from orchestration.judgement import Line
 from orchestration.ledger import Ledger
 from orchestration.report import Report, build, table, write
+from orchestration.spec_fields import Published
 
 ABLATION = ("fsg", "no_history", "no_layer_embedding", "fast_only", "slow_only", "ema", "fsg_released", "ste")
 
@@ -359,9 +374,11 @@ def test_page_says_question_command_and_provenance(tmp_path: Path) -> None:
 
 def test_markdown_table_has_as_many_columns_in_every_line(tmp_path: Path) -> None:
     write(build(trained(tmp_path / "x", spec_of(ABLATION, (0,)))))
-    lines = [one for one in (tmp_path / "x" / "report.md").read_text().splitlines() if one.startswith("|")]
-    assert len(lines) == 2 + len(ABLATION)
-    assert len({one.count("|") for one in lines}) == 1
+    text = (tmp_path / "x" / "report.md").read_text()
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)]
+    assert len(tables[0]) == 2 + len(ABLATION)
+    assert len(tables) >= 3
+    assert all(len({one.count("|") for one in lines}) == 1 for lines in tables)
 
 
 def test_what_a_spec_says_cannot_become_markup(tmp_path: Path) -> None:
@@ -380,8 +397,8 @@ def test_table_fits_80_columns_with_every_variant_on_one_line(tmp_path: Path, va
     report = build(trained(tmp_path / "x", spec_of(ABLATION, range(seeds), validation=validation)))
     lines = printed(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) == 2 + len(ABLATION)
-    assert [one.split()[0] for one in lines[2:]] == list(ABLATION)
+    assert [one.split()[0] for one in lines[2 : 2 + len(ABLATION)]] == list(ABLATION)
+    assert all(re.match(r"[*★]", one) for one in lines[2 + len(ABLATION) :])
 
 
 def test_report_is_the_same_when_made_again(tmp_path: Path) -> None:
@@ -399,3 +416,98 @@ def test_row_of_no_interest_is_ignored(tmp_path: Path) -> None:
     attempt.weights("final.pt", b"weights")
     attempt.finish("done")
     assert line(build(ledger), "fsg").values == {}
+
+
+def test_published_figures_stand_beside_with_their_source_and_in_no_test(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "a", "ste"), (0, 1), epochs=12, validation=0)
+    stated = {
+        "a": Published(mean=80.745, variance=2.113, runs=5, source="Table 2 of <their paper>"),
+        "ste": Published(mean=79.5, sd=0.4, source="Table 2 of <their paper>"),
+    }
+    report = build(trained(tmp_path / "x", replace(spec, report=replace(spec.report, published=stated))))
+    _, page = page_of(report)
+    assert "80.75 (2.113)" in page.words
+    assert "79.50\u00a0±\u00a00.40" in page.words
+    assert page.words.count("Table 2 of <their paper>") >= 1
+    assert "of 5 runs" in page.words
+    plain = build(trained(tmp_path / "y", spec))
+    assert plain.verdict == report.verdict
+    assert "Published" not in page_of(plain)[1].words
+
+
+def test_a_published_figure_may_be_of_one_grid_point(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "ste"), (0,), {"optimizer.lr": [0.1, 0.01]})
+    stated = {"fsg · optimizer.lr=0.1": Published(mean=91.5, source="them")}
+    report = build(trained(tmp_path / "x", replace(spec, report=replace(spec.report, published=stated))))
+    of = {line.label: report.published(line) for line in report.lines}
+    assert [label for label, figure in of.items() if figure] == ["fsg · optimizer.lr=0.1"]
+
+
+def test_seeds_added_after_a_launch_are_labelled_exploratory_in_every_table(tmp_path: Path) -> None:
+    ledger = trained(tmp_path / "x", spec_of(seeds=range(6)))
+    before = build(ledger)
+    more = spec_of(seeds=range(8))
+    for cell in cells_of(more):
+        ledger.add(cell)
+    ledger.record_launch(ledger.launches()[0] | {"spec": more.resolved(), "cells": [c.id for c in cells_of(more)]}
+                         | {"started": time.time_ns() // 1_000_000 + 1})  # fmt: skip
+    for cell in cells_of(more):
+        if cell.seed >= 6:
+            finish(ledger, cell, 0.99)
+    report = build(ledger)
+    assert report.verdict == before.verdict
+    assert line(report, "fsg").metric == line(before, "fsg").metric
+    assert line(report, "fsg").explored.n == 8  # type: ignore[union-attr]
+    text, page = page_of(report)
+    assert "Exploratory: seeds 6, 7 were added when results could be seen." in page.words
+    assert "fsg, exploratory: 8 seeds" in page.words
+    assert text.count(", exploratory</title>") == 4
+    assert "fsg, exploratory: 8 seeds" in (ledger.folder / "report.md").read_text()
+    assert "fsg, exploratory: 8 seeds" in (ledger.folder / "report.tex").read_text()
+    cells = (ledger.folder / "report.cells.csv").read_text().splitlines()
+    assert sum(",yes," in row for row in cells) == 4
+    assert "6/6+2" in printed(report)
+    assert "+2 exploratory" in printed(report)
+
+
+def test_convergence_is_counted_and_tested(tmp_path: Path) -> None:
+    spec = spec_of(seeds=range(6), epochs=4)
+    spec = replace(spec, report=replace(spec.report, reach=[0.7, 0.99]))
+    report = build(trained(tmp_path / "x", spec))
+    area, epochs, seconds, never, _ = report.measured[1:]
+    assert [m.unit.name for m in (area, epochs, seconds)] == [
+        "area under the loss curve, an epoch", "epochs to 70\u00a0%", "seconds to 70\u00a0%"]  # fmt: skip
+    cell = next(cell for cell in cells_of(spec) if (cell.variant, cell.seed) == ("fsg", 3))
+    losses = [row.values["train/loss"] for row in rows_of(cell) if "train/loss" in row.values]
+    assert area.lines[0].values[3] == pytest.approx(np.mean(losses))
+    first = next(row.step for row in rows_of(cell) if row.values.get("validation/accuracy", 0) >= 0.7)
+    assert epochs.lines[0].values[3] == first / STEPS_AN_EPOCH
+    assert seconds.lines[0].values[3] == pytest.approx(0.1 * first)
+    assert set(never.lines[0].values.values()) == {4.0}
+    assert (epochs.family.size, epochs.contrasts[0].role) == (1, "family")
+    assert "epochs to 70\u00a0%" in page_of(report)[1].words
+
+
+def test_latex_has_as_many_columns_in_every_row_and_escapes_what_it_must(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "no_history", "ste"), (0, 1))
+    write(build(trained(tmp_path / "x", spec)))
+    text = (tmp_path / "x" / "report.tex").read_text()
+    assert r"no\_history" in text
+    assert "no_history" not in text.replace(r"no\_history", "")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end", text, flags=re.DOTALL):
+        rows = [row for row in body.splitlines() if row.endswith(r"\\")]
+        assert len(rows) >= 3
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(columns)}
+    assert re.search(r"(?<!\\)%", text.split("\n", 1)[1].split("% Verdict")[0]) is None
+    assert not re.search(r"[−±∞·–≥≤\u00a0]", text.split("% Verdict")[0].split("\n", 1)[1])
+
+
+def test_cells_csv_has_every_number_to_the_last_bit(tmp_path: Path) -> None:
+    report = build(trained(tmp_path / "x", spec_of(seeds=(0, 1))))
+    write(report)
+    rows = list(csv.DictReader((tmp_path / "x" / "report.cells.csv").open()))
+    assert len(rows) == 4
+    assert [float(row["test accuracy"]) for row in rows if row["variant"] == "fsg"] == list(
+        line(report, "fsg").values.values()
+    )

@@ -19,6 +19,7 @@ from fsg.hypernetworks import EMA, Mamba
 from fsg.imported import Imported
 from fsg.optimizers import SGD, Adam
 from fsg.trainer import TrainConfig
+from orchestration.spec_fields import Report, Sequential
 from orchestration.specs import ExperimentSpec, SpecErrors, json_schema, load_spec, train_from_dict
 from orchestration.yaml_positions import MAX_BYTES, MAX_DEPTH, MAX_NODES
 
@@ -91,6 +92,10 @@ def estimator(written: str) -> str:
 
 def two(written: str) -> str:
     return base(("{estimator.history_length: 1}", written))
+
+
+def report(written: str, seeds: str = "[0, 1]") -> str:
+    return base(("two}\n", f"two, {written}}}\n"), ("[0, 1]", seeds))
 
 
 def appended(written: str) -> str:
@@ -185,8 +190,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "misspelt field of the report": (
         base(("baseline:", "basline:")),
-        "8:10: report.basline: report has no such field (expected one of baseline, primary, metric; "
-        "did you mean baseline?)",
+        f"8:10: report.basline: report has no such field (expected one of {_names(Report)}; did you mean baseline?)",
     ),
     "unknown metric": (
         base(("{baseline", "{metric: test/acuracy, baseline")),
@@ -363,6 +367,56 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
             + "}"
         ),
         "9:1: grid: 384238404 trainings (expected at most 100000)",
+    ),
+    # report
+    "family of no variant": (
+        report("family: [tow]"),
+        "8:48: report.family[0]: no variant 'tow' (expected one of one, two; did you mean two?)",
+    ),
+    "family with the baseline": (
+        report("family: [one]"),
+        "8:48: report.family[0]: 'one' is the baseline or the primary variant, which stand alone (expected another)",
+    ),
+    "accuracy in per cent": (
+        report("reach: [70]"),
+        "8:47: report.reach[0]: got 70 (expected a number between 0 and 1)",
+    ),
+    "look at one seed": (
+        report("sequential: {looks: [1, 2]}"),
+        "8:60: report.sequential.looks[0]: got 1 (expected a whole number ≥ 2)",
+    ),
+    "looks twice": (
+        report("sequential: {looks: [2, 2]}", seeds="[0, 1]"),
+        "8:39: report.sequential: looks are [2, 2] (expected numbers of seeds, ascending)",
+    ),
+    "looks at other numbers": (
+        report("sequential: {looks: [2, 4]}", seeds="[0, 1, 2]"),
+        "8:59: report.sequential.looks: looks at 2, 4 seeds, and there are 3 (expected the number of seeds among them)",
+    ),
+    "figure of no variant": (
+        report("published: {tow: {mean: 90, source: them}}"),
+        "8:51: report.published.tow: no variant 'tow' (expected one of one, two; did you mean two?)",
+    ),
+    "figure without a source": (
+        report("published: {two: {mean: 90}}"),
+        "8:51: report.published.two.source: is missing (expected text)",
+    ),
+    "misspelt figure": (
+        report("published: {two: {meen: 90, mean: 90, source: them}}"),
+        "8:57: report.published.two.meen: two has no such field "
+        "(expected one of mean, variance, sd, runs, source; did you mean mean?)",
+    ),
+    "figure that is no number": (
+        report("published: {two: {mean: ninety, source: them}}"),
+        "8:63: report.published.two.mean: got 'ninety' (expected a number)",
+    ),
+    "spread said twice": (
+        report("published: {two: {mean: 90, sd: 1, variance: 1, source: them}}"),
+        "8:51: report.published.two: variance and sd are one number said twice (expected one of them)",
+    ),
+    "figure that is no mapping": (
+        report("published: {two: 90}"),
+        "8:56: report.published.two: got 90 (expected a mapping)",
     ),
     # profiles
     "profile's path": (
@@ -561,6 +615,27 @@ def test_profiles_and_settings_change_any_part_of_the_file() -> None:
     assert trainings(spec, "two") == [TrainConfig(estimator=two, optimizer=adam, epochs=5)]
     assert trainings(spec, "three") == [TrainConfig(estimator=STE.Config(), optimizer=adam, epochs=7)]
     assert load(BASE + profile).folder_name == "probe"
+
+
+def test_a_report_says_what_is_tested_and_what_a_paper_states() -> None:
+    written = "{mean: 80.745, variance: 2.113, runs: 5, source: their table 2}"
+    text = report(
+        "family: [], reach: [0.7], smallest_effect: 0.005, sequential: {looks: [2, 3]}, "
+        f"published: {{one: {written}}}",
+        seeds="[0, 1, 2]",
+    )
+    spec = load(text)
+    assert (spec.report.family, spec.report.reach, spec.report.smallest_effect) == ([], [0.7], 0.005)
+    assert spec.report.sequential == Sequential(looks=[2, 3], boundary="obrien_fleming")
+    assert spec.report.published is not None
+    assert spec.report.published["one"].deviation == pytest.approx(2.113**0.5)
+    assert load(text, sets=["report.sequential=null", "report.published=null"]).report.sequential is None
+    assert load(text, sets=["report.sequential.boundary=pocock"]).report.sequential == Sequential(
+        looks=[2, 3], boundary="pocock"
+    )
+    assert json.loads(json.dumps(spec.resolved()))["report"]["published"]["one"]["mean"] == 80.745
+    problems = jsonschema.Draft7Validator(json_schema()).iter_errors(YAML(typ="safe").load(text))
+    assert list(problems) == []
 
 
 def test_names_with_dots_are_found_in_paths() -> None:

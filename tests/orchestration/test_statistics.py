@@ -138,3 +138,109 @@ def test_no_pairs_cannot_reject() -> None:
 def test_six_seeds_are_needed_to_reject_at_five_percent() -> None:
     assert statistics.seeds_to_reject(0.05) == 6
     assert statistics.seeds_to_reject(0.01) == 8
+
+
+# Holm
+
+
+def test_holm_of_a_published_example() -> None:
+    """The five p-values of the manual of R's p.adjust, and Holm's own table."""
+    assert statistics.holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+
+
+def test_holm_is_the_closure_of_bonferronis_test() -> None:
+    """A hypothesis falls where every intersection that holds it falls, each tested by Bonferroni."""
+    draw = np.random.default_rng(0)
+    for m in (1, 2, 3, 5):
+        ps = [float(p) for p in draw.uniform(0, 0.2, m)]
+        closed = [
+            max(
+                min(1.0, len(group) * min(ps[j] for j in group))
+                for size in range(1, m + 1)
+                for group in itertools.combinations(range(m), size)
+                if i in group
+            )
+            for i in range(m)
+        ]
+        assert statistics.holm(ps) == pytest.approx(closed, rel=1e-12)
+
+
+def test_holm_of_nothing_is_nothing() -> None:
+    assert statistics.holm([]) == []
+
+
+# Unpaired
+
+
+def test_welch_interval_is_scipys() -> None:
+    expected = stats.ttest_ind(SECOND_DRUG, FIRST_DRUG[:7], equal_var=False).confidence_interval(0.95)
+    assert statistics.welch_interval(SECOND_DRUG, FIRST_DRUG[:7]) == pytest.approx((expected.low, expected.high))
+    assert statistics.welch_interval([1.0], [1.0, 2.0]) is None
+    assert statistics.welch_interval([1.0, 1.0], [2.0, 2.0]) is None
+
+
+# How many seeds
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_for_power_are_those_of_the_published_tables(effect: float, n: int) -> None:
+    """Two-sided paired t, 5 %, power 0.8: Cohen's small, medium and large effects, as G*Power gives them."""
+    assert statistics.seeds_for_power(effect) == n
+
+
+@pytest.mark.parametrize(("n", "effect", "level"), [(6, 1.0, 0.05), (10, 0.5, 0.05), (10, 1.0, 0.01), (30, 0.3, 0.05)])
+def test_power_is_how_often_the_t_test_rejects(n: int, effect: float, level: float) -> None:
+    draws = np.random.default_rng(n).normal(effect, 1.0, (20_000, n))
+    rejected = np.mean(stats.ttest_1samp(draws, 0.0, axis=1).pvalue <= level)
+    assert statistics.power(n, effect, level) == pytest.approx(rejected, abs=4 * math.sqrt(0.25 / len(draws)))
+
+
+def test_the_sign_flip_test_has_nearly_that_power() -> None:
+    draws = np.random.default_rng(0).normal(1.0, 1.0, (2000, 10))
+    rejected = np.mean([statistics.sign_flip_p(row) <= 0.05 for row in draws])
+    assert rejected == pytest.approx(statistics.power(10, 1.0), abs=0.04)
+
+
+def test_power_is_a_probability_and_grows_with_seeds_wherever_scipy_gives_up() -> None:
+    for effect in (0.02, 0.5, 2.0, 5.0):
+        found = [statistics.power(n, effect) for n in (2, 6, 20, 100, 400, 500, 1000, 5000, 10_000)]
+        assert all(0 <= p <= 1 + 1e-9 for p in found)
+        assert all(b >= a - 1e-3 for a, b in itertools.pairwise(found))
+
+
+def test_seeds_for_power_are_at_least_those_that_can_reject() -> None:
+    assert statistics.seeds_for_power(50.0) == 6
+    assert statistics.seeds_for_power(math.inf, 0.05 / 7) == 9
+    assert statistics.seeds_for_power(0.0) is None
+    assert statistics.power(1, 5.0) == 0.0
+
+
+# Looks
+
+
+@pytest.mark.parametrize(
+    ("boundary", "looks", "constant"),
+    [
+        ("pocock", 2, 2.178), ("pocock", 3, 2.289), ("pocock", 4, 2.361), ("pocock", 5, 2.413),
+        ("obrien_fleming", 2, 1.977), ("obrien_fleming", 3, 2.004),
+        ("obrien_fleming", 4, 2.024), ("obrien_fleming", 5, 2.040),
+    ],
+)  # fmt: skip
+def test_boundaries_are_the_published_ones(boundary: statistics.Boundary, looks: int, constant: float) -> None:
+    """Jennison and Turnbull (2000), tables 2.1 and 2.3, two-sided 5 %, equally spaced looks."""
+    levels = statistics.looks_levels(tuple(range(3, 3 * looks + 1, 3)), boundary)
+    at_last = float(stats.norm.isf(levels[-1] / 2))
+    assert at_last == pytest.approx(constant, abs=6e-4)
+    steepness = 0.5 if boundary == "obrien_fleming" else 0.0
+    bounds = [float(stats.norm.isf(level / 2)) for level in levels]
+    assert bounds == pytest.approx([at_last * (looks / k) ** steepness for k in range(1, looks + 1)])
+
+
+@pytest.mark.parametrize("boundary", ["pocock", "obrien_fleming"])
+def test_looks_that_are_not_equally_spaced_err_as_often_as_they_may(boundary: statistics.Boundary) -> None:
+    looks = (6, 7, 12, 20)
+    levels = np.array(statistics.looks_levels(looks, boundary))
+    sums = np.random.default_rng(1).normal(size=(200_000, 20)).cumsum(axis=1)[:, np.array(looks) - 1]
+    p = 2 * stats.norm.sf(np.abs(sums) / np.sqrt(looks))
+    assert np.mean((p <= levels).any(axis=1)) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 200_000))
