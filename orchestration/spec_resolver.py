@@ -281,7 +281,7 @@ def _wrong_report(entries: Mapping[str, Node]) -> list[Problem]:
     if looks is not None and isinstance(looks.value, list) and isinstance(seeds, list):
         at = [node.value for node in looks.value]
         if at and all(isinstance(value, int) for value in at) and len(seeds) not in at:
-            listed = ", ".join(map(show, at))
-            what = f"looks at {listed} seeds, and there are {len(seeds)} (expected the number of seeds among them)"
+            numbers = ", ".join(map(show, at))
+            what = f"looks at {numbers} seeds, and there are {len(seeds)} (expected the number of seeds among them)"
             problems.append(Problem(looks.mark, looks.label, what))
     return problems
