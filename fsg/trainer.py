@@ -56,6 +56,11 @@ class TrainConfig(Settings):
     )
     log_every: int = setting(10, "Steps whose mean loss makes one row.", ge=1)
     evaluate_every: float = setting(1.0, "Epochs between two validations; 0.1 makes ten an epoch.", gt=0)
+    test: Literal["end", "never"] = choice(
+        "end",
+        "When the test images are looked at; never: a search, which must not see them, can do without.",
+        identity=False,  # the training is the same: `orchestration.plan.cell_id` tells the two apart
+    )
     diagnostics: bool = setting(
         True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
     )
@@ -219,7 +224,7 @@ class Training:
                 self.table = self.diagnostics.finish(self.epoch, self.step)
             rows += self._validate()
         if self.step == self.total_steps:
-            rows += self._test()
+            rows += self._test() if self.config.test == "end" else []
             self.done = True
         return rows
 
@@ -338,7 +343,7 @@ class Training:
         due = validations(now, self.config.evaluate_every) > validations(before, self.config.evaluate_every)
         validated = due and len(self.dataset.validation_labels) > 0
         last = self.step % self.steps_per_epoch == 0 and self.epoch > self.config.epochs - PAPERS_EPOCHS
-        papers = last and not self.config.data.validation
+        papers = last and not self.config.data.validation and self.config.test == "end"
         if not (validated or papers):
             return []
         self._check()

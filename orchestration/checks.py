@@ -1,7 +1,7 @@
 """What a valid spec asks for and this machine does not have: found before anything starts."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,21 +9,45 @@ import torch
 from fsg.config import to_dict
 from fsg.starting_points import File, load_into, load_weights
 from fsg.trainer import TrainConfig
+from orchestration.ledger import Ledger
+from orchestration.plan import contaminated
 from orchestration.provenance import cores
 from orchestration.specs import ExperimentSpec
-from orchestration.yaml_positions import Mark, Problem, parse
+from orchestration.study_records import differences
+from orchestration.yaml_positions import Mark, Node, Problem, parse
 
 
 def unrunnable(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), remote: bool = False) -> list[str]:
     """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
     problems = [*_data(spec), *_starting_weights(spec), *_precision(spec), *([] if remote else _resources(spec))]
+    return _lines(spec, source, sets, [*problems, *_searches(spec)])
+
+
+def other_study(spec: ExperimentSpec, ledger: Ledger, source: Path, sets: Sequence[str] = ()) -> list[str]:
+    """One line for each thing in which a search that has begun differs from the spec."""
+    node, _ = parse(spec.text, Mark(str(source), 1, 1))
+    section = "search" if "search" in node.items() else "tuning"
+    return _lines(spec, source, sets, differences(spec, ledger, section))
+
+
+def _lines(spec: ExperimentSpec, source: Path, sets: Sequence[str], problems: Iterable[tuple[str, str]]) -> list[str]:
     return list(dict.fromkeys(str(Problem(_mark(spec, source, sets, field), field, what)) for field, what in problems))
 
 
+def _searches(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """A search is judged by validation images, and by none that its starting weights know."""
+    for train in [study.train for study in spec.studies]:
+        if not train.data.validation:
+            yield "train.data", "validation is 0, and a search is judged by validation images (expected ≥ 1)"
+        elif contaminated(train):
+            what = "its weights may have been trained on the validation images, by which a search would then be judged"
+            yield "train.init", f"{what} (expected trained_on: train_without_validation or other_data)"
+
+
 def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
-    for point in _distinct(spec, lambda train: to_dict(train.data)):
+    for train in _distinct(spec, lambda train: to_dict(train.data)):
         try:
-            point.data.load()  # leaves the fingerprint behind
+            train.data.load()  # leaves the fingerprint behind
         except (OSError, ValueError) as error:
             yield "train.data", _one_line(error)
 
@@ -39,7 +63,7 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
 
 
 def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
-    for precision in {point.train.precision for point in spec.points} - {"fp32"}:
+    for precision in {train.precision for train in spec.trains} - {"fp32"}:
         if not spec.resources.gpus:
             yield "train.precision", f"{precision} needs a GPU (expected fp32, or resources.gpus above 0)"
 
@@ -51,14 +75,14 @@ def _resources(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             "resources.gpus",
             f"a training asks for {gpus:g} (expected ≤ {have}, the CUDA GPUs of this machine)",
         )
-    threads = max(point.train.threads for point in spec.points)
+    threads = max(train.threads for train in spec.trains)
     cpus, field = (spec.resources.cpus, "resources.cpus") if spec.resources.cpus else (threads, "train.threads")
     if cpus > cores():
         yield field, f"a training asks for {cpus} CPUs (expected ≤ {cores()}, those of this machine)"
 
 
 def _distinct(spec: ExperimentSpec, what: Callable[[TrainConfig], object]) -> Sequence[TrainConfig]:
-    return list({json.dumps(what(point.train), sort_keys=True): point.train for point in spec.points}.values())
+    return list({json.dumps(what(train), sort_keys=True): train for train in spec.trains}.values())
 
 
 def _mark(spec: ExperimentSpec, source: Path, sets: Sequence[str], field: str) -> Mark:
@@ -67,13 +91,16 @@ def _mark(spec: ExperimentSpec, source: Path, sets: Sequence[str], field: str) -
         if one.startswith(field):
             return Mark(f"--set {one}")
     node, _ = parse(spec.text, Mark(str(source), 1, 1))
-    mark = node.mark
-    for key in field.split("."):
-        if key not in node.items():
-            break
-        node = node.items()[key]
-        mark = node.key_mark
-    return mark
+    return _deepest(node, field.split("."))
+
+
+def _deepest(node: Node, parts: Sequence[str]) -> Mark:
+    """Where the most of a path is written; a key may itself have dots."""
+    for count in range(len(parts), 0, -1):
+        child = node.items().get(".".join(parts[:count]))
+        if child is not None:
+            return _deepest(child, parts[count:])
+    return node.key_mark
 
 
 def _one_line(error: Exception) -> str:

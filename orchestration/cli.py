@@ -46,6 +46,9 @@ def launch(
     submit: Annotated[
         bool, typer.Option("--submit", help="Hand it over to the cluster at http://HOST:8265, and return.")
     ] = False,
+    study_storage: Annotated[
+        str | None, typer.Option(help="Where a search's Optuna study is kept: a URL; a file in RESULTS unless given.")
+    ] = None,
 ) -> None:
     """Run what is missing of an experiment, then print its table.
 
@@ -55,7 +58,7 @@ def launch(
     """
     from orchestration.launching import Launch
 
-    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address, submit)
+    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address, submit, study_storage)
     raise typer.Exit(wanted.plan(not no_pilot) if plan else wanted.run())
 
 

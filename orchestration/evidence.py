@@ -17,6 +17,7 @@ from orchestration.plan import Cell, orphans
 from orchestration.seed_plan import SeedPlan, seed_plan
 from orchestration.spec_fields import Published, adapter
 from orchestration.spec_fields import Report as Asked
+from orchestration.study_records import chosen
 from orchestration.verdict import Best, Contrast, Family, Verdict, best_of, contrasts_of, judge
 
 _UNFINISHED = ("diverged", "failed", "interrupted", "running", "waiting")
@@ -104,6 +105,7 @@ def build(ledger: Ledger) -> Report:
     asked = adapter(Asked).validate_python(spec["report"])
     assert isinstance(asked, Asked)
     planned = [every[cell_id] for cell_id in launch["cells"] if cell_id in every]
+    planned += chosen(ledger, [study["name"] for study in spec.get("studies", ())])
     trials = [Trial(cell, ledger.outcome(cell.id), tuple(ledger.rows(cell.id))) for cell in planned]
     plan = seed_plan(launches, [trial for trial in trials if trial.cell.kind == "train"], asked.baseline)
     trials = [trial.marked(trial.cell.seed in plan.added) for trial in trials]

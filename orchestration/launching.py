@@ -19,7 +19,7 @@ from rich.table import Table
 
 import fsg
 from orchestration import provenance, ray_settings, submitted
-from orchestration.checks import unrunnable
+from orchestration.checks import other_study, unrunnable
 from orchestration.ledger import Held, Ledger
 from orchestration.mlflow_server import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
@@ -27,8 +27,10 @@ from orchestration.plan import Cell, Standing, cells, imported, orphans, standin
 from orchestration.progress import LiveView, PlainLines, duration, view
 from orchestration.ray_settings import Unusable
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
+from orchestration.study_records import expected_cells
 
 if TYPE_CHECKING:
+    from orchestration.search import Searches
     from orchestration.tracking import Tracker
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -54,6 +56,7 @@ class Launch:
     tracking_uri: str | None = None
     address: str | None = None
     submit: bool = False
+    study_storage: str | None = None
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
 
     def plan(self, with_pilot: bool = True) -> int:
@@ -79,6 +82,7 @@ class Launch:
         words += ["--results", str(self.results)] if self.results != Path("results") else []
         words += ["--tracking-uri", without_password(self.tracking_uri)] if self.tracking_uri else []
         words += ["--address", self.address] if self.address else []
+        words += ["--study-storage", without_password(self.study_storage)] if self.study_storage else []
         return shlex.join(words)
 
     def _guarded(self, work: Any) -> int:
@@ -107,11 +111,15 @@ class Launch:
         problems = unrunnable(spec, self.source, self.sets, remote=self.address is not None)
         if problems:
             raise _Refused(*problems)
-        return spec, cells(spec), Ledger(self.results / spec.folder_name)
+        ledger = Ledger(self.results / spec.folder_name)
+        others = other_study(spec, ledger, self.source, self.sets)
+        if others:
+            raise _Refused(*others)
+        return spec, cells(spec), ledger
 
     def _own(self, spec: ExperimentSpec) -> Path | None:
         """The folder of the user's own components, if there are any."""
-        return spec.source.parent if any(imported(point.train) for point in spec.points) else None
+        return spec.source.parent if any(imported(train) for train in spec.trains) else None
 
     # handing over
 
@@ -130,6 +138,11 @@ class Launch:
                 what = "has a password, which a job would show (expected it in the environment of the cluster's nodes)"
                 raise _Refused(f"--tracking-uri: {what}")
             environment["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        if self.study_storage:
+            if without_password(self.study_storage) != self.study_storage:
+                what = "has a password, which a job would show (expected a .pgpass on the cluster's nodes)"
+                raise _Refused(f"--study-storage: {what}")
+            words += ["--study-storage", self.study_storage]
         record = {"command": self.command, "spec_source": str(spec.source)}
         wanted = handover.Wanted(spec.folder_name, spec.source, self._own(spec), words, environment, record)
         return handover.hand_over(self.address, wanted, stay=not self.submit)
@@ -138,7 +151,7 @@ class Launch:
 
     def _plan(self, with_pilot: bool) -> int:
         spec, planned, ledger = self._prepared()
-        found = standings(planned, ledger)
+        found = standings([*planned, *expected_cells(spec, ledger)], ledger)
         at_a_time = slots(spec)
         if with_pilot:
             device = "cuda" if spec.resources.gpus else "cpu"
@@ -174,8 +187,8 @@ class Launch:
     def _run_held(self, spec: ExperimentSpec, planned: list[Cell], ledger: Ledger, number: int) -> int:
         from orchestration.tracking import Tracker, background
 
-        found = standings(planned, ledger)
-        left = [one.cell for one in found if not one.over]
+        left = [one.cell for one in standings(planned, ledger) if not one.over]
+        found = standings([*planned, *expected_cells(spec, ledger)], ledger)
         self._say(_summary(found, ledger, slots(spec)))
         abandoned = orphans(planned, ledger.cells())
         if abandoned:
@@ -187,7 +200,8 @@ class Launch:
         try:
             with background(tracker, SYNC_EVERY, shown.message):
                 try:
-                    status = self._train(spec, left, ledger, number, shown) if left else DONE
+                    to_do = left or any(not one.over for one in found)
+                    status = self._train(spec, left, ledger, number, shown) if to_do else DONE
                 finally:
                     ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": status})
                     waiting.start()
@@ -206,7 +220,7 @@ class Launch:
         try:
             with stopping_at(stop_file, shown), shown.shown(), Path(os.devnull).open("w") as nowhere:
                 with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
-                    self._train_on_ray(spec, left, ledger, number, shown)
+                    trained, settled = self._train_on_ray(spec, left, ledger, number, shown)
         except (_Refused, Unusable):
             raise
         except Exception as error:
@@ -214,14 +228,15 @@ class Launch:
             log.write_text(traceback.format_exc())
             print(f"the launch broke off: {type(error).__name__}: {_first_line(error)} (log: {log})", file=sys.stderr)
             return FAILED
-        states = {ledger.outcome(cell.id).state for cell in left}
-        if states <= {"done", "diverged"}:
+        states = {ledger.outcome(cell.id).state for cell in trained}
+        if settled and states <= {"done", "diverged", "pruned"}:
             return DONE
         return INTERRUPTED if stop_file.exists() else FAILED
 
     def _train_on_ray(
         self, spec: ExperimentSpec, left: list[Cell], ledger: Ledger, number: int, shown: LiveView | PlainLines
-    ) -> None:
+    ) -> tuple[list[Cell], bool]:
+        """What was trained, and whether the searches came to their end."""
         ray_settings.prepare(self.address)
         from orchestration import tuner
 
@@ -244,9 +259,38 @@ class Launch:
             if self.address is not None:
                 shown.tally.phase = "looking at the nodes"
                 self._refuse_unlike_nodes(left, ledger, taken.python_path, number)
-            shown.tally.at_a_time = tuner.in_parallel(left, taken)
+            at_a_time = tuner.in_parallel([*left, *expected_cells(spec, ledger)], taken)
+            shown.tally.at_a_time = at_a_time
+            source = self._searches(spec, ledger, at_a_time, shown) if spec.studies else None
             shown.tally.phase = "starting workers"
-            tuner.run(ledger, left, taken, shown, stop_file=stop_file, record=_of_attempts(number))
+            trained = tuner.run(
+                ledger,
+                left,
+                taken,
+                shown,
+                stop_file=stop_file,
+                record=_of_attempts(number),
+                source=source,
+                at_a_time=at_a_time,
+            )
+            return trained, source is None or source.settled
+
+    def _searches(
+        self, spec: ExperimentSpec, ledger: Ledger, at_a_time: int, shown: LiveView | PlainLines
+    ) -> "Searches":
+        from orchestration.search import SearchError, Searches
+
+        try:
+            return Searches(
+                spec,
+                ledger,
+                storage=self.study_storage,
+                at_a_time=at_a_time,
+                pruned=shown.pruned,
+                say=shown.message,
+            )
+        except SearchError as error:
+            raise _Refused(f"{self.source}: {error}") from error
 
     def _refuse_what_the_cluster_lacks(self, spec: ExperimentSpec, have: dict[str, float]) -> None:
         if spec.resources.gpus > have["GPU"]:
@@ -321,7 +365,7 @@ def slots(spec: ExperimentSpec) -> int:
     """How many trainings fit on this machine at a time."""
     from orchestration.provenance import cores, gpu_names
 
-    cpus = spec.resources.cpus or max(point.train.threads for point in spec.points)
+    cpus = spec.resources.cpus or max(train.threads for train in spec.trains)
     fit = cores() // cpus
     if spec.resources.gpus:
         fit = min(fit, int(len(gpu_names()) / spec.resources.gpus))
@@ -362,7 +406,8 @@ def plan_table(spec: ExperimentSpec, found: Sequence[Standing]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     variants: dict[str, list[Standing]] = {}
     for one in found:
-        variants.setdefault(one.cell.variant, []).append(one)
+        what = {"trial": " (trials)", "candidate": " (best, anew)"}.get(one.cell.kind, "")
+        variants.setdefault(one.cell.variant + what, []).append(one)
     for variant, group in variants.items():
         states = [one.outcome.state for one in group]
         left = [one for one in group if not one.over]

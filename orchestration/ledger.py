@@ -45,7 +45,7 @@ import psutil  # type: ignore[import-untyped]
 
 from orchestration.plan import Cell
 
-State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted"]
+State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted", "pruned"]
 CHECKPOINTS_KEPT = 2
 
 
@@ -123,7 +123,7 @@ class Ledger:
         folder = self._cell_folder(cell.id)
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another process enters the same
-            _write_sealed(folder / (f"cell-{versions + 1:04d}.json" if versions else "cell.json"), record)
+            write_sealed(folder / (f"cell-{versions + 1:04d}.json" if versions else "cell.json"), record)
 
     def cell(self, cell_id: str) -> Cell:
         """A cell by its id. Raises KeyError."""
@@ -154,7 +154,7 @@ class Ledger:
         history = self._history(cell_id, before=number)
         resume = history.resume_point()
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
-        _write_sealed(
+        write_sealed(
             folder / "attempt.json",
             record
             | {
@@ -240,14 +240,14 @@ class Ledger:
         while True:
             number += 1
             try:
-                _write_sealed(folder / f"{number:04d}.json", record)
+                write_sealed(folder / f"{number:04d}.json", record)
                 return number
             except FileExistsError:
                 continue
 
     def record_launch_end(self, number: int, record: dict[str, Any]) -> None:
         """Keep how a launch ended: it joins the launch's record."""
-        _write_sealed(self.folder / "launches" / f"{number:04d}-end.json", record)
+        write_sealed(self.folder / "launches" / f"{number:04d}-end.json", record)
 
     def stop_file(self, number: int) -> Path:
         """The file whose existence asks the workers of a launch to stop at a checkpoint."""
@@ -257,9 +257,9 @@ class Ledger:
         """The records of the launches, oldest first."""
         found = []
         for path in sorted(self.folder.glob("launches/[0-9]*.json")):
-            record = _read_sealed(path) if path.stem.isdigit() else None
+            record = read_sealed(path) if path.stem.isdigit() else None
             if record is not None:
-                found.append(record | (_read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
+                found.append(record | (read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
         return found
 
     @contextmanager
@@ -296,9 +296,7 @@ class Ledger:
     def _cell_record(self, cell_id: str) -> tuple[dict[str, Any] | None, int]:
         """The newest record of a cell that holds, and how many there are."""
         paths = sorted(self._cell_folder(cell_id).glob("cell*.json"), key=lambda path: (len(path.name), path.name))
-        return next((record for path in reversed(paths) if (record := _read_sealed(path)) is not None), None), len(
-            paths
-        )
+        return next((record for path in reversed(paths) if (record := read_sealed(path)) is not None), None), len(paths)
 
     def _history(self, cell_id: str, before: int | None = None) -> "_History":
         folder = self._cell_folder(cell_id)
@@ -368,16 +366,20 @@ class Attempt:
             "written_at": _now_ms(),
             **_seal_of(state),
         }
-        _write_sealed(self.folder / f"{name}.json", commit)
+        write_sealed(self.folder / f"{name}.json", commit)
         self._checkpoints.append(step)
         while len(self._checkpoints) > CHECKPOINTS_KEPT:
             superseded = self.folder / f"checkpoint-{self._checkpoints.pop(0):08d}"
             superseded.with_suffix(".json").unlink(missing_ok=True)
             superseded.with_suffix(".pt").unlink(missing_ok=True)
 
+    def take_over(self, rows: Iterable[LedgerRow]) -> None:
+        """Take rows that another cell recorded, with their times."""
+        self._buffer += rows
+
     def diagnostics(self, table: dict[str, Any]) -> None:
         """Keep the table of an epoch; it counts once a checkpoint or the end covers its `step`."""
-        _write_sealed(self.folder / f"diagnostics-{table['step']:08d}.json", table)
+        write_sealed(self.folder / f"diagnostics-{table['step']:08d}.json", table)
 
     def weights(self, name: str, data: bytes) -> None:
         """Keep a file of weights (`final.pt`, `best-00000190.pt`); the end seals it."""
@@ -386,7 +388,7 @@ class Attempt:
 
     def finish(
         self,
-        state: Literal["done", "failed", "diverged", "interrupted"],
+        state: Literal["done", "failed", "diverged", "interrupted", "pruned"],
         reason: str = "",
         digest: str | None = None,
         step: int | None = None,
@@ -395,7 +397,7 @@ class Attempt:
         """End the attempt; covers all of its rows. Raises Superseded where a newer attempt exists."""
         self._refuse_if_superseded()
         self._flush_rows()
-        _write_sealed(
+        write_sealed(
             self.folder / "end.json",
             {
                 "state": state,
@@ -450,12 +452,12 @@ class _View:
         """None without a record that holds. What was seen `before` is not looked at again: no file ever changes."""
         if before is not None and before.end is not None:
             return before
-        record = _read_sealed(folder / "attempt.json") if before is None else before.record
+        record = read_sealed(folder / "attempt.json") if before is None else before.record
         if record is None:
             return None
         names = sorted(os.listdir(folder))
-        commits = [_read_sealed(folder / n) for n in names if n.startswith("checkpoint-") and n.endswith(".json")]
-        end = _read_sealed(folder / "end.json")
+        commits = [read_sealed(folder / n) for n in names if n.startswith("checkpoint-") and n.endswith(".json")]
+        end = read_sealed(folder / "end.json")
         paths = _segment_paths(folder, names)
         held = 0 if before is None else before.segments
         while held < len(paths) and _segment_holds(paths[held]):
@@ -512,7 +514,7 @@ class _Piece:
         last = self.view.reached if self.until is None else self.until
         for path in sorted(self.view.folder.glob("diagnostics-*.json")):
             counts = self.after < int(path.stem.split("-")[1]) <= last
-            if counts and (table := _read_sealed(path)) is not None:
+            if counts and (table := read_sealed(path)) is not None:
                 yield table
 
 
@@ -636,13 +638,15 @@ def _segment_holds(path: Path) -> bool:
         return False
 
 
-def _write_sealed(path: Path, record: dict[str, Any]) -> None:
+def write_sealed(path: Path, record: dict[str, Any]) -> None:
+    """Write a record that says itself whether it is whole. Raises FileExistsError."""
     plain = json.loads(json.dumps(record))
     text = json.dumps(plain | {"sha256_of_record": _digest(plain)}, indent=1, ensure_ascii=False)
     write_new(path, text.encode() + b"\n")
 
 
-def _read_sealed(path: Path) -> dict[str, Any] | None:
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """A record that is there and whole, or None."""
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):

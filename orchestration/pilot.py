@@ -34,10 +34,12 @@ class Cost:
     def seconds(self, cell: Cell, dataset: Dataset) -> float:
         """Training and evaluation of a whole cell."""
         train = cell.train
+        if cell.continues is not None:
+            return (len(dataset.test_labels) + train.recalibrate_batchnorm) * self.image
         validations = trainer.validations(train.epochs, train.evaluate_every)
-        tests = len(dataset.test_labels)
+        tests = 0 if train.test == "never" else len(dataset.test_labels)
         if not train.data.validation:
-            tests += min(train.epochs, trainer.PAPERS_EPOCHS) * len(dataset.test_labels)
+            tests += min(train.epochs, trainer.PAPERS_EPOCHS) * tests
         validated = validations * len(dataset.validation_labels)
         recalibrated = (validations + 1) * train.recalibrate_batchnorm
         return total_steps(cell) * self.step + (validated + tests + recalibrated) * self.image

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import fsg
 from fsg import trainer
@@ -18,38 +18,56 @@ if TYPE_CHECKING:
     from orchestration.specs import ExperimentSpec, Point
 
 
+# A training of the table, the pretraining that some wait for, a search's trial with one of its seeds, and a training
+# of one of a search's best settings with a fresh seed.
+Kind = Literal["train", "pretrain", "trial", "candidate"]
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One training: a variant at a grid point with a seed, or the pretraining that some wait for."""
+    """One training, with one seed. `continues` is the candidate whose end it goes on from: what is left is the test."""
 
     id: str
-    kind: Literal["train", "pretrain"]
+    kind: Kind
     variant: str
     grid: dict[str, Any]
     seed: int
     train: TrainConfig
     depends_on: str | None = None
     contaminated: bool = False
+    continues: str | None = None
 
     @property
     def label(self) -> str:
         """As people read it: `fsg · optimizer.lr=0.01 · seed 2`."""
-        return " · ".join(
-            [self.variant, *(f"{path}={value}" for path, value in self.grid.items()), f"seed {self.seed}"]
-        )
+        return f"{self.name} · seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """The label without the seed: what is averaged over seeds."""
+        return " · ".join([self.variant, *(f"{path}={value}" for path, value in self.grid.items())])
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _FIELDS} | {"train": to_dict(self.train)}
+        record = {name: getattr(self, name) for name in _FIELDS} | {"train": to_dict(self.train)}
+        return {name: value for name, value in record.items() if name != "continues" or value is not None}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Cell":
         """The inverse of `to_dict`; what it does not know it ignores."""
         from orchestration.specs import train_from_dict
 
-        return cls(**{name: record[name] for name in _FIELDS} | {"train": train_from_dict(record["train"])})
+        known = {name: record[name] for name in _FIELDS if name in record}
+        return cls(**known | {"train": train_from_dict(record["train"])})
 
 
 _FIELDS = [one.name for one in fields(Cell)]
+
+
+class Leg(NamedTuple):
+    """A cell, to be trained to its end or up to a step."""
+
+    cell: Cell
+    until: int | None = None
 
 
 def cells(spec: "ExperimentSpec") -> list[Cell]:
@@ -63,26 +81,41 @@ def cells(spec: "ExperimentSpec") -> list[Cell]:
     trainings: list[Cell] = []
     for seed in spec.seeds:
         for index, point in enumerate(spec.points):
-            start = ""
-            if index in before:
-                variant, grid = names[_canonical(before[index].identity())]
-                start = cell_id(before[index], seed)
-                pretrainings.setdefault(start, Cell(start, "pretrain", variant, grid, seed, before[index]))
-            elif isinstance(point.train.init, File):
-                start = point.train.init.fingerprint()
-            trainings.append(
-                Cell(
-                    id=cell_id(point.train, seed, start),
-                    kind="train",
-                    variant=point.variant,
-                    grid=point.grid,
-                    seed=seed,
-                    train=point.train,
-                    depends_on=start if index in before else None,
-                    contaminated=_contaminated(point.train),
-                )
-            )
+            name = names[_canonical(before[index].identity())] if index in before else ("", {})
+            pretraining, cell = cells_of(point.train, "train", point.variant, point.grid, seed, name)
+            if pretraining is not None:
+                pretrainings.setdefault(pretraining.id, pretraining)
+            trainings.append(cell)
     return [*pretrainings.values(), *trainings]
+
+
+def cells_of(
+    train: TrainConfig,
+    kind: Kind,
+    variant: str,
+    grid: dict[str, Any],
+    seed: int,
+    pretraining_name: tuple[str, dict[str, Any]] = ("pretrain", {}),
+) -> tuple[Cell | None, Cell]:
+    """A training with a seed, and the pretraining that it waits for, if it does."""
+    pretraining, start = None, ""
+    if isinstance(train.init, Pretrain):
+        before = trainer.pretraining(train)
+        pretraining = Cell(cell_id(before, seed), "pretrain", *pretraining_name, seed, before)
+        start = cell_id(replace(before, test="end"), seed)  # the same weights, whoever looks at them
+    elif isinstance(train.init, File):
+        start = train.init.fingerprint()
+    cell = Cell(
+        id=cell_id(train, seed, start),
+        kind=kind,
+        variant=variant,
+        grid=grid,
+        seed=seed,
+        train=train,
+        depends_on=pretraining.id if pretraining else None,
+        contaminated=contaminated(train),
+    )
+    return pretraining, cell
 
 
 def _asks_for_pretraining(point: "Point") -> bool:
@@ -99,7 +132,7 @@ def _pretraining_names(spec: "ExperimentSpec", before: dict[int, TrainConfig]) -
     return {one: (f"pretrain for {point.variant}", point.grid) for one, point in firsts.items()}
 
 
-def _contaminated(train: TrainConfig) -> bool:
+def contaminated(train: TrainConfig) -> bool:
     """Whether the weights that it starts from may have been trained on its validation images."""
     init = train.init
     clean = ("train_without_validation", "other_data")
@@ -115,6 +148,8 @@ def cell_id(train: TrainConfig, seed: int, start: str = "") -> str:
         "start": start,
         "numerics": fsg.NUMERICS,
     }
+    if train.test != "end":  # rows without the test images; named only here, so that no older cell's id changes
+        determining["test"] = train.test
     return hashlib.sha256(_canonical(determining).encode()).hexdigest()[:16]
 
 
@@ -138,11 +173,12 @@ def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:
 
 
 def total_steps(cell: Cell) -> int:
-    """Optimizer steps of a cell."""
-    return cell.train.epochs * _steps_per_epoch(cell.train)
+    """Optimizer steps of a cell; what goes on from another's end has none."""
+    return 0 if cell.continues is not None else cell.train.epochs * steps_per_epoch(cell.train)
 
 
-def _steps_per_epoch(train: TrainConfig) -> int:
+def steps_per_epoch(train: TrainConfig) -> int:
+    """Optimizer steps of an epoch."""
     key = json.dumps([to_dict(train.data), train.batch_size], sort_keys=True)
     if key not in _steps:
         _steps[key] = train.data.load().steps_per_epoch(train.batch_size)
@@ -164,7 +200,7 @@ class Standing:
     @property
     def over(self) -> bool:
         """Whether there is nothing left to do: a divergence is a result, and would come again."""
-        return self.outcome.state in ("done", "diverged")
+        return self.outcome.state in ("done", "diverged", "pruned")
 
     @property
     def left(self) -> float | None:
@@ -176,4 +212,9 @@ class Standing:
 
 def standings(planned: Sequence[Cell], ledger: "Ledger") -> list[Standing]:
     """Where every planned cell stands in the ledger."""
-    return [Standing(cell, ledger.outcome(cell.id), total_steps(cell)) for cell in planned]
+    from orchestration.ledger import Outcome
+
+    return [
+        Standing(cell, ledger.outcome(cell.id) if cell.id else Outcome("waiting"), total_steps(cell))
+        for cell in planned
+    ]

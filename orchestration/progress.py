@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,11 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.plan import Cell, Standing
+from orchestration.ledger import Outcome
+from orchestration.plan import Cell, Standing, total_steps
 
 HEARTBEAT = 60.0
 _SHOWN = {"train/loss": "loss", "validation/accuracy": "val. acc.", "test/accuracy": "test acc."}
-_STYLE = {"done": "green", "failed": "red", "diverged": "magenta", "interrupted": "yellow"}
+_STYLE = {"done": "green", "failed": "red", "diverged": "magenta", "interrupted": "yellow", "pruned": "cyan"}
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Tally:
     """The counts behind both views; it is told what happens, and says how long the rest will take."""
 
     def __init__(self, standings: Sequence[Standing], at_a_time: int = 1, clock: Callable[[], float] = time.monotonic):
-        self.standings = {standing.cell.id: standing for standing in standings}
+        # Cells that a search will find have no id yet.
+        self.standings = {standing.cell.id or f"to come {n}": standing for n, standing in enumerate(standings)}
         self.at_a_time, self.clock = at_a_time, clock
         self.began = clock()
         self.running: dict[str, _Running] = {}
@@ -47,7 +49,9 @@ class Tally:
         self.over = {standing.cell.id for standing in standings if standing.over}
         self.stopping = False
         self.phase = "starting Ray"
+        self.waits: Callable[[], dict[str, int]] = dict
         self._pace: dict[str, tuple[int, float]] = {}
+        self._expected = [cell_id for cell_id, one in self.standings.items() if not one.cell.id]
 
     @property
     def total(self) -> int:
@@ -59,9 +63,20 @@ class Tally:
 
     def started(self, cell: Cell) -> None:
         self.phase = ""
-        standing = self.standings[cell.id]
+        standing = self.standings.get(cell.id) or self._arrived(cell)
         step = standing.outcome.step
         self.running[cell.id] = _Running(cell, self.clock(), step, step, standing.steps)
+
+    def _arrived(self, cell: Cell) -> Standing:
+        """A cell that a search has found takes the place of one that was expected."""
+        like = (key for key in self._expected if self.standings[key].cell.kind == cell.kind)
+        place = next((key for key in like if self.standings[key].cell.variant == cell.variant), None)
+        expected = self.standings.pop(place) if place else None
+        if place:
+            self._expected.remove(place)
+        steps, seconds = (expected.steps, expected.seconds) if expected else (total_steps(cell), None)
+        self.standings[cell.id] = Standing(cell, Outcome("waiting"), steps, seconds)
+        return self.standings[cell.id]
 
     def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None:
         run = self.running[cell.id]
@@ -70,7 +85,26 @@ class Tally:
     def again(self, cell: Cell, reason: str) -> None:
         self.running.pop(cell.id, None)
 
+    def paused(self, cell: Cell) -> None:
+        """A trial's cell is as far as it may go for now."""
+        run = self.running.pop(cell.id, None)
+        if run is not None:
+            standing = self.standings[cell.id]
+            self.standings[cell.id] = replace(standing, outcome=replace(standing.outcome, step=run.step))
+
+    def pruned(self, cells: Sequence[Cell]) -> None:
+        """A search has stopped a trial."""
+        for cell in cells:
+            if cell.id not in self.over:
+                if cell.id not in self.standings:
+                    self._arrived(cell)
+                self.states["pruned"] += 1
+                self.over.add(cell.id)
+
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
+        if state == "paused":
+            self.paused(cell)
+            return
         run = self.running.pop(cell.id, None)
         if run is not None and state == "done":
             steps, seconds = self._pace.get(cell.variant, (0, 0.0))
@@ -104,7 +138,24 @@ class Tally:
         return max(seconds / self.at_a_time, longest)
 
 
-class LiveView:
+class _Told:
+    """What both views pass on to their tally."""
+
+    tally: Tally
+
+    @property
+    def waits(self) -> Callable[[], dict[str, int]]:
+        return self.tally.waits
+
+    @waits.setter
+    def waits(self, waits: Callable[[], dict[str, int]]) -> None:
+        self.tally.waits = waits
+
+    def pruned(self, cells: Sequence[Cell]) -> None:
+        self.tally.pruned(cells)
+
+
+class LiveView(_Told):
     """A view that is drawn over and over, at the bottom of a terminal."""
 
     def __init__(self, tally: Tally, name: str, console: Console) -> None:
@@ -147,6 +198,11 @@ class LiveView:
         hidden = len(tally.running) - len(runs)
         if hidden:
             parts.append(Text(f"and {hidden} more running", style="dim"))
+        waits = [f"{count} for {what}" for what, count in sorted(tally.waits().items(), key=lambda one: -one[1])]
+        if waits:
+            more = f" and {len(waits) - 3} more" if len(waits) > 3 else ""
+            line = Text(f"waiting: {', '.join(waits[:3])}{more}", style="dim", no_wrap=True, overflow="ellipsis")
+            parts.append(line)
         for cell, reason, _ in tally.failed[-2:]:
             line = Text.assemble(("failed  ", "red"), cell.label, "  ", (reason, "dim"))
             line.truncate(width - 1, overflow="ellipsis")
@@ -165,7 +221,8 @@ class LiveView:
             f"{tally.waiting} waiting",
         ]
         counts += [tally.phase] if tally.phase else []
-        counts += [f"[{_STYLE[s]}]{tally.states[s]} {s}[/]" for s in ("failed", "diverged") if tally.states[s]]
+        shown = ("failed", "diverged", "pruned")
+        counts += [f"[{_STYLE[s]}]{tally.states[s]} {s}[/]" for s in shown if tally.states[s]]
         times = f"{duration(tally.clock() - tally.began)} gone"
         times += f", about {duration(left)} left" if left is not None else ""
         total = len(tally.over) + sum(run.part for run in list(tally.running.values()))
@@ -192,7 +249,7 @@ class LiveView:
         return table
 
 
-class PlainLines:
+class PlainLines(_Told):
     """A line for each cell that ends, and at most one a minute besides."""
 
     def __init__(self, tally: Tally, name: str, console: Console) -> None:
@@ -215,7 +272,7 @@ class PlainLines:
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         run = self.tally.running.get(cell.id)
         self.tally.ended(cell, state, reason, log)
-        if state == "interrupted":
+        if state in ("interrupted", "paused"):
             return
         said = [f"{_SHOWN[n]} {_metric(n, run.metrics[n])}" for n in _SHOWN if run and n in run.metrics]
         seconds = [duration(self.tally.clock() - run.began)] if run else []
@@ -226,6 +283,10 @@ class PlainLines:
         self._spoke = self.tally.clock()
         stamp = time.strftime("%H:%M:%S")
         self.console.print(f"{stamp}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def pruned(self, cells: Sequence[Cell]) -> None:
+        super().pruned(cells)
+        self.message(f"{'pruned':<11} {cells[0].name}  {self._counts()}")
 
     def stopping(self) -> None:
         self.tally.stopping = True

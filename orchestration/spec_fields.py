@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from fsg.config import Settings, choice, setting, to_dict
 from fsg.imported import Imported
 from fsg.trainer import TrainConfig
+from orchestration.search_settings import Search, Seeds, Tuning
 
-MAX_SEED = 2**32 - 1
 IMPORT = "import: module:Class"
 _T = TypeVar("_T")
 
@@ -27,7 +27,6 @@ Name = Annotated[
         description="1 to 64 letters, digits, '_', '.' and '-', the first a letter or a digit",
     ),
 ]
-Seed = Annotated[int, Constraint(ge=0, le=MAX_SEED, strict=True, description=f"a whole number from 0 to {MAX_SEED}")]
 Look = Annotated[int, Constraint(ge=2, strict=True, description="a whole number ≥ 2")]
 Values = Annotated[list[Any], Constraint(min_length=1, description="a list of one or more values")]
 Overrides = Annotated[dict[str, Any] | None, Constraint(description="a mapping of paths to values")]
@@ -131,9 +130,9 @@ class SpecFile(Settings):
     grid: dict[str, Values] | None = choice(
         dict, "Paths below `train`, each with the values to run every variant with."
     )
-    seeds: Annotated[list[Seed], Constraint(min_length=1, description="a list of one or more seeds")] = choice(
-        description="Each variant is trained once with each; the comparison is paired by them.",
-    )
+    seeds: Seeds = choice(description="Each variant is trained once with each; the comparison is paired by them.")
+    search: Search | None = choice(None, "Which settings of `train` are looked for; in place of variants and report.")
+    tuning: Tuning | None = choice(None, "Every variant gets a search of its own, all of the same size, beforehand.")
     resources: Resources = choice(Resources, "What one training may use.")
     report: Report = choice(description="What the table compares.")
     profiles: dict[Name, Overrides] | None = choice(

@@ -81,6 +81,16 @@ class Reader:
             return at.node.put(head, dataclasses.replace(new, value={rest[0]: new}))
         return at.node.put(head, self.override(self._below(at, field), rest, new))
 
+    def find(self, at: Located, parts: Sequence[str]) -> Field | None:
+        """The field at a path, given the components chosen, if there is one."""
+        field = fields(at.cls).get(parts[0])
+        if field is None or not parts[1:]:
+            return field
+        try:
+            return self.find(self._below(at, field), parts[1:]) if field.options else None
+        except ProblemError:
+            return None
+
     def paths(self, at: Located) -> Iterator[str]:
         """Every path that an override could take, given the components chosen. Leaves out what cannot be read."""
         for field in fields(at.cls).values():
@@ -201,7 +211,7 @@ class Reader:
         absolute: dict[str, str] = {}
         for field in fields(type(config)).values():
             value = getattr(config, field.name)
-            if not field.identity and isinstance(value, str):
+            if not field.identity and isinstance(value, str) and get_origin(field.hint) is not Literal:
                 beside = self.folder / Path(value).expanduser()
                 absolute[field.name] = str(beside if beside.is_file() else Path.cwd() / Path(value).expanduser())
         return dataclasses.replace(config, **absolute) if absolute else config

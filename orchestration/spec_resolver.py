@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsg.trainer import TrainConfig
+from orchestration import spec_search
+from orchestration.search_settings import StudySpec
 from orchestration.spec_fields import SpecFile, fields, nearest, paths
 from orchestration.spec_reader import Located, NoSuchPathError, Reader, show
 from orchestration.yaml_positions import Mark, Node, Problem, ProblemError, parse, printable
@@ -22,6 +24,9 @@ class Point:
     variant: str
     grid: dict[str, Any]
     train: TrainConfig
+
+
+Resolved = tuple[SpecFile, tuple[Point, ...], tuple[StudySpec, ...]]
 
 
 class _Variant(NamedTuple):
@@ -60,8 +65,12 @@ class Resolver:
                 problems.append(refused.problem)
         return root, problems
 
-    def resolve(self, root: Node) -> tuple[tuple[SpecFile, tuple[Point, ...]] | None, list[Problem]]:
-        """The file's own fields and every training, or None, and every mistake."""
+    def resolve(self, root: Node) -> tuple[Resolved | None, list[Problem]]:
+        """The file's own fields, every training and every search, or None, and every mistake."""
+        misplaced = list(spec_search.misplaced(root))
+        if misplaced:
+            return None, misplaced
+        root = spec_search.as_ablation(root)
         entries = root.items()
         without_train = replace(root, value={key: node for key, node in entries.items() if key != "train"})
         file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
@@ -71,11 +80,33 @@ class Resolver:
         except ProblemError as refused:
             return None, [*problems, refused.problem]
         problems += [problem for problem in self.reader.read(train)[1] if problem.certain]
-        points, found_in_variants = self._points(train, root)
+        if "search" in entries and entries["search"].value is not None:
+            points, found_in_variants = self._points(
+                train, root.put("variants", _entry(root, "variants").one("default"))
+            )
+            searched = {"tuned": train}
+        else:
+            points, found_in_variants = self._points(train, root)
+            searched = self._variants(train, root)
         problems += found_in_variants
+        studies, found_in_space = spec_search.studies(
+            self.reader, root, file if isinstance(file, SpecFile) else None, searched
+        )
+        problems += found_in_space
         if problems or not isinstance(file, SpecFile):
             return None, problems
-        return (file, points), []
+        if file.tuning is not None or (file.search is not None and not file.search.best):
+            points = ()  # what a search finds is trained, and nothing else
+        return (file, points, studies), []
+
+    def _variants(self, train: Located, root: Node) -> dict[str, Located]:
+        """Every variant that can be read."""
+        found: dict[str, Located] = {}
+        for name, overrides in _entry(root, "variants").items().items():
+            if overrides.value is None or isinstance(overrides.value, dict):
+                at, problems = self._changed(train, overrides)
+                found |= {} if problems else {name: at}
+        return found
 
     def _train(self, root: Node) -> Located:
         return self.reader.locate(fields(SpecFile)["train"], _entry(root, "train"))
@@ -86,6 +117,10 @@ class Resolver:
             raise NoSuchPathError("an override", [name for name in fields(SpecFile) if name != head])
         if head == "grid" and rest:
             return root.put(head, _entry(root, head).put(rest, new))
+        if head in spec_search.SECTIONS and rest.startswith("space."):
+            section = _entry(root, head)
+            space = _entry(section, "space")
+            return root.put(head, section.put("space", space.put(rest.removeprefix("space."), new)))
         if head == "variants" and rest:
             return root.put(head, self._put_in_variants(_entry(root, head), rest, new))
         return self.reader.override(Located(SpecFile, root, "the spec"), path.split("."), new)

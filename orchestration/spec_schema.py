@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from fsg.config import Settings
 from fsg.trainer import TrainConfig
+from orchestration.search_settings import Entry
 from orchestration.spec_fields import Field, SpecFile, adapter, component_name, fields, once_a_class, paths
 
 Schema = dict[str, Any]
@@ -36,25 +37,43 @@ def json_schema() -> Schema:
     definitions["import"] = _IMPORT
     definitions["variant"] = _overrides(of_train, {_imports(): _OWN})
     definitions["variants"] = _named(name, _ref("variant")) | {"minProperties": 1}
+    definitions[_title(Entry)] = _config(Entry)
+    space = {path: _entry_of_a_space(one) for path, one in of_train.items()}
+    definitions["space"] = _overrides(space, {_imports(): _entry_of_a_space(_OWN)}) | {"minProperties": 1}
+    for section in ("Search", "Tuning"):
+        definitions[section]["properties"]["space"] = _ref("space")
     lists = {path: {"type": "array", "items": one, "minItems": 1} for path, one in of_train.items()}
     definitions["grid"] = _overrides(lists, {_imports(): _OWN | {"type": "array", "minItems": 1}})
     definitions["profile"] = _overrides(
         of_spec
         | {"train": _ref(_title(TrainConfig)), "variants": _ref("variants"), "grid": _ref("grid")}
         | {f"train.{path}": one for path, one in of_train.items()},
-        {_imports("train."): _OWN, r"^variants\.": {}, r"^grid\.": {"type": "array", "minItems": 1}},
+        {
+            _imports("train."): _OWN,
+            r"^variants\.": {},
+            r"^grid\.": {"type": "array", "minItems": 1},
+            r"^(search|tuning)\.space\.": {},
+        },
     )
     spec["properties"] |= {
         "variants": _ref("variants"),
         "grid": _ref("grid"),
         "profiles": _named(name, _ref("profile")),
     }
+    without_search = ["variants", "report"]
+    spec["required"] = [name for name in spec["required"] if name not in without_search]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "fsg spec",
         **spec,
+        "anyOf": [{"required": ["search"]}, {"required": without_search}],
         "definitions": definitions,
     }
+
+
+def _entry_of_a_space(one: Schema) -> Schema:
+    """Choices of what may stand at a path, or a range."""
+    return {"anyOf": [{"type": "array", "items": one, "minItems": 1}, _ref(_title(Entry))]}
 
 
 def _ref(definition: str) -> Schema:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fsg.config import to_dict
 from fsg.trainer import TrainConfig
+from orchestration.search_settings import StudySpec
 from orchestration.spec_fields import Report, Resources, adapter, nearest
 from orchestration.spec_reader import show
 from orchestration.spec_resolver import Point, Resolver
@@ -49,8 +50,15 @@ class ExperimentSpec:
     resources: Resources
     report: Report
     points: tuple[Point, ...]
+    studies: tuple[StudySpec, ...] = ()
+    study_storage: str | None = None
     source: Path
     text: str
+
+    @property
+    def trains(self) -> list[TrainConfig]:
+        """Every training that is known before anything has run, the searched ones as they stand."""
+        return [point.train for point in self.points] + [study.train for study in self.studies]
 
     @property
     def folder_name(self) -> str:
@@ -68,6 +76,7 @@ class ExperimentSpec:
             "resources": to_dict(self.resources),
             "report": to_dict(self.report),
             "points": [{"variant": p.variant, "grid": p.grid, "train": to_dict(p.train)} for p in self.points],
+            **({"studies": [study.resolved() for study in self.studies]} if self.studies else {}),
         }
 
     def sha256(self) -> str:
@@ -124,7 +133,8 @@ def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) 
     if problems:
         raise SpecErrors(_lines(problems))
     assert resolved is not None
-    file, points = resolved
+    file, points, studies = resolved
+    searching = file.search or file.tuning
     return ExperimentSpec(
         name=file.name,
         question=file.question,
@@ -134,6 +144,8 @@ def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) 
         resources=file.resources,
         report=file.report,
         points=points,
+        studies=studies,
+        study_storage=searching.storage if searching else None,
         source=path.resolve(),
         text=text,
     )

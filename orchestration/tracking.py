@@ -36,7 +36,14 @@ from orchestration.mlflow_server import is_server, without_password
 from orchestration.plan import Cell
 from orchestration.specs import ExperimentSpec
 
-_STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "interrupted": "KILLED"}
+_STATUS = {
+    "running": "RUNNING",
+    "done": "FINISHED",
+    "failed": "FAILED",
+    "diverged": "FAILED",
+    "interrupted": "KILLED",
+    "pruned": "KILLED",
+}
 _METRICS_A_BATCH = 1000
 _TAGS_A_BATCH = 100
 _LONGEST_PARAM = 6000
@@ -431,7 +438,7 @@ def _tell_status(client: Any, run: str, state: str, ended: int | None) -> None:
 
 
 def _state_of_all(states: list[str], finished: bool) -> str:
-    if all(state == "done" for state in states):
+    if all(state in ("done", "pruned") for state in states):
         return "done"
     if "running" in states or ("waiting" in states and not finished):
         return "running"

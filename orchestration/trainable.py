@@ -77,6 +77,7 @@ class CellTrainable(tune.Trainable):
             device=config["device"],
             checkpoint_every=config["checkpoint_every"],
             record=config["record"],
+            until=config["until"],
             stop=lambda: self._terminated or stop_file.exists(),
         )
 

@@ -22,17 +22,18 @@ from fsg.imported import source_sha256
 from fsg.trainer import Row, Training
 from orchestration import provenance
 from orchestration.fresh import as_fresh
-from orchestration.ledger import Attempt, Ledger, Superseded
+from orchestration.ledger import Attempt, Ledger, ResumePoint, Superseded
 from orchestration.plan import Cell, imported
 from orchestration.system_metrics import SystemMetrics
 
-Ending = Literal["done", "failed", "diverged", "interrupted", "again"]
+Ending = Literal["done", "failed", "diverged", "interrupted", "again", "paused"]
 BEST_BY = "validation/accuracy"
 
 
 class CellTraining:
     """The training of one cell. `stop` is asked between two steps; `ended` says how it ended, once it has.
 
+    At step `until` it keeps a checkpoint and is `paused`: whoever hands it out decides whether it goes on.
     `record` joins the attempt's record in the ledger.
     """
 
@@ -45,8 +46,10 @@ class CellTraining:
         checkpoint_every: float = 60.0,
         record: dict[str, Any] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        until: int | None = None,
     ) -> None:
         self.ledger, self.cell, self.device, self.checkpoint_every = ledger, cell, device, checkpoint_every
+        self.until = until
         self.record, self.stop = record or {}, stop
         self.ended: Ending | None = None
         self.reason = ""
@@ -93,10 +96,13 @@ class CellTraining:
                 self.interrupt("stopped")
             elif self._going is None:
                 self._going = self._begin()
+            elif self.until is not None and self._going.training.step >= self.until:
+                self.interrupt(f"paused at step {self._going.training.step}")
+                self.ended = "paused" if self.ended == "interrupted" else self.ended
             else:
                 self.last |= self._going.advance()
                 if self._going.training.done:
-                    self._going.finish()
+                    self._going.finish(whole_state=self.cell.kind == "candidate")
                     self.ended = "done"
                 elif self._going.since_checkpoint() >= self.checkpoint_every:
                     self._going.checkpoint()
@@ -111,12 +117,18 @@ class CellTraining:
         where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
         self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
         training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
-        best: dict[str, Any] = {}
         if attempt.resume is not None:
-            state = checkpoint.from_bytes(attempt.resume.path.read_bytes())
-            training.load_state_dict(state["training"])
-            best = state["best"]
-        return _Going(attempt, training, best)
+            return _Going(attempt, training, _load(training, attempt.resume))
+        ended = self.ledger.resume_point(self.cell.continues) if self.cell.continues else None
+        if ended is None or ended.step < training.total_steps:  # nobody's end, or a lost one: train it all
+            return _Going(attempt, training, {})
+        best = _load(training, ended)
+        training.done = False  # the test is left
+        assert self.cell.continues is not None
+        attempt.take_over(self.ledger.rows(self.cell.continues))
+        for table in self.ledger.diagnostics(self.cell.continues):
+            attempt.diagnostics(table)
+        return _Going(attempt, training, best, seconds=ended.seconds)
 
     def _start(self) -> dict[str, Tensor] | None:
         if self.cell.depends_on is None:
@@ -187,17 +199,29 @@ class _Going:
     def checkpoint(self) -> None:
         """Keep the state, if there is any: before the first step there is none."""
         if self.training.step and not self.training.done:
-            state = checkpoint.to_bytes({"training": self.training.state_dict(), "best": self.best})
-            self.attempt.checkpoint(state, self.training.step, self.seconds)
+            self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
         self.checkpointed = time.monotonic()
 
-    def finish(self) -> None:
-        """Keep the weights and end the attempt."""
+    def _state(self) -> bytes:
+        return checkpoint.to_bytes({"training": self.training.state_dict(), "best": self.best})
+
+    def finish(self, whole_state: bool = False) -> None:
+        """Keep the weights, or all that another cell needs to go on from here, and end the attempt."""
+        if whole_state and self.training.step:
+            self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
         step, digest = self.training.step, checkpoint.digest(self.training.state_dict())
         if self.best and self.best["step"] < step:
             self.attempt.weights(f"best-{self.best['step']:08d}.pt", checkpoint.to_bytes(self.best["weights"]))
         self.attempt.weights("final.pt", checkpoint.to_bytes(self.training.weights()))
         self.attempt.finish("done", digest=digest, step=step, seconds=self.seconds)
+
+
+def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
+    """Put a training where it was kept; returns the best weights so far."""
+    state = checkpoint.from_bytes(point.path.read_bytes())
+    training.load_state_dict(state["training"])
+    best: dict[str, Any] = state["best"]
+    return best
 
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,19 +23,36 @@ from ray.tune.search import Searcher
 
 from orchestration import submitted
 from orchestration.ledger import Ledger
-from orchestration.plan import Cell
+from orchestration.plan import Cell, Leg
 from orchestration.provenance import cores
 from orchestration.ray_settings import Unusable
 from orchestration.trainable import CellTrainable
 
 
 class Listener(Protocol):
-    """Who is told what happens, in the driver's thread."""
+    """Who is told what happens, in the driver's thread; `waits` says what the waiting cells wait for."""
+
+    waits: Callable[[], dict[str, int]]
 
     def started(self, cell: Cell) -> None: ...
     def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
     def again(self, cell: Cell, reason: str) -> None: ...
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None: ...
+
+
+class Source(Protocol):
+    """What finds work while others are at work: a search, which decides from what is over what comes next."""
+
+    def more(self) -> Sequence[Leg]:
+        """Work for a free place; none: wait, or nothing is left (`finished`)."""
+        ...
+
+    def ended(self, cell: Cell, state: str, reason: str) -> None:
+        """A cell that came from here is no longer trained: as ended, or `paused`."""
+        ...
+
+    @property
+    def finished(self) -> bool: ...
 
 
 @dataclass
@@ -45,6 +62,8 @@ class Queue:
     About `at_a_time` cells fit: so many are handed out at once, then one ahead of those that run, since among several
     Tune would choose. `max_concurrent` limits the cells that are out, `max_retries` how often a cell whose process died
     or ran out of memory is handed out again. A failed pretraining fails the cells that wait for it.
+
+    Where all that is left waits, a `source` is asked for more, though never ahead: what it gives may hang on what runs.
     """
 
     cells: Iterable[Cell]
@@ -53,9 +72,13 @@ class Queue:
     max_concurrent: int | None = None
     max_retries: int = 3
     stopping: Callable[[], bool] = lambda: False
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.cells)
+        self.taken: dict[str, Cell] = {cell.id: cell for cell in self._waiting}
+        self._until: dict[str, int | None] = {}
+        self._sourced: set[str] = set()
         self._out: dict[str, Cell] = {}
         self._running: set[str] = set()
         self._pending = {cell.id for cell in self._waiting}
@@ -64,7 +87,20 @@ class Queue:
 
     @property
     def finished(self) -> bool:
-        return not self._out and (self.stopping() or not self._waiting)
+        left = self._waiting or (self.source is not None and not self.source.finished)
+        return not self._out and (self.stopping() or not left)
+
+    def until(self, cell_id: str) -> int | None:
+        """The step up to which a cell is to be trained now; None: to its end."""
+        return self._until.get(cell_id)
+
+    def waits(self) -> dict[str, int]:
+        """What the waiting cells wait for, and how many do."""
+        found: Counter[str] = Counter()
+        for cell in list(self._waiting):  # what draws is another thread
+            before = self.taken.get(cell.depends_on or "")
+            found[before.label if before is not None and before.id in self._pending else "a free place"] += 1
+        return dict(found)
 
     def take(self) -> Cell | None:
         """The next cell that can start now; None: wait, or nothing is left (`finished`)."""
@@ -73,15 +109,34 @@ class Queue:
             return None
         if self.max_concurrent is not None and len(self._out) >= self.max_concurrent:
             return None
-        for cell in list(self._waiting):
-            if cell.depends_on in self._failed:
-                self._waiting.remove(cell)
-                self._over(cell, "failed", f"its pretraining {self._failed[cell.depends_on]}", "")
-            elif cell.depends_on not in self._pending:
-                self._waiting.remove(cell)
+        cell = self._next()
+        if cell is None and self.source is not None and len(self._out) < self.at_a_time:
+            for leg in self.source.more():
+                self._add(leg)
+            cell = self._next()
+        return cell
+
+    def _add(self, leg: Leg) -> None:
+        cell = leg.cell
+        self._until[cell.id] = leg.until
+        self._sourced.add(cell.id)
+        if cell.id not in self._pending:
+            self._pending.add(cell.id)
+            self._failed.pop(cell.id, None)
+            self._waiting.append(cell)
+            self.taken[cell.id] = cell
+
+    def _next(self) -> Cell | None:
+        while True:
+            # The first one that waits for nothing: among many thousands nearly always the very first.
+            cell = next((cell for cell in self._waiting if cell.depends_on not in self._pending), None)
+            if cell is None:
+                return None
+            self._waiting.remove(cell)
+            if cell.depends_on not in self._failed:
                 self._out[cell.id] = cell
                 return cell
-        return None
+            self._over(cell, "failed", f"its pretraining {self._failed[cell.depends_on]}", "")
 
     def started(self, cell_id: str) -> None:
         """A cell that was taken has a worker."""
@@ -114,6 +169,8 @@ class Queue:
         if state != "interrupted":
             self._pending.discard(cell.id)
         self.listener.ended(cell, state, reason, log)
+        if self.source is not None and cell.id in self._sourced and state != "interrupted":
+            self.source.ended(cell, state, reason)
 
 
 @dataclass(frozen=True)
@@ -143,11 +200,16 @@ def run(
     *,
     stop_file: Path,
     record: dict[str, Any] | None = None,
-) -> None:
-    """Train cells until each has ended or `stop_file` exists; Ray is connected (`connected`)."""
-    at_a_time = in_parallel(cells, slots)
-    queue = Queue(cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, stop_file.exists)
-    by_id = {cell.id: cell for cell in cells}
+    source: Source | None = None,
+    at_a_time: int | None = None,
+) -> list[Cell]:
+    """Train cells, and what a source adds, until each has ended or `stop_file` exists; Ray is connected (`connected`).
+
+    Returns the cells that were handed out or waited.
+    """
+    at_a_time = at_a_time or in_parallel(cells, slots)
+    queue = Queue(cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, stop_file.exists, source)
+    listener.waits = queue.waits
     fixed = {
         "results": str(ledger.folder.resolve()),
         "stop_file": str(stop_file.resolve()),
@@ -174,10 +236,11 @@ def run(
             raise_on_failed_trial=False,
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
-            callbacks=[_Listening(queue, ledger, by_id, listener)],
+            callbacks=[_Listening(queue, ledger, listener)],
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return list(queue.taken.values())
 
 
 @contextmanager
@@ -283,7 +346,7 @@ class _Handing(Searcher):
         cell = self.queue.take()
         if cell is None:
             return Searcher.FINISHED if self.queue.finished else None
-        return {"cell": cell.id, "resources": self.slots.of(cell)}
+        return {"cell": cell.id, "resources": self.slots.of(cell), "until": self.queue.until(cell.id)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: `_Listening` hears the same, and the cause of a death with it."""
@@ -298,8 +361,8 @@ class _Handing(Searcher):
 class _Listening(tune.Callback):
     """Tells the queue and the listener what Tune hears of the workers."""
 
-    def __init__(self, queue: Queue, ledger: Ledger, cells: dict[str, Cell], listener: Listener) -> None:
-        self.queue, self.ledger, self.cells, self.listener = queue, ledger, cells, listener
+    def __init__(self, queue: Queue, ledger: Ledger, listener: Listener) -> None:
+        self.queue, self.ledger, self.listener = queue, ledger, listener
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.queue.started(self._cell(trial).id)
@@ -328,7 +391,7 @@ class _Listening(tune.Callback):
             self.ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
 
     def _cell(self, trial: Trial) -> Cell:
-        return self.cells[trial.config["cell"]]
+        return self.queue.taken[trial.config["cell"]]
 
 
 def _cause(trial: Trial) -> str:

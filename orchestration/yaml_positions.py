@@ -86,6 +86,10 @@ class Node:
         """A copy of this mapping with one entry set, that remembers what it was before and what changed it."""
         return replace(self, value={**self.items(), key: child}, before=self, changed_by=child.changed_by or child)
 
+    def one(self, key: str) -> "Node":
+        """A copy of this mapping with that entry alone."""
+        return replace(self, value={key: self.items()[key]})
+
     def below(self, key: str, value: Any) -> "Node":
         """Plain data as an entry that this mapping does not have, and so stands where the mapping stands."""
         entry = Node(value, self.mark, self.key_mark, f"{self.label}.{key}")

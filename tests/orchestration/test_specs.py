@@ -155,7 +155,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "misspelt section": (
         appended("resource: {gpus: 1}"),
         "9:1: resource: the spec has no such field (expected one of question, train, variants, grid, seeds, "
-        "resources, report, profiles; did you mean resources?)",
+        "search, tuning, resources, report, profiles; did you mean resources?)",
     ),
     "no name": (base(("name: probe\n", "")), f"1:1: name: is missing (expected {NAME})"),
     "name that climbs": (base(("probe", "../probe")), f"1:7: name: got '../probe' (expected {NAME})"),
@@ -444,7 +444,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "profile of profiles": (
         appended("profiles: {quick: {profiles.quick: {}}}"),
         "9:20: profiles.quick.profiles.quick: an override has no such field "
-        "(expected one of question, train, variants, grid, seeds, resources, report)",
+        "(expected one of question, train, variants, grid, seeds, search, tuning, resources, report)",
     ),
     # a component of the user's own
     "import path": (
@@ -520,7 +520,7 @@ def test_a_profile_that_is_not_there_is_one_line() -> None:
         "train.epochs=[": "train.epochs: not valid YAML: expected the node content, but found '<stream end>'",
         "train.epochs": "no path and value (expected path=value)",
         "estimator.hidden=3": "estimator.hidden: the spec has no such field (expected one of question, train, "
-        "variants, grid, seeds, resources, report, profiles; did you mean grid.estimator.hidden?)",
+        "variants, grid, seeds, search, tuning, resources, report, profiles; did you mean grid.estimator.hidden?)",
         "train.estimator.hiden=3": "train.estimator.hiden: estimator fsg has no such field "
         f"(expected one of {FSG_FIELDS}; did you mean train.estimator.hidden?)",
         "seeds=[1, 1]": "seeds[1]: 1 is there already (expected each seed once)",

@@ -332,3 +332,63 @@ def test_third_cell_on_a_warm_worker_equals_the_same_in_a_fresh_process(ledger: 
     subprocess.run([sys.executable, "-c", FRESH, str(ledger.folder), fresh.id], check=True)
     assert ledger.outcome(warm.id).digest == ledger.outcome(fresh.id).digest is not None
     assert rows(ledger, warm) == rows(ledger, fresh)
+
+
+# searches
+
+
+def test_training_pauses_at_a_step_and_goes_on_to_the_same_end(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path
+) -> None:
+    whole, one = Ledger(tmp_path / "whole"), cell(train)
+    ended(whole, one)
+    ledger.add(one)
+    states = []
+    for until in (5, 5, 10, None):
+        training = CellTraining(ledger, one, until=until)
+        training.go_on(3600)
+        states.append((training.ended, training.step))
+    assert states == [("paused", 5), ("paused", 5), ("paused", 10), ("done", 15)]
+    assert ledger.outcome(one.id).digest == whole.outcome(one.id).digest
+    assert rows(ledger, one) == rows(whole, one)
+
+
+def test_candidate_sees_no_test_images_and_what_continues_it_ends_like_an_ordinary_training(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path
+) -> None:
+    ordinary, one = Ledger(tmp_path / "ordinary"), cell(train)
+    ended(ordinary, one)
+    candidate = replace(cell(replace(train, test="never"), "b" * 16), kind="candidate")
+    ended(ledger, candidate)
+    assert not any(name.startswith("test/") for _, name, _ in rows(ledger, candidate))
+    final = replace(one, continues=candidate.id)
+    ledger.add(final)
+    training = CellTraining(ledger, ledger.cell(final.id))
+    training.go_on(0)
+    assert training.ended is None, "that was the claim"
+    training.go_on(0)
+    assert training.ended == "done", "one step, which trains nothing"
+    assert ledger.outcome(final.id).digest == ordinary.outcome(one.id).digest
+    assert sorted(rows(ledger, final)) == sorted(rows(ordinary, one))
+    assert len(ledger.diagnostics(final.id)) == len(ordinary.diagnostics(one.id)) == 3
+    assert ledger.outcome(final.id).seconds >= ledger.outcome(candidate.id).seconds > 0
+    mine, theirs = ledger.final_weights(final.id), ordinary.final_weights(one.id)
+    assert mine is not None
+    assert theirs is not None
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_what_continues_a_lost_candidate_is_trained_from_the_start(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path
+) -> None:
+    ordinary, one = Ledger(tmp_path / "ordinary"), cell(train)
+    ended(ordinary, one)
+    final = replace(one, continues="gone")
+    assert ended(ledger, final).ended == "done"
+    assert ledger.outcome(final.id).digest == ordinary.outcome(one.id).digest
+
+
+def test_papers_protocol_is_test_images_too(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(replace(train, test="never", data=replace(train.data, validation=0)))
+    assert ended(ledger, one).ended == "done"
+    assert not any("test" in name for _, name, _ in rows(ledger, one))
