@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RESULTS ?= results
 BIN := .venv/bin
 
-.PHONY: help run test test-slow test-cluster cluster-up cluster-down lint types schema bench lock clean
+.PHONY: help run test test-slow test-browser test-cluster cluster-up cluster-down lint types schema bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ cluster-up:  ## a Ray cluster of containers with MLflow: WORKERS=2, GPUS=1 on GP
 
 cluster-down:  ## stop it; its volumes stay
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docker/cluster.sh down
+
+test-browser: .venv/.installed  ## MLflow's pages in a real browser, Debian's chromium; pictures in .ci/out/browser
+	tests/browser/with_chromium $(BIN)/python -m pytest -q -m browser tests/browser
 
 lint: .venv/.installed  ## ruff, and its formatter as a check
 	$(BIN)/ruff check .

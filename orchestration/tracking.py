@@ -408,7 +408,9 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def one_table(tables: list[dict[str, Any]]) -> dict[str, Any]:
     """The tables of several epochs as columns and rows, a row an epoch and layer; numbers to six digits."""
-    columns = list(dict.fromkeys(name for table in tables for name in table))
+    named = dict.fromkeys(name for table in tables for name in table)
+    by_layer = [name for name in named if any(isinstance(table.get(name), list) for table in tables)]
+    columns = list(dict.fromkeys(["epoch", *by_layer, *named]))
 
     def cell(table: dict[str, Any], name: str, layer: int) -> Any:
         value = table.get(name)

@@ -428,6 +428,7 @@ def test_diagnostics_of_all_epochs_are_one_table(results: Path, sqlite: str, ima
     tables = ledger.diagnostics(cell.id)
     rows = [dict(zip(held["columns"], row, strict=True)) for row in held["data"]]
     assert [(row["epoch"], row["layer"]) for row in rows] == [(t["epoch"], name) for t in tables for name in t["layer"]]
+    assert held["columns"][:4] == ["epoch", "layer", "weights", "flip_rate"]
     assert [row["flip_rate"] for row in rows] == pytest.approx([v for t in tables for v in t["flip_rate"]], rel=1e-5)
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "diagnostics.json", "type": "table"}]
 
