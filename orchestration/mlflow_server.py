@@ -54,7 +54,7 @@ def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Call
     """
     if uri is not None and is_server(uri):
         server = uri.rstrip("/")
-        _tell(server + _place(server, folder.name), open_browser, say)
+        _tell(server + place(server, folder.name), open_browser, say)
         return 0
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
@@ -63,7 +63,7 @@ def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Call
         if not Path(uri.removeprefix("sqlite:///")).exists():
             raise ValueError(f"{uri.removeprefix('sqlite:///')}: nothing was tracked here yet (fsg launch does)")
     with suppress(KeyboardInterrupt), _terminated_like_interrupted(), serving(uri, free_port(port)) as server:
-        _tell(server + _place(server, folder.name), open_browser, say)
+        _tell(server + place(server, folder.name), open_browser, say)
         say("Ctrl-C ends it")
         while True:
             time.sleep(3600)
@@ -124,7 +124,7 @@ def _answers(server: str) -> bool:
         return False
 
 
-def _place(server: str, experiment: str) -> str:
+def place(server: str, experiment: str) -> str:
     """Where on a server the experiment of a name is compared; all experiments where it has none of that name."""
     query = urllib.parse.urlencode({"experiment_name": experiment})
     try:

@@ -20,7 +20,7 @@ from orchestration.tracking import Tracker
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "orchestration"))
 from synthetic_experiment import cells_of, spec_of, trained
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=90_000)
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / ".ci" / "out" / "browser"
 FSG = [sys.executable, "-c", "from orchestration.cli import main; main()"]
@@ -119,7 +119,7 @@ def page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page in a profile of its own; what it showed at the end of the test is kept as a picture."""
     context = chromium.new_context(viewport={"width": 1600, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(90_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
