@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tiny_ablation import SPEC
 
 from orchestration.specs import Report
 from orchestration.tracking import Tracker
@@ -33,25 +34,6 @@ CHROMIUM = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SPEC = """
-name: tiny_ablation
-question: Does the history of the gradient help?
-train:
-  data: {name: arrays, file: images.npz, validation: 40, crop_padding: 1}
-  model: {name: resnet, depth: 8, width: 4}
-  estimator: {name: fsg, slow_weight: 0.5}
-  optimizer: {name: adam, lr: 3.0e-3}
-  epochs: 4
-  batch_size: 20
-  log_every: 2
-variants:
-  fsg: {}
-  no_history: {estimator.history_length: 1}
-  ste: {estimator: ste}
-seeds: [0, 1]
-report: {baseline: ste, primary: fsg}
-"""
-CELLS = [(variant, seed) for variant in ("fsg", "no_history", "ste") for seed in (0, 1)]
 
 
 @pytest.fixture(scope="session")

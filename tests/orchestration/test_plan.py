@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 import fsg
+from benchmarks.gpu_hours import of_spec
 from fsg.data import Arrays
 from fsg.estimators import FSG, FullPrecision
 from fsg.optimizers import Adam
@@ -14,6 +16,8 @@ from fsg.trainer import TrainConfig
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, cell_id, cells, orphans, standings, total_steps
 from orchestration.specs import ExperimentSpec, load_spec
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 HEAD = """
 name: tiny
@@ -199,3 +203,33 @@ def test_pretraining_ids_hang_on_nothing_that_they_do_not_use(train: TrainConfig
     asks = replace(train, init=Pretrain(epochs=1))
     other = replace(asks, estimator=FSG.Config(), optimizer=Adam(lr=0.5), epochs=7)
     assert cell_id(pretraining(asks), 0) == cell_id(pretraining(other), 0)
+
+
+# the configs
+
+
+def configs() -> list[tuple[Path, str | None]]:
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    return [(path, profile) for path in paths for profile in (None, *YAML(typ="safe").load(path).get("profiles", {}))]
+
+
+@pytest.mark.parametrize(("path", "profile"), configs(), ids=str)
+def test_every_config_is_planned(path: Path, profile: str | None) -> None:
+    """On the images that come with the package: those of a config may have to be downloaded."""
+    asked = load_spec(path, profile)
+    validation = min(1000, asked.points[0].train.data.validation)
+    here = f"train.data={{name: fashion_mnist_subset, validation: {validation}}}"
+    planned = cells(load_spec(path, profile, [here]))
+    trained = [cell for cell in planned if cell.kind == "train"]
+    assert len(trained) == len(asked.points) * len(asked.seeds)
+    assert len({cell.id for cell in planned}) == len(planned)
+    assert {cell.depends_on for cell in trained} - {None} <= {cell.id for cell in planned}
+    assert total_steps(trained[0]) > 0
+
+
+@pytest.mark.parametrize("name", ["cifar10_methods", "cifar100_methods", "ablations"])
+def test_cost_that_a_paper_config_states_is_the_estimated_one(name: str) -> None:
+    path = CONFIGS / "paper" / f"{name}.yaml"
+    profiles = (None, *YAML(typ="safe").load(path)["profiles"])
+    total = sum(of_spec(path, profile)[1] for profile in profiles)
+    assert f"{total:.0f} for all." in path.read_text()

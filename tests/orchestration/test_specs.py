@@ -852,9 +852,10 @@ def test_the_checked_in_schema_is_the_current_one() -> None:
     assert json.loads(written) == json_schema(), "run: fsg schema > configs/spec.schema.json"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_is_valid_and_follows_the_schema(path: Path) -> None:
-    assert path.read_text().startswith("# yaml-language-server: $schema=spec.schema.json\n")
+    named = path.read_text().partition("\n")[0].removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / named).resolve() == CONFIGS / "spec.schema.json"
     plain = YAML(typ="safe").load(path)
     assert [error.message for error in schema().iter_errors(plain)] == []
     for profile in (None, *plain.get("profiles", {})):
