@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 RESULTS ?= results
 BIN := .venv/bin
 
-.PHONY: help run test test-slow test-browser test-cluster cluster-up cluster-down lint types schema bench lock clean
+.PHONY: help run test test-slow test-browser test-cluster cluster-up cluster-down lint types schema bench bench-record \
+  lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +42,10 @@ schema: .venv/.installed  ## write configs/spec.schema.json anew
 	$(BIN)/fsg schema > configs/spec.schema.json
 
 bench: .venv/.installed  ## ratios measured in one run; see docs/performance.md
-	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks
+
+bench-record: .venv/.installed  ## the same, kept in benchmarks/recorded.json and docs/performance.md
+	$(BIN)/python -m benchmarks --record
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

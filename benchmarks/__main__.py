@@ -1,0 +1,104 @@
+"""What things cost: `python -m benchmarks` (make bench).
+
+Every row is a ratio of two things measured in the same run, medians of interleaved repetitions; where a row is about
+memory, the two are processes that take turns. ResNet-20, batch 128, images of 32x32 (random ones), 2 threads, but where
+a row says otherwise. `--record` keeps the figures in benchmarks/recorded.json and their table in docs/performance.md;
+`--quick` is a small size of everything, to see that it runs: its figures mean nothing.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import curves, images, slow_net, steps
+from benchmarks.measuring import ROOT, Row, machine, number
+from fsg.estimators import FSG, STE
+
+RECORD, PAGE = ROOT / "benchmarks/recorded.json", ROOT / "docs/performance.md"
+BEGIN, END = "<!-- what `make bench-record` measured -->", "<!-- end -->"
+
+
+def measure(threads: int, repetitions: int, quick: bool) -> list[Row]:
+    torch.set_num_threads(threads)
+    with TemporaryDirectory() as folder:
+        file = steps.random_images(Path(folder), 640 if quick else 20_000)
+        depth, batch = (8, 16) if quick else (20, 128)
+        whole = steps.config(file, threads, depth, batch)
+        small = steps.config(file, threads, depth, 16 if quick else 32)
+        rows = steps.ratios(whole, repetitions)
+        rows += [steps.looking(whole, "STE", STE.Config()), steps.looking(whole, "FSG", FSG.Config())]
+        sizes: dict[str, int] = {"weights": 512, "rounds": 1, "depth": 8, "batch": 8, "steps": 50} if quick else {
+            "weights": 9216, "rounds": 3, "depth": 20, "batch": 128, "steps": 1000,
+        }  # fmt: skip
+        rows += slow_net.rows(threads=threads, **sizes)
+        rows.append(images.augmentation(file, 1 if quick else 3))
+        few = 1 if quick else 7
+        rows.append(curves.over_history(small, [1, 2] if quick else [1, 2, 4, 8, 16], few).row())
+        rows.append(curves.over_tokens(small, [200, 64] if quick else [200, 64, 8, 1], few).row())
+        depths = [8, 14] if quick else [8, 14, 20, 32, 44, 56, 110]
+        rows.append(curves.over_parameters(small, depths, few).row())
+    return rows
+
+
+def described(on: dict[str, Any]) -> str:
+    return (
+        f"{on['processor']} ({on['architecture']}, {on['cores']} cores, {on['vectors']}), "
+        f"{on['threads']} threads, torch {on['torch']}, Python {on['python']}"
+    )
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table, and below it the points of the curves."""
+    lines = [f"Measured on: {described(found['machine'])}.", "", "| | measured | must | aim |", "|---|---:|---:|---:|"]
+    points = []
+    for values in found["rows"]:
+        row = Row(**values)
+        lines.append(f"| {row.name} | {number(row.value)}{row.unit} | {row.wanted(row.must)} | {row.wanted(row.aim)} |")
+        if "x" in row.measured:
+            pairs = zip(row.measured["x"], row.measured["seconds"], strict=True)
+            each = ", ".join(f"{number(1000 * seconds)} ms at {_x(x, row.measured['unit'])}" for x, seconds in pairs)
+            points.append(f"- {row.name.split(':')[0]}: {each}.")
+    return "\n".join([*lines, "", *points])
+
+
+def _x(x: float, unit: str) -> str:
+    return {"K": f"K = {x:.0f}", "parameters": f"{x:,.0f}"}.get(unit, f"chunk_size {1 / x:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=ROOT / "results/bench.json", help="default: results/bench.json")
+    parser.add_argument("--record", action="store_true", help="keep the figures in the repository too")
+    parser.add_argument("--quick", action="store_true", help="small sizes: only to see that it runs")
+    given = parser.parse_args()
+    if given.record and given.quick:
+        parser.error("--quick measures nothing that is worth to --record")
+    rows = measure(given.threads, 1 if given.quick else given.repetitions, given.quick)
+    found = {"machine": machine(given.threads), "quick": given.quick, "rows": [asdict(row) for row in rows]}
+    table = Table(title="quick: these figures mean nothing" if given.quick else None)
+    for heading in ("", "measured", "must", "aim", ""):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for row in rows:
+        verdict = "holds" if row.holds else "MISSED"
+        table.add_row(row.name, number(row.value) + row.unit, row.wanted(row.must), row.wanted(row.aim), verdict)
+    Console().print(table, described(found["machine"]), sep="\n")
+    content = json.dumps(found, indent=1) + "\n"
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(content)
+    if given.record:
+        RECORD.write_text(content)
+        before, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The benchmarks run, compare like with like, and the page shows what was recorded."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import slow_net
+from benchmarks.__main__ import BEGIN, END, PAGE, RECORD, markdown
+from benchmarks.curves import Curve
+from benchmarks.measuring import ROOT, Row, forget_peak, machine, memory
+
+mambapy = pytest.mark.skipif(importlib.util.find_spec("mambapy") is None, reason="NOT RUN: mambapy is not installed")
+
+
+@mambapy
+def test_mambapys_block_and_ours_compute_the_same_numbers() -> None:
+    ours, theirs = slow_net.ours(40)().detach(), slow_net.mambapys(40)().detach()
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_a_curve_has_the_exponent_of_its_end() -> None:
+    assert Curve("", [1, 2, 4], [9, 1, 2], "K").exponent == pytest.approx(1)
+    assert Curve("", [1, 2], [1, 4], "K").exponent == pytest.approx(2)
+    assert not Curve("", [1, 2], [1, 4], "K").row().holds
+    assert Curve("", [1, 2], [1, 1.5], "K").row().holds
+
+
+def test_a_row_holds_in_its_direction() -> None:
+    assert Row("", 1.0, 1.05).holds
+    assert not Row("", 1.06, 1.05).holds
+    assert Row("", 31, 30, at_least=True).holds
+    assert not Row("", 29, 30, at_least=True).holds
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="NOT RUN: peaks of memory are Linux's")
+def test_a_peak_is_that_since_it_was_forgotten() -> None:
+    held = torch.ones(20_000_000)
+    assert memory("VmHWM") >= held.nbytes
+    del held
+    forget_peak()
+    before = memory("VmHWM")
+    again = torch.ones(5_000_000)
+    assert memory("VmHWM") - before > 0.9 * again.nbytes
+
+
+def test_the_page_shows_what_was_recorded() -> None:
+    """Where nothing is, the page says so."""
+    shown = PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
+    if RECORD.exists():
+        assert shown == markdown(json.loads(RECORD.read_text()))
+    else:
+        assert shown == "(`make bench-record` has not been run since this page was written.)"
+
+
+def test_the_table_of_the_page() -> None:
+    rows: list[dict[str, Any]] = [
+        {"name": "a / b", "value": 1.0456, "must": 1.05, "aim": 1.0},
+        {"name": "peak", "value": 1.23, "must": 4, "unit": " GB"},
+        {"name": "times", "value": 123.4, "must": 30, "aim": 100, "at_least": True},
+        Curve("Time over K", [1, 16], [0.01, 0.02], "K").row().__dict__,
+    ]
+    lines = markdown({"machine": machine(2), "rows": rows}).splitlines()
+    assert "| a / b | 1.05 | ≤ 1.05 | ≤ 1 |" in lines
+    assert "| peak | 1.23 GB | ≤ 4 GB |  |" in lines
+    assert "| times | 123 | ≥ 30 | ≥ 100 |" in lines
+    assert lines[-1] == "- Time over K: 10 ms at K = 1, 20 ms at K = 16."
+
+
+@pytest.mark.slow
+@mambapy
+def test_every_benchmark_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--json", str(tmp_path / "bench.json")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert len(found["rows"]) == 13
+    assert all(row["value"] == row["value"] for row in found["rows"])
+    assert found["machine"]["processor"]
+    assert re.search(r"these figures mean nothing", run.stdout)
