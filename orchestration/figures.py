@@ -63,7 +63,9 @@ def inline_svg(panel: Panel) -> str:
 
 
 def save(rows: Sequence[Sequence[Panel]], folder: Path, name: str) -> list[Path]:
-    """All panels as one figure, `<name>.svg` and `<name>.png`, a row a grid point."""
+    """All panels as one figure, `<name>.svg` and `<name>.png`, a row a grid point; none where there is none."""
+    if not rows:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(6.0 * columns, 4.0 * len(rows)), layout="constrained")

@@ -258,7 +258,7 @@ class Launch:
             self._refuse_what_the_cluster_lacks(spec, tuner.capacity())
             if self.address is not None:
                 shown.tally.phase = "looking at the nodes"
-                self._refuse_unlike_nodes(left, ledger, taken.python_path, number)
+                self._refuse_unlike_nodes([*left, *expected_cells(spec, ledger)], ledger, taken.python_path, number)
             at_a_time = tuner.in_parallel([*left, *expected_cells(spec, ledger)], taken)
             shown.tally.at_a_time = at_a_time
             source = self._searches(spec, ledger, at_a_time, shown) if spec.studies else None

@@ -13,8 +13,10 @@ import jinja2
 from orchestration import figures, report_tables
 from orchestration.evidence import Report, build
 from orchestration.judgement import Line, Trial
+from orchestration.ledger import Ledger
 from orchestration.report_tables import TextTable
 from orchestration.report_tables import terminal as table
+from orchestration.study_report import as_data_uri, sections
 
 __all__ = ["Report", "build", "table", "write"]
 
@@ -24,16 +26,18 @@ def write(report: Report) -> list[Path]:
     folder = report.folder
     drawn = figures.save(report.panels, folder / "figures", "convergence")
     svgs = [[figures.inline_svg(panel) for panel in row] for row in report.panels]
+    searches = [(one, one.drawn(folder / "figures")) for one in sections(Ledger(folder), report.launches[-1]["spec"])]
+    shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
     written = {
-        "report.md": _rendered("report.md.j2", report, autoescape=False),
-        "report.html": _rendered("report.html.j2", report, autoescape=True, svgs=svgs),
+        "report.md": _rendered("report.md.j2", report, autoescape=False, searches=shown),
+        "report.html": _rendered("report.html.j2", report, autoescape=True, svgs=svgs, searches=shown),
         "report.tex": latex(report),
         "report.csv": _csv(report_tables.results(report)),
         "report.cells.csv": cells_csv(report),
     }
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [*(folder / name for name in written), *drawn]
+    return [*(folder / name for name in written), *drawn, *(path for _, files in searches for path in files.values())]
 
 
 def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> str:

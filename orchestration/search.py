@@ -39,7 +39,7 @@ from orchestration import search_settings as settings
 from orchestration.ledger import Ledger
 from orchestration.mlflow_server import without_password
 from orchestration.plan import Cell, Leg, cells_of, steps_per_epoch
-from orchestration.search_settings import Dimension, StudySpec, value_at, with_settings
+from orchestration.search_settings import Dimension, StudySpec, short_names, value_at, with_settings
 from orchestration.specs import ExperimentSpec
 from orchestration.study_records import StudyRecords, TrialRecord, described, without
 
@@ -227,6 +227,9 @@ class Study:
             shared, _ = cells_of(self.spec.trial_train, kind, self.spec.name, {}, seed)
             if pretraining is not None and shared is not None and pretraining.id != shared.id:
                 pretraining = replace(pretraining, variant=f"pretrain for {self.spec.name}", grid={"trial": number})
+            of_the_table, _ = cells_of(replace(train, test="end"), kind, self.spec.name, {}, seed)
+            if of_the_table is not None and self._is_known(of_the_table):  # its weights are the same
+                pretraining, cell = of_the_table, replace(cell, depends_on=of_the_table.id)
             found.append((pretraining, cell))
         return found
 
@@ -766,3 +769,116 @@ def _reported(study: optuna.Study, spec: StudySpec, number: int, epoch: int, val
 
 def _tell(study: optuna.Study, number: int, state: TrialState, values: Sequence[float] | None) -> None:
     study.tell(number, values if state == TrialState.COMPLETE else None, state=state)
+
+
+# What is drawn
+
+
+def in_memory(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> optuna.Study:
+    """A study of what the ledger has, with names as short as can be."""
+    maximised = settings.MAXIMISED
+    directions = [StudyDirection.MAXIMIZE if one in maximised else StudyDirection.MINIMIZE for one in objectives]
+    study = optuna.create_study(directions=directions)
+    trials = [trial for trial in trials if trial.end is not None]
+    short = short_names(path for trial in trials for path in trial.params)
+    for trial in trials:
+        named = replace(
+            trial,
+            params={short[path]: value for path, value in trial.params.items()},
+            distributions={short[path]: text for path, text in trial.distributions.items()},
+        )
+        frozen = frozen_of(named)
+        if all(math.isfinite(value) for value in frozen.values or ()):
+            study.add_trial(frozen)
+    return study
+
+
+def importances(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> dict[str, float]:
+    """How much of the variance of the first objective each setting explains (fANOVA), by path, largest first.
+
+    Nothing where there are too few trials, or settings that no two trials share.
+    """
+    trials = [trial for trial in trials if trial.state == "COMPLETE"]
+    if len(trials) < 4:
+        return {}
+    paths = {short: path for path, short in short_names(path for trial in trials for path in trial.params).items()}
+    study = in_memory(trials, objectives)
+    try:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, target=lambda trial: trial.values[0]
+        )
+    except (ValueError, RuntimeError):
+        return {}
+    return {paths[name]: float(share) for name, share in found.items()}
+
+
+def _first_value(trial: FrozenTrial) -> float:
+    return float(trial.values[0])
+
+
+def drawn(trials: Sequence[TrialRecord], objectives: Sequence[str], folder: Path, prefix: str) -> dict[str, Path]:
+    """Optuna's pictures of a study, as PNG files by title."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
+    from optuna.visualization import matplotlib as pictures
+
+    study, first = in_memory(trials, objectives), objectives[0]
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    if len(complete) < 2:
+        return {}
+    numeric = {
+        name: complete
+        for trial in complete
+        for name, one in trial.distributions.items()
+        if not isinstance(one, distributions.CategoricalDistribution)
+    }
+    shares = list(importances(trials, objectives))
+    short = short_names(path for trial in trials for path in trial.params)
+    two = [name for name in (short[path] for path in shares) if name in numeric][:2]
+    two += [name for name in numeric if name not in two][: 2 - len(two)]
+
+    only: dict[str, Any] = {"target": _first_value if len(objectives) > 1 else None, "target_name": first}
+    wanted: dict[str, Callable[[], Any]] = {
+        "History": lambda: pictures.plot_optimization_history(study, **only),
+        "Slices": lambda: pictures.plot_slice(study, **only),
+    }
+    if shares:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        wanted["Importances"] = lambda: pictures.plot_param_importances(study, evaluator=evaluator, **only)
+    if len(two) == 2:
+        wanted["Contour"] = lambda: pictures.plot_contour(study, params=two, **only)
+    if any(len(trial.intermediate_values) > 1 for trial in study.get_trials(deepcopy=False)):
+        wanted["Rungs"] = lambda: pictures.plot_intermediate_values(study)
+    if len(objectives) == 2:
+        wanted["Pareto front"] = lambda: pictures.plot_pareto_front(study, target_names=list(objectives))
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for title, draw in wanted.items():
+        with pyplot.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                axes = draw()
+            except (ValueError, RuntimeError):  # too few trials for this one
+                pyplot.close("all")
+                continue
+            figure = np.ravel(axes)[0].figure
+            for one in np.ravel(axes):
+                one.xaxis.set_minor_formatter(NullFormatter())
+                if title in ("Rungs", "Importances") and one.get_legend() is not None:
+                    one.get_legend().remove()
+                if title == "Rungs":
+                    one.set_title("Means at the rungs")
+                    one.set_xlabel("epoch")
+                    one.set_ylabel(first)
+            figure.set_size_inches(6.4, 4.2)
+            if title == "Slices":
+                figure.set_size_inches(min(3.2 * np.size(axes), 18), 3.6)
+            path = folder / f"{prefix}-{title.lower().replace(' ', '-')}.png"
+            figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+            pyplot.close("all")
+            found[title] = path
+    return found

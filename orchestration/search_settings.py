@@ -5,7 +5,7 @@ numbers where the field wants them) or choices (`[8, 64, 200]`). With `when`, it
 have certain values; an entry below a component that is not chosen is left out by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -389,3 +389,17 @@ def _names(config: Settings) -> set[str]:
     from orchestration.spec_fields import fields
 
     return set(fields(type(config)))
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The last parts of paths, as many as tell them apart."""
+    whole = list(dict.fromkeys(paths))
+    found = {}
+    for path in whole:
+        parts = path.split(".")
+        for count in range(1, len(parts) + 1):
+            name = ".".join(parts[-count:])
+            if sum(other == name or other.endswith(f".{name}") for other in whole) == 1:
+                break
+        found[path] = name
+    return found

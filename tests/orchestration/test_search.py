@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import pytest
+from synthetic_experiment import RECORD
 
 from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG, STE
@@ -149,6 +150,14 @@ class Work:
         attempt.weights("final.pt", b"")
         attempt.finish("done", step=steps)
         return "done", ""
+
+    def train_whole(self, cell: Cell) -> None:
+        assert self.train(Leg(cell))[0] == "done"
+
+    def launched(self, cells: Sequence[Cell]) -> None:
+        """The record of a launch that planned some cells besides."""
+        record = RECORD | {"spec": self.spec.resolved(), "spec_sha256": "", "spec_text": "", "spec_source": ""}
+        self.ledger.record_launch(record | {"command": "", "cells": [cell.id for cell in cells], "started": 0})
 
     @property
     def records(self) -> StudyRecords:

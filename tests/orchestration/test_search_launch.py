@@ -1,0 +1,130 @@
+"""Searches as a user starts them: real trainings on Ray, a driver that is killed for real."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from test_launch import Launched, folder, launched, ledger_of, until  # noqa: F401
+
+from orchestration.launching import Launch
+from orchestration.ledger import Ledger
+from orchestration.study_records import StudyRecords
+
+SEARCH = """
+name: tiny
+train:
+  data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
+  model: {name: resnet, depth: 8, width: 4}
+  epochs: 4
+  batch_size: 16
+  init: {name: pretrain, epochs: 1}
+search:
+  trials: 5
+  space:
+    optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}
+    optimizer.weight_decay: [0.0, 1.0e-3]
+  seeds: [7, 8]
+  pruner: {name: successive_halving, reduction: 2}
+  sampler: random
+  best: 2
+seeds: [0, 1]
+resources: {checkpoint_every: 0.3, max_concurrent: 1}
+"""
+TUNING = SEARCH.replace("search:", "tuning:").replace("trials: 5", "budget: 2").replace(
+    "    optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}\n", ""
+) + ("variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}\nreport: {baseline: ste, primary: fsg}\n")
+
+
+def looked_at(ledger: Ledger) -> dict[str, list[str]]:
+    """The cells that looked at test images, by kind."""
+    found: dict[str, list[str]] = {}
+    for cell in ledger.cells():
+        if any("test/accuracy" in row.values for row in ledger.rows(cell.id)):
+            found.setdefault(cell.kind, []).append(cell.label)
+    return found
+
+
+@pytest.mark.slow
+def test_search_whose_driver_is_killed_goes_on_as_if_nothing_had_been(
+    folder: Path,  # noqa: F811
+    launched: Callable[..., Launched],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "tiny.yaml").write_text(SEARCH)
+    undisturbed = launched("tiny.yaml", "--results", "undisturbed")
+    assert undisturbed.wait() == 0, undisturbed.text
+    expected = StudyRecords(Ledger(folder / "undisturbed" / "tiny"), "tuned")
+
+    ledger = ledger_of(folder)
+    records = StudyRecords(ledger, "tuned")
+    for trials in (2, 4):
+        one = launched("tiny.yaml")
+        until(lambda count=trials: len(records.trials()) >= count, one)  # type: ignore[misc]
+        one.process.kill()
+        one.wait()
+    last = launched("tiny.yaml")
+    assert last.wait() == 0, last.text
+
+    def told(study: StudyRecords) -> list[Any]:
+        return [(trial.params, trial.state, trial.intermediate) for trial in study.trials()]
+
+    assert told(records) == told(expected)
+    assert len(records.trials()) == 5
+    assert [choice["chosen"] for choice in records.choices()] == [expected.choices()[-1]["chosen"]]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(records.journal)))
+    (study,) = optuna.get_all_study_summaries(storage)
+    assert study.n_trials == 5
+    looked = looked_at(ledger)
+    assert sorted(looked["train"]) == ["default · seed 0", "default · seed 1", "tuned · seed 0", "tuned · seed 1"]
+    assert set(looked) == {"train", "pretrain"}
+    assert all(label.endswith(("seed 0", "seed 1")) for label in looked["pretrain"])
+    states = Counter(ledger.outcome(cell.id).state for cell in ledger.cells() if cell.kind == "trial")
+    assert set(states) <= {"done", "pruned"}
+    assert states["pruned"]
+    assert "Search: tuned" in (ledger.folder / "report.html").read_text()
+
+    assert Launch(Path("tiny.yaml")).run() == 0
+    assert "all done, in results/tiny" in capsys.readouterr().out
+    other = Launch(Path("tiny.yaml"), sets=["search.space.optimizer.lr={low: 1.0e-3, high: 0.1, log: true}"])
+    assert other.run() == 2
+    refused = capsys.readouterr().err
+    assert (
+        "search.space.optimizer.lr: the study in results/tiny has {low: 0.0001, high: 0.1, log: True} here" in refused
+    )
+
+
+@pytest.mark.slow
+def test_tuned_ablation_compares_what_each_variants_own_search_found(
+    folder: Path,  # noqa: F811
+    launched: Callable[..., Launched],  # noqa: F811
+) -> None:
+    (folder / "tiny.yaml").write_text(TUNING.replace("max_concurrent: 1", "max_concurrent: 2"))
+    one = launched("tiny.yaml")
+    assert one.wait() == 0, one.text
+    ledger = ledger_of(folder)
+    for name in ("fsg", "ste"):
+        records = StudyRecords(ledger, name)
+        assert len(records.trials()) == 2
+        assert len(records.choices()) == 1
+        assert {"optimizer.lr", "optimizer.weight_decay"} <= set(records.trials()[0].params)
+    assert looked_at(ledger) == {"train": [cell.label for cell in ledger.cells() if cell.kind == "train"]}
+    assert sorted(looked_at(ledger)["train"]) == ["fsg · seed 0", "fsg · seed 1", "ste · seed 0", "ste · seed 1"]
+    report = json.dumps((ledger.folder / "report.md").read_text())
+    assert "Search: fsg" in report
+    assert "Search: ste" in report
+
+
+def test_validation_that_the_start_has_seen_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    np.savez(folder / "start.npz", weight=np.zeros(1))
+    for change, line in (
+        ("train.data.validation=0", "train.data: validation is 0, and a search is judged by validation images"),
+        ("train.init={name: file, path: start.npz}", "train.init: its weights may have been trained on the validation"),
+    ):
+        (folder / "tiny.yaml").write_text(SEARCH)
+        assert Launch(Path("tiny.yaml"), sets=[change]).run() == 2
+        assert line in capsys.readouterr().err
