@@ -22,6 +22,10 @@ Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Another value for a field.")]
 Results = Annotated[Path, typer.Option(envvar="FSG_RESULTS", help="Where results are kept.")]
 NoPilot = Annotated[bool, typer.Option("--no-pilot", help="Plan without measuring how long a step takes.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow's; a SQLite file in RESULTS unless MLFLOW_TRACKING_URI says otherwise.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")]
 Address = Annotated[
     str | None,
     typer.Option(help="A running Ray cluster: on a node of it auto or HOST:PORT, from anywhere http://HOST:8265."),
@@ -39,9 +43,7 @@ def launch(
     profile: Profile = None,
     sets: Sets = None,
     results: Results = Path("results"),
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow's; a SQLite file in RESULTS unless MLFLOW_TRACKING_URI says otherwise.")
-    ] = None,
+    tracking_uri: TrackingUri = None,
     address: Address = None,
     submit: Annotated[
         bool, typer.Option("--submit", help="Hand it over to the cluster at http://HOST:8265, and return.")
@@ -49,6 +51,9 @@ def launch(
     study_storage: Annotated[
         str | None, typer.Option(help="Where a search's Optuna study is kept: a URL; a file in RESULTS unless given.")
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Train anew what changed, though finished cells no longer count then.")
+    ] = False,
 ) -> None:
     """Run what is missing of an experiment, then print its table.
 
@@ -58,7 +63,7 @@ def launch(
     """
     from orchestration.launching import Launch
 
-    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address, submit, study_storage)
+    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address, submit, study_storage, yes)
     raise typer.Exit(wanted.plan(not no_pilot) if plan else wanted.run())
 
 
@@ -79,7 +84,7 @@ def plan(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")],
+    folder: Folder,
 ) -> None:
     """Write the report of an experiment from its ledger, and print its table."""
     from orchestration.launching import report_of
@@ -129,6 +134,40 @@ def attach(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
 def stop(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
     """Stop an experiment on a cluster, each training at a checkpoint."""
     raise typer.Exit(_elsewhere("stop", address, name))
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    cells: Annotated[int, typer.Option(min=1, help="How many finished cells.")] = 3,
+    seed: Annotated[int, typer.Option(help="Chooses the cells, and where they are killed.")] = 0,
+) -> None:
+    """Train finished cells again, kill each on the way, go on, and compare every byte of where they end.
+
+    Exit status: 0 all the same, 1 some differ, 2 nothing to verify.
+    """
+    from orchestration.verify import verify
+
+    raise typer.Exit(verify(folder, cells, seed))
+
+
+@app.command()
+def sync(folder: Folder, tracking_uri: TrackingUri = None) -> None:
+    """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
+    from orchestration.launching import sync_of
+
+    raise typer.Exit(sync_of(folder, tracking_uri))
+
+
+@app.command()
+def accept(folder: Folder) -> None:
+    """Count finished cells of older numerics, where their first steps replay bit for bit.
+
+    Exit status: 0 all were accepted, 1 some were refused, 2 bad usage.
+    """
+    from orchestration.accept import accept
+
+    raise typer.Exit(accept(folder))
 
 
 @app.command()

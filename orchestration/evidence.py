@@ -13,7 +13,7 @@ from orchestration import convergence
 from orchestration.figures import Panel
 from orchestration.judgement import Line, Measure, Trial, Unit, lines_of
 from orchestration.ledger import Ledger
-from orchestration.plan import Cell, orphans
+from orchestration.plan import Cell
 from orchestration.seed_plan import SeedPlan, seed_plan
 from orchestration.spec_fields import Published, adapter
 from orchestration.spec_fields import Report as Asked
@@ -127,7 +127,7 @@ def build(ledger: Ledger) -> Report:
             *_warnings(lines, trials, asked.metric),
             *_about_seeds(plan),
             *_mixed(ledger, launches, trials),
-            *_left_out(orphans(planned, every.values())),
+            *_left_out(ledger.orphans(planned)),
         ),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
         provenance=_provenance(launches),

@@ -7,12 +7,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import psutil  # type: ignore[import-untyped]
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,14 +21,15 @@ from rich.table import Table
 import fsg
 from orchestration import provenance, ray_settings, submitted
 from orchestration.checks import other_study, unrunnable
-from orchestration.ledger import Held, Ledger
+from orchestration.ledger import Held, Ledger, Outcome, Unwritable
 from orchestration.mlflow_server import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
-from orchestration.plan import Cell, Standing, cells, imported, orphans, standings
+from orchestration.plan import Cell, Standing, cells, imported, standings
 from orchestration.progress import LiveView, PlainLines, duration, view
 from orchestration.ray_settings import Unusable
-from orchestration.specs import ExperimentSpec, SpecErrors, load_spec
+from orchestration.specs import ExperimentSpec, SpecErrors, load_spec, recorded_spec
 from orchestration.study_records import expected_cells
+from orchestration.tracking import flat
 
 if TYPE_CHECKING:
     from orchestration.search import Searches
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 SYNC_EVERY = 15.0
+_MOST_NAMED = 4
+_DEATHS, _MOST_DEATHS = "FSG_RAY_DEATHS", 5
 
 
 class _Refused(Exception):
@@ -57,6 +61,7 @@ class Launch:
     address: str | None = None
     submit: bool = False
     study_storage: str | None = None
+    yes: bool = False
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
 
     def plan(self, with_pilot: bool = True) -> int:
@@ -85,6 +90,10 @@ class Launch:
         words += ["--study-storage", without_password(self.study_storage)] if self.study_storage else []
         return shlex.join(words)
 
+    @property
+    def _mlflow(self) -> str | None:
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+
     def _guarded(self, work: Any) -> int:
         try:
             return int(work())
@@ -95,9 +104,16 @@ class Launch:
         except (Held, Unusable) as refused:
             print(refused, file=sys.stderr)
             return BAD_INPUT
+        except OSError as error:
+            print(f"{self._broken_off(error)} It goes on with: {self.command}", file=sys.stderr)
+            return FAILED
         except KeyboardInterrupt:
             print(f"Interrupted. It goes on with: {self.command}", file=sys.stderr)
             return INTERRUPTED
+
+    def _broken_off(self, error: OSError) -> str:
+        what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
+        return f"The launch broke off: {what}; what is in {self.results} is whole."
 
     def _prepared(self) -> tuple[ExperimentSpec, list[Cell], Ledger]:
         if self.address and self.address.startswith("ray://"):
@@ -132,6 +148,7 @@ class Launch:
         words = [words[0], spec.source.name, *words[1:], "--address", "auto"]
         words += ["--profile", self.profile] if self.profile else []
         words += [word for one in self.sets for word in ("--set", one)]
+        words += ["--yes"] if self.yes and words[0] == "launch" else []
         environment = {} if self.results == Path("results") else {"FSG_RESULTS": str(self.results)}
         if self.tracking_uri:
             if without_password(self.tracking_uri) != self.tracking_uri:
@@ -164,7 +181,7 @@ class Launch:
         self._say(_summary(found, ledger, at_a_time))
         if with_pilot and any(not one.over for one in found):
             self._say(_expected(found, at_a_time))
-        for cell in orphans(planned, ledger.cells()):
+        for cell in ledger.orphans(planned):
             state = ledger.outcome(cell.id).state
             self.console.print(
                 f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data", style="yellow"
@@ -177,6 +194,7 @@ class Launch:
         spec, planned, ledger = self._prepared()
         with _refusing_oserrors(ledger.folder), ExitStack() as stack:
             stack.enter_context(ledger.held())
+            self._agree_to_orphans(planned, ledger)
             for cell in planned:
                 ledger.add(cell)
             number = ledger.record_launch(self._record(spec, planned))
@@ -184,16 +202,39 @@ class Launch:
         with held:
             return self._run_held(spec, planned, ledger, number)
 
+    def _agree_to_orphans(self, planned: list[Cell], ledger: Ledger) -> None:
+        """Finished cells that counted until now and would no longer: asks, and without an answer refuses."""
+        launches = ledger.launches()
+        counted = set(launches[-1]["cells"]) if launches else set()
+        lost = [cell for cell in ledger.orphans(planned) if cell.id in counted and _is_over(ledger.outcome(cell.id))]
+        if not lost:
+            return
+        lines = _orphans_told(lost, planned, ledger, launches[-1].get("numerics"))
+        if self.yes:
+            for line in lines:
+                self._say(line)
+        elif not (self.console.is_terminal and sys.stdin.isatty()):
+            raise _Refused(*lines, "nothing was started (expected --yes, or an experiment of another name)")
+        else:
+            for line in lines:
+                self._say(line)
+            try:
+                answer = self.console.input("Train the new ones? [y/N] ", markup=False)
+            except EOFError:
+                answer = ""
+            if answer.strip().lower() not in ("y", "yes"):
+                raise _Refused("nothing was started")
+
     def _run_held(self, spec: ExperimentSpec, planned: list[Cell], ledger: Ledger, number: int) -> int:
         from orchestration.tracking import Tracker, background
 
         left = [one.cell for one in standings(planned, ledger) if not one.over]
         found = standings([*planned, *expected_cells(spec, ledger)], ledger)
         self._say(_summary(found, ledger, slots(spec)))
-        abandoned = orphans(planned, ledger.cells())
+        abandoned = ledger.orphans(planned)
         if abandoned:
             self._say(f"{len(abandoned)} earlier cells of the same names are orphans; --plan lists them")
-        tracker = Tracker(ledger, spec, self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        tracker = Tracker(ledger, spec, self._mlflow)
         shown = view(found, spec.folder_name, slots(spec), self.console)
         waiting = self.console.status("bringing MLflow and the report up to date")
         status = INTERRUPTED
@@ -203,7 +244,8 @@ class Launch:
                     to_do = left or any(not one.over for one in found)
                     status = self._train(spec, left, ledger, number, shown) if to_do else DONE
                 finally:
-                    ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": status})
+                    with suppress(Unwritable):
+                        ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": status})
                     waiting.start()
             if status == INTERRUPTED:
                 raise KeyboardInterrupt
@@ -223,6 +265,9 @@ class Launch:
                     trained, settled = self._train_on_ray(spec, left, ledger, number, shown)
         except (_Refused, Unusable):
             raise
+        except Unwritable as error:
+            print(f"{self._broken_off(error)} Once there is room, it goes on with: {self.command}", file=sys.stderr)
+            return FAILED
         except Exception as error:
             log = ledger.folder / "launches" / f"{number:04d}-log.txt"
             log.write_text(traceback.format_exc())
@@ -252,7 +297,7 @@ class Launch:
         stop_file = ledger.stop_file(number)
         packages = [Path(fsg.__file__).parent, Path(__file__).parent]
         with (
-            tuner.connected(self.address, packages, own),
+            tuner.connected(self.address, packages, own, lambda name: self._start_anew(name, ledger, number)),
             stopping_at(stop_file, shown),
         ):  # Ray has put its own in place
             self._refuse_what_the_cluster_lacks(spec, tuner.capacity())
@@ -292,6 +337,30 @@ class Launch:
         except SearchError as error:
             raise _Refused(f"{self.source}: {error}") from error
 
+    def _start_anew(self, what: str, ledger: Ledger, number: int) -> None:
+        """In place of this process, whose own Ray has died: a call to it may wait for ever, and so would the user.
+
+        What was running goes on from its checkpoints; so often only, since what killed it may do so again.
+        """
+        deaths = int(os.environ.get(_DEATHS, "0")) + 1
+        again = deaths <= _MOST_DEATHS
+        with suppress(OSError):
+            ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": FAILED, "reason": f"{what} died"})
+        children = psutil.Process().children(recursive=True)
+        for process in children:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(children, timeout=10)  # or the program that takes this one's place would inherit them
+        how = "starting anew from the ledger" if again else f"{deaths} times. It goes on with: {self.command}"
+        restored = "\x1b[?25h\r\n" if self.console.is_terminal else ""  # the live view hides the cursor
+        os.write(2, f"{restored}Ray's {what} died: {how}\n".encode())
+        if not again:
+            os._exit(FAILED)
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                os.set_inheritable(int(name), int(name) <= 2)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_DEATHS: str(deaths)})
+
     def _refuse_what_the_cluster_lacks(self, spec: ExperimentSpec, have: dict[str, float]) -> None:
         if spec.resources.gpus > have["GPU"]:
             what = f"a training asks for {spec.resources.gpus:g} (expected ≤ {have['GPU']:g}: what the cluster has)"
@@ -314,6 +383,7 @@ class Launch:
             "spec_source": submitted.record().get("spec_source", str(spec.source)),
             "profile": self.profile,
             "sets": list(self.sets),
+            "tracking_uri": without_password(self._mlflow) if self._mlflow else None,
             "cells": [cell.id for cell in planned],
             "numerics": fsg.NUMERICS,
             "versions": provenance.versions(),
@@ -330,10 +400,17 @@ class Launch:
             page = next(path for path in report.write(built) if path.suffix == ".html")
             self.console.print(report.table(built))
             self._say(f"report   {page}")
-            tracker.log_report(ledger.folder)
-            self._say(f"MLflow   {tracker.ui()}")
         except Exception as error:
             print(f"the report is not complete: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
+        try:
+            if tracker.behind is None:
+                tracker.log_report(ledger.folder)
+                self._say(f"MLflow   {tracker.ui()}")
+        except Exception as error:
+            tracker.behind = _first_line(error)
+        if tracker.behind is not None:
+            lacks = without_password(f"MLflow lacks a part of it ({tracker.behind})")
+            self._say(f"{lacks}; the ledger has it all. Later: fsg sync {shlex.quote(str(ledger.folder))}")
         for cell in planned:
             if ledger.outcome(cell.id).state == "diverged":
                 self._say(f"diverged: {cell.label}: {ledger.outcome(cell.id).reason}")
@@ -361,6 +438,32 @@ def report_of(folder: Path) -> int:
     return DONE
 
 
+def sync_of(folder: Path, tracking_uri: str | None = None) -> int:
+    """Bring MLflow level with an experiment's folder. Returns the exit status."""
+    from orchestration.tracking import Tracker
+
+    ledger = Ledger(folder)
+    launches = ledger.launches()
+    if not launches:
+        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        return BAD_INPUT
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or launches[-1].get("tracking_uri")
+    if uri and ":***@" in uri:
+        print(f"{folder}: the password of {uri} is not kept (expected --tracking-uri with it)", file=sys.stderr)
+        return BAD_INPUT
+    tracker = Tracker(ledger, recorded_spec(launches[-1]), uri)
+    try:
+        sent = tracker.sync()
+        if (folder / "report.html").exists():
+            tracker.log_report(folder)
+    except Exception as error:
+        print(without_password(f"MLflow ({tracker.uri}) cannot be written to: {_first_line(error)}"), file=sys.stderr)
+        return FAILED
+    print(f"sent {sent.runs} runs, {sent.metrics} metric values and {sent.files} files: MLflow is level with {folder}")
+    print(f"MLflow   {tracker.ui()}")
+    return DONE
+
+
 def slots(spec: ExperimentSpec) -> int:
     """How many trainings fit on this machine at a time."""
     from orchestration.provenance import cores, gpu_names
@@ -385,9 +488,12 @@ def stopping_at(stop_file: Path, shown: LiveView | PlainLines) -> Iterator[None]
     """Within, the first SIGINT or SIGTERM asks the workers to stop at a checkpoint; the second ends it all at once."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        if stop_file.exists():
-            raise KeyboardInterrupt
-        stop_file.touch()
+        try:
+            if stop_file.exists():
+                raise KeyboardInterrupt
+            stop_file.touch()
+        except OSError:  # a full disk
+            raise KeyboardInterrupt from None
         shown.stopping()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -396,6 +502,41 @@ def stopping_at(stop_file: Path, shown: LiveView | PlainLines) -> Iterator[None]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_over(outcome: Outcome) -> bool:
+    return outcome.state in ("done", "diverged")
+
+
+def _orphans_told(lost: Sequence[Cell], planned: Sequence[Cell], ledger: Ledger, numerics: int | None) -> list[str]:
+    """Which finished cells a launch would no longer count, by what is different about them now."""
+    planned_by_label = {(cell.kind, cell.label): cell for cell in planned}
+    whys: dict[str, list[Cell]] = {}
+    order = list(planned_by_label)
+    for cell in sorted(lost, key=lambda cell: order.index((cell.kind, cell.label))):
+        now = planned_by_label[cell.kind, cell.label]
+        before, after = flat(cell.train.identity()), flat(now.train.identity())
+        changed = [
+            f"train.{path}: {before.get(path, 'absent')} before, {after.get(path, 'absent')} now"
+            for path in {**before, **after}
+            if before.get(path) != after.get(path)
+        ]
+        whys.setdefault("; ".join(changed) or _unseen_why(numerics, ledger), []).append(cell)
+    spent = duration(sum(ledger.outcome(cell.id).seconds for cell in lost))
+    head = f"{ledger.folder}: {len(lost)} finished cells ({spent} of training) would no longer count; they are kept:"
+    lines = [head]
+    for why, group in whys.items():
+        named = ", ".join(cell.label for cell in group[:_MOST_NAMED])
+        more = f" and {len(group) - _MOST_NAMED} more" if len(group) > _MOST_NAMED else ""
+        lines.append(f"  {named}{more}: {why}")
+    return lines
+
+
+def _unseen_why(numerics: int | None, ledger: Ledger) -> str:
+    if numerics is not None and numerics != fsg.NUMERICS:
+        hint = f"`fsg accept {shlex.quote(str(ledger.folder))}` keeps those whose first steps replay bit for bit"
+        return f"fsg.NUMERICS was {numerics} and is {fsg.NUMERICS}; {hint}"
+    return "the images, the starting weights, or the pretraining are others now"
 
 
 def plan_table(spec: ExperimentSpec, found: Sequence[Standing]) -> Table:

@@ -3,6 +3,7 @@
     RESULTS/
       launches/0001.json, 0001-end.json      what was launched, and how that ended
       trials/<cell id>/cell.json             what is trained; cell-0002.json … where its name or a path has changed
+      trials/<cell id>/accepted.json         another cell, of older numerics, whose attempts count as this one's
       trials/<cell id>/0001/                 an attempt: claimed by exclusive creation, one writer for ever
         attempt.json                         who, where, resumed from what, and which earlier rows count
         rows-0000-00000010-00000200.jsonl    an immutable segment: index, first and last step; its first line seals it
@@ -34,6 +35,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,10 +45,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import psutil  # type: ignore[import-untyped]
 
-from orchestration.plan import Cell
+from orchestration.plan import Cell, orphans
 
 State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted", "pruned"]
 CHECKPOINTS_KEPT = 2
+SILENCE = 60.0
 
 
 class LedgerRow(NamedTuple):
@@ -102,6 +105,10 @@ class Held(Exception):
     """Another launch holds the experiment."""
 
 
+class Unwritable(OSError):
+    """The ledger cannot be written to: the disk is full, say, or read-only. Nothing that was written is harmed."""
+
+
 class Ledger:
     """One experiment's folder. Constructing it touches nothing.
 
@@ -132,10 +139,42 @@ class Ledger:
             raise KeyError(cell_id)
         return Cell.from_dict(record)
 
+    def settings_as_recorded(self, cell_id: str) -> dict[str, Any]:
+        """The settings of a cell as they were written down, without those that there were not yet."""
+        record, _ = self._cell_record(cell_id)
+        return dict(record["train"]) if record is not None else {}
+
     def cells(self) -> list[Cell]:
         """Every cell that was ever entered, by id."""
         records = (self._cell_record(folder.name)[0] for folder in sorted(self.folder.glob("trials/*")))
         return [Cell.from_dict(record) for record in records if record is not None]
+
+    def accept(self, cell: Cell, instead_of: str, record: dict[str, Any]) -> None:
+        """Enter a cell for which the attempts of another, of older numerics, count; `record` says why they may.
+
+        An attempt of its own would rule over that. Raises FileExistsError for a cell that has one.
+        """
+        if _attempt_numbers(self._cell_folder(cell.id)):
+            raise FileExistsError(f"cell {cell.id} has attempts of its own")
+        self.add(cell)
+        said = record | {"accepted": instead_of, "accepted_at": _now_ms(), **this_process()}
+        write_sealed(self._cell_folder(cell.id) / "accepted.json", said)
+
+    def origin(self, cell_id: str) -> str:
+        """The cell whose attempts count as a cell's: its own id, but where it was accepted in another's place."""
+        seen = {cell_id}
+        while not _attempt_numbers(self._cell_folder(cell_id)):
+            record = read_sealed(self._cell_folder(cell_id) / "accepted.json")
+            if record is None or record["accepted"] in seen:
+                break
+            cell_id = str(record["accepted"])
+            seen.add(cell_id)
+        return cell_id
+
+    def orphans(self, planned: Sequence[Cell]) -> list[Cell]:
+        """Cells of a planned one's label that are neither planned nor accepted as a planned one, or by it."""
+        counted = {self.origin(cell.id) for cell in planned}
+        return [cell for cell in orphans(planned, self.cells()) if self.origin(cell.id) not in counted]
 
     # attempts
 
@@ -150,21 +189,26 @@ class Ledger:
                 break
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise _unwritable(error, folder) from error
         _flush_folder(folder.parent)
         history = self._history(cell_id, before=number)
-        resume = history.resume_point()
+        resume, passed_over = history.resume_point()
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
-        write_sealed(
-            folder / "attempt.json",
-            record
-            | {
-                "started_at": _now_ms(),
-                **this_process(),
-                "resumed_from": resume and {"attempt": resume.attempt, "step": resume.step, "seconds": resume.seconds},
-                "rows_from": last and {"attempt": last, "step": history.reached},
-            },
-        )
-        return Attempt(folder, number, resume)
+        about = {
+            "started_at": _now_ms(),
+            **this_process(),
+            "resumed_from": resume and {"attempt": resume.attempt, "step": resume.step, "seconds": resume.seconds},
+            "passed_over": passed_over,
+            "rows_from": last and {"attempt": last, "step": history.reached},
+        }
+        try:
+            write_sealed(folder / "attempt.json", record | about)
+        except Unwritable:
+            with suppress(OSError):
+                folder.rmdir()  # no writer has it: an attempt without a record would hide the rows before it
+            raise
+        return Attempt(folder, number, resume, passed_over)
 
     def attempts(self, cell_id: str) -> list[dict[str, Any]]:
         """The records of the attempts at a cell, oldest first, each with its `number` and, if it ended, its `end`."""
@@ -213,7 +257,7 @@ class Ledger:
 
     def resume_point(self, cell_id: str) -> ResumePoint | None:
         """The newest checkpoint whose seal holds, and whose rows are all there."""
-        return self._history(cell_id).resume_point()
+        return self._history(cell_id).resume_point()[0]
 
     def final_weights(self, cell_id: str) -> Path | None:
         """The file of the network's weights at the end of a cell that is done, if it is as it was written."""
@@ -264,9 +308,10 @@ class Ledger:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the experiment: one launch at a time.
+        """Hold the experiment: one launch at a time. Raises Held, saying who holds it and since when.
 
-        The kernel gives the lock of a dead process back. Raises Held, saying who holds it and since when.
+        The kernel gives the lock of a dead process back. Of another machine's it may know nothing: such a holder is
+        taken for dead once it has not touched the lock for `SILENCE` seconds.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "lock"
@@ -278,17 +323,30 @@ class Ledger:
             except BlockingIOError:
                 holder = holder or {}
                 raise Held(_who_holds(self.folder, holder)) from None
-            if holder is not None and holder["host"] != socket.gethostname():
-                raise Held(f"{_who_holds(self.folder, holder)}; if it is no longer running, remove {path}")
+            if holder is not None and holder.get("machine", "") != _machine():
+                silent = self._seconds_since(descriptor)
+                if silent < SILENCE:
+                    last = f"last heard of {silent:.0f} s ago, and taken for dead after {SILENCE:.0f} s"
+                    raise Held(f"{_who_holds(self.folder, holder)} ({last})")
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(this_process() | {"since": _now_ms()}).encode(), 0)
+            os.pwrite(descriptor, json.dumps(this_process() | {"machine": _machine(), "since": _now_ms()}).encode(), 0)
             os.fsync(descriptor)
-            yield
+            with _touched(descriptor):
+                yield
             os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
 
     # reading
+
+    def _seconds_since(self, descriptor: int) -> float:
+        """Since a file was last touched, by the clock of the file system."""
+        probe = self.folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}"
+        _write_exclusively(probe, b"")
+        try:
+            return max(0.0, probe.stat().st_mtime - os.fstat(descriptor).st_mtime)
+        finally:
+            probe.unlink()
 
     def _cell_folder(self, cell_id: str) -> Path:
         return self.folder / "trials" / cell_id
@@ -299,7 +357,7 @@ class Ledger:
         return next((record for path in reversed(paths) if (record := read_sealed(path)) is not None), None), len(paths)
 
     def _history(self, cell_id: str, before: int | None = None) -> "_History":
-        folder = self._cell_folder(cell_id)
+        folder = self._cell_folder(self.origin(cell_id) if before is None else cell_id)
         numbers = [number for number in _attempt_numbers(folder) if before is None or number < before]
         views = [self._view(folder / f"{number:04d}") for number in numbers]
         return _History([view for view in views if view is not None], bool(views) and views[-1] is None)
@@ -320,10 +378,13 @@ class Ledger:
 
 
 class Attempt:
-    """The writing side of one attempt. `resume` is what it goes on from, if anything."""
+    """The writing side of one attempt. `resume` is what it goes on from, if anything.
 
-    def __init__(self, folder: Path, number: int, resume: ResumePoint | None) -> None:
-        self.folder, self.number, self.resume = folder, number, resume
+    `passed_over` names the newer checkpoints that it could not go on from, damaged as they are.
+    """
+
+    def __init__(self, folder: Path, number: int, resume: ResumePoint | None, passed_over: Sequence[str] = ()) -> None:
+        self.folder, self.number, self.resume, self.passed_over = folder, number, resume, tuple(passed_over)
         self._buffer: list[LedgerRow] = []
         self._segments = 0
         self._step = resume.step if resume else 0
@@ -556,14 +617,19 @@ class _History:
     def newest(self) -> _View | None:
         return self.views[-1] if self.views else None
 
-    def resume_point(self) -> ResumePoint | None:
+    def resume_point(self) -> tuple[ResumePoint | None, list[str]]:
+        """The newest checkpoint that can be gone on from, and the names of newer ones that are damaged."""
+        damaged: list[str] = []
         for piece in reversed(self.pieces):
             for commit in sorted(piece.view.commits, key=lambda commit: -int(commit["step"])):
                 step = commit["step"]
                 path = piece.view.folder / f"checkpoint-{step:08d}.pt"
-                if step <= self.reached and commit["segments"] <= piece.view.segments and _holds(path, commit):
-                    return ResumePoint(piece.view.number, step, path, commit["seconds"])
-        return None
+                if step > self.reached:
+                    continue
+                if commit["segments"] <= piece.view.segments and _holds(path, commit):
+                    return ResumePoint(piece.view.number, step, path, commit["seconds"]), damaged
+                damaged.append(f"{path.parent.name}/{path.name}")
+        return None, damaged
 
 
 def _segment_paths(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -587,19 +653,32 @@ def _attempt_numbers(folder: Path) -> list[int]:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file whole, durably, under a name that must be free. Raises FileExistsError."""
+    """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        _write_exclusively(temporary, data)
         try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            _write_exclusively(path, data)  # a file system without links: a torn file is known by its seal
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+            _write_exclusively(temporary, data)
+            _link(temporary, path, data)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _unwritable(error, path) from error
+
+
+def _link(temporary: Path, path: Path, data: bytes) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        _write_exclusively(path, data)  # a file system without links: a torn file is known by its seal
+
+
+def _unwritable(error: OSError, path: Path) -> Unwritable:
+    return Unwritable(error.errno, error.strerror or str(error), str(path))
 
 
 def _write_exclusively(path: Path, data: bytes) -> None:
@@ -667,6 +746,33 @@ def _digest(record: dict[str, Any]) -> str:
 def this_process() -> dict[str, Any]:
     """Who is writing."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "process_started": psutil.Process().create_time()}
+
+
+def _machine() -> str:
+    """This machine, since it was started: the same in each of its containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+@contextmanager
+def _touched(descriptor: int) -> Iterator[None]:
+    """Within, a file is touched again and again, for other machines to see."""
+    stop = threading.Event()
+
+    def touch() -> None:
+        while not stop.wait(SILENCE / 10):
+            with suppress(OSError):
+                os.utime(descriptor)
+
+    thread = threading.Thread(target=touch, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _alive(record: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -141,15 +141,43 @@ def contaminated(train: TrainConfig) -> bool:
 
 def cell_id(train: TrainConfig, seed: int, start: str = "") -> str:
     """What determines a training's numbers, as 16 hex digits: `start` stands for the weights that it starts from."""
-    determining = {
-        "train": train.identity(),
-        "seed": seed,
-        "data": train.data.fingerprint(),
-        "start": start,
-        "numerics": fsg.NUMERICS,
+    return _id(train.identity(), seed, train.data.fingerprint(), start, fsg.NUMERICS, train.test)
+
+
+def cell_today(cell: Cell, by_id: Callable[[str], Cell]) -> Cell:
+    """A cell as it would be planned now: with another id, and that of its pretraining, where the numerics changed."""
+    if cell.depends_on is None:
+        start = cell.train.init.fingerprint() if isinstance(cell.train.init, File) else ""
+        return replace(cell, id=cell_id(cell.train, cell.seed, start))
+    before = cell_today(by_id(cell.depends_on), by_id).id
+    return replace(cell, id=cell_id(cell.train, cell.seed, before), depends_on=before)
+
+
+def numerics_of(cell: Cell, recorded: dict[str, Any]) -> int | None:
+    """The `fsg.NUMERICS` under which a cell got its id, if that and settings that there were not yet are all that
+    sets it apart from the same cell today; None where its settings, data, starting weights or code were others.
+
+    `recorded` are its settings as they were written down.
+    """
+    start = cell.depends_on or (cell.train.init.fingerprint() if isinstance(cell.train.init, File) else "")
+    identity, data = _within(cell.train.identity(), recorded), cell.train.data.fingerprint()
+    known = range(fsg.NUMERICS, 0, -1)
+    return next((n for n in known if _id(identity, cell.seed, data, start, n, cell.train.test) == cell.id), None)
+
+
+def _within(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """The part of an identity whose settings there are in a record."""
+    return {
+        name: _within(value, recorded[name]) if isinstance(value, dict) and isinstance(recorded[name], dict) else value
+        for name, value in identity.items()
+        if name in recorded
     }
-    if train.test != "end":  # rows without the test images; named only here, so that no older cell's id changes
-        determining["test"] = train.test
+
+
+def _id(identity: dict[str, Any], seed: int, data: str, start: str, numerics: int, test: str) -> str:
+    determining = {"train": identity, "seed": seed, "data": data, "start": start, "numerics": numerics}
+    if test != "end":  # rows without the test images; named only here, so that no older cell's id changes
+        determining["test"] = test
     return hashlib.sha256(_canonical(determining).encode()).hexdigest()[:16]
 
 

@@ -171,6 +171,9 @@ class LiveView(_Told):
         self.tally.again(cell, reason)
         self.message(f"{cell.label} goes again: {reason}")
 
+    def noted(self, cell: Cell, note: str) -> None:
+        self.message(f"{cell.label}: {note}")
+
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         self.tally.ended(cell, state, reason, log)
 
@@ -268,6 +271,9 @@ class PlainLines(_Told):
     def again(self, cell: Cell, reason: str) -> None:
         self.tally.again(cell, reason)
         self.message(f"{cell.label} goes again: {reason}")
+
+    def noted(self, cell: Cell, note: str) -> None:
+        self.message(f"{cell.label}: {note}")
 
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         run = self.tally.running.get(cell.id)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fsg.config import to_dict
 from fsg.trainer import TrainConfig
@@ -26,6 +26,7 @@ __all__ = [
     "SpecErrors",
     "json_schema",
     "load_spec",
+    "recorded_spec",
     "train_from_dict",
 ]
 
@@ -83,6 +84,37 @@ class ExperimentSpec:
         """Of the canonical JSON of `resolved`."""
         canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedSpec(ExperimentSpec):
+    """An experiment as a launch recorded it: `resolved` is what it was then. What its searches were to do is not read."""
+
+    record: dict[str, Any]
+
+    def resolved(self) -> dict[str, Any]:
+        return self.record
+
+
+def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
+    """The spec of a launch from its record. Raises KeyError, pydantic's ValidationError."""
+    spec = launch["spec"]
+    return RecordedSpec(
+        record=spec,
+        name=spec["name"],
+        question=spec["question"],
+        profile=spec["profile"],
+        variants=tuple(spec["variants"]),
+        seeds=tuple(spec["seeds"]),
+        resources=cast(Resources, adapter(Resources).validate_python(spec["resources"])),
+        report=cast(Report, adapter(Report).validate_python(spec["report"])),
+        points=tuple(
+            Point(variant=point["variant"], grid=point["grid"], train=train_from_dict(point["train"]))
+            for point in spec["points"]
+        ),
+        source=Path(launch["spec_source"]),
+        text=launch["spec_text"],
+    )
 
 
 def train_from_dict(values: dict[str, Any]) -> TrainConfig:

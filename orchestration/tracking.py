@@ -82,7 +82,8 @@ class _Mark(NamedTuple):
 class Tracker:
     """Sends one experiment's ledger to MLflow; constructing it touches nothing and imports nothing.
 
-    `uri` is any tracking URI of MLflow's; without one, SQLite in `mlflow.db` beside the experiment's folder.
+    `uri` is any tracking URI of MLflow's; without one, SQLite in `mlflow.db` beside the experiment's folder. `behind`
+    says why MLflow is not level with the ledger, where the last `sync` failed.
     """
 
     def __init__(self, ledger: Ledger, spec: ExperimentSpec, uri: str | None = None) -> None:
@@ -90,6 +91,7 @@ class Tracker:
         self._results = ledger.folder.resolve().parent
         self.uri = uri or f"sqlite:///{self._results / 'mlflow.db'}"
         self._lock = threading.Lock()
+        self.behind: str | None = None
         self._connected: Any = None
         self._experiment_id = ""
         self._runs: dict[str, tuple[str, _Mark]] = {}
@@ -99,10 +101,13 @@ class Tracker:
         """Send whatever the ledger holds and MLflow lacks. Raises what MLflow raises; nothing is lost by it."""
         with self._lock:
             try:
-                return self._sync()
-            except Exception:
+                report = self._sync()
+            except Exception as error:
                 self._connected = None  # what is known of MLflow may be wrong: ask it again next time
+                self.behind = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 raise
+            self.behind = None
+            return report
 
     def log_report(self, folder: Path) -> None:
         """Keep the report (`report.*` and `figures/`) that lies in a folder as an artifact of the parent run."""
@@ -174,7 +179,7 @@ class Tracker:
         metrics = files = 0
         cells = [(cell, self._ledger.outcome(cell.id)) for cell in self._ledger.cells()]
         for cell, outcome in cells:
-            if outcome.state != "waiting":
+            if outcome.state != "waiting" and self._ledger.origin(cell.id) == cell.id:
                 sent = self._sync_cell(client, parent, cell, outcome)
                 metrics, files = metrics + sent[0], files + sent[1]
         files += self._sync_parent(client, parent, [outcome for _, outcome in cells])
@@ -387,7 +392,7 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
             tracker.sync()
         except Exception as error:
             if not warned:
-                why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                why = tracker.behind or str(error).splitlines()[0]
                 line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger has it all; it is tried again."
                 warn(without_password(line))
             warned = True

@@ -59,6 +59,7 @@ class CellTrainable(tune.Trainable):
             "done": run.ended is not None,
             "state": run.ended or "running",
             "reason": run.reason,
+            "note": run.note,
             "log": str(run.log or ""),
             "at_step": run.step,
             "of_steps": run.total_steps,

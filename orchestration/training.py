@@ -1,7 +1,8 @@
 """One cell in this process, from the claim of an attempt to its end: what a worker does, without Ray.
 
 An exception of the training is final: the same code would raise it again. What hangs on the machine instead (memory,
-a newer attempt elsewhere) ends in `again`, for another attempt to go on from the last checkpoint.
+a newer attempt elsewhere) ends in `again`, for another attempt to go on from the last checkpoint; a full disk ends in
+`unwritable`, for another launch to do so once there is room.
 """
 
 import time
@@ -22,11 +23,11 @@ from fsg.imported import source_sha256
 from fsg.trainer import Row, Training
 from orchestration import provenance
 from orchestration.fresh import as_fresh
-from orchestration.ledger import Attempt, Ledger, ResumePoint, Superseded
+from orchestration.ledger import Attempt, Ledger, ResumePoint, Superseded, Unwritable
 from orchestration.plan import Cell, imported
 from orchestration.system_metrics import SystemMetrics
 
-Ending = Literal["done", "failed", "diverged", "interrupted", "again", "paused"]
+Ending = Literal["done", "failed", "diverged", "interrupted", "again", "paused", "unwritable"]
 BEST_BY = "validation/accuracy"
 
 
@@ -34,6 +35,7 @@ class CellTraining:
     """The training of one cell. `stop` is asked between two steps; `ended` says how it ended, once it has.
 
     At step `until` it keeps a checkpoint and is `paused`: whoever hands it out decides whether it goes on.
+    `note` says what else the user has to know: that a checkpoint was damaged, and where the training went on instead.
     `record` joins the attempt's record in the ledger.
     """
 
@@ -52,7 +54,7 @@ class CellTraining:
         self.until = until
         self.record, self.stop = record or {}, stop
         self.ended: Ending | None = None
-        self.reason = ""
+        self.reason = self.note = ""
         self.log: Path | None = None
         self.last: dict[str, float] = {}
         self.step = self.total_steps = 0
@@ -69,6 +71,8 @@ class CellTraining:
             self.ended, self.reason = "again", str(error)
         except (MemoryError, torch.OutOfMemoryError) as error:
             self.ended, self.reason = "again", f"out of memory: {_one_line(error)}"
+        except Unwritable as error:
+            self.ended, self.reason = "unwritable", f"{error.strerror} ({error.filename})"
         except Exception as error:
             self._keep_traceback()
             self._end("failed", f"{type(error).__name__}: {_one_line(error)}")
@@ -117,6 +121,9 @@ class CellTraining:
         where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
         self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
         training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
+        if attempt.passed_over:
+            goes_on = f"went on from step {attempt.resume.step}" if attempt.resume is not None else "began again"
+            self.note = f"damaged: {', '.join(attempt.passed_over)}; {goes_on}"
         if attempt.resume is not None:
             return _Going(attempt, training, _load(training, attempt.resume))
         ended = self.ledger.resume_point(self.cell.continues) if self.cell.continues else None

@@ -9,24 +9,29 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil  # type: ignore[import-untyped]
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestration import submitted
-from orchestration.ledger import Ledger
+from orchestration.ledger import Ledger, Unwritable
 from orchestration.plan import Cell, Leg
 from orchestration.provenance import cores
 from orchestration.ray_settings import Unusable
 from orchestration.trainable import CellTrainable
+
+_VITAL = ("raylet", "gcs_server")
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Listener(Protocol):
@@ -37,6 +42,7 @@ class Listener(Protocol):
     def started(self, cell: Cell) -> None: ...
     def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
     def again(self, cell: Cell, reason: str) -> None: ...
+    def noted(self, cell: Cell, note: str) -> None: ...
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None: ...
 
 
@@ -61,7 +67,8 @@ class Queue:
 
     About `at_a_time` cells fit: so many are handed out at once, then one ahead of those that run, since among several
     Tune would choose. `max_concurrent` limits the cells that are out, `max_retries` how often a cell whose process died
-    or ran out of memory is handed out again. A failed pretraining fails the cells that wait for it.
+    or ran out of memory is handed out again. A failed pretraining fails the cells that wait for it. Once the ledger
+    could not be written to (`unwritable` says how), nothing more is handed out.
 
     Where all that is left waits, a `source` is asked for more, though never ahead: what it gives may hang on what runs.
     """
@@ -84,11 +91,12 @@ class Queue:
         self._pending = {cell.id for cell in self._waiting}
         self._failed: dict[str, str] = {}
         self._deaths: dict[str, int] = {}
+        self.unwritable = ""
 
     @property
     def finished(self) -> bool:
         left = self._waiting or (self.source is not None and not self.source.finished)
-        return not self._out and (self.stopping() or not left)
+        return not self._out and (self._handing_out_no_more() or not left)
 
     def until(self, cell_id: str) -> int | None:
         """The step up to which a cell is to be trained now; None: to its end."""
@@ -105,7 +113,7 @@ class Queue:
     def take(self) -> Cell | None:
         """The next cell that can start now; None: wait, or nothing is left (`finished`)."""
         ahead = len(self._out) - len(self._running)
-        if self.stopping() or ahead >= max(1, self.at_a_time - len(self._running)):
+        if self._handing_out_no_more() or ahead >= max(1, self.at_a_time - len(self._running)):
             return None
         if self.max_concurrent is not None and len(self._out) >= self.max_concurrent:
             return None
@@ -150,8 +158,10 @@ class Queue:
         """
         cell = self._out.pop(cell_id)
         self._running.discard(cell_id)
+        if state == "unwritable":
+            state, self.unwritable = "interrupted", reason
         if state == "again":
-            if self.stopping():
+            if self._handing_out_no_more():
                 state = "interrupted"
             else:
                 deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + 1
@@ -162,6 +172,9 @@ class Queue:
                 state, reason = "failed", f"{reason} ({deaths} times)"
         self._over(cell, state, reason, log)
         return state
+
+    def _handing_out_no_more(self) -> bool:
+        return bool(self.unwritable) or self.stopping()
 
     def _over(self, cell: Cell, state: str, reason: str, log: str) -> None:
         if state in ("failed", "diverged"):
@@ -205,7 +218,7 @@ def run(
 ) -> list[Cell]:
     """Train cells, and what a source adds, until each has ended or `stop_file` exists; Ray is connected (`connected`).
 
-    Returns the cells that were handed out or waited.
+    Returns the cells that were handed out or waited. Raises Unwritable where a worker could not write to the ledger.
     """
     at_a_time = at_a_time or in_parallel(cells, slots)
     queue = Queue(cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, stop_file.exists, source)
@@ -240,14 +253,22 @@ def run(
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if queue.unwritable:
+        raise Unwritable(queue.unwritable)
     return list(queue.taken.values())
 
 
 @contextmanager
-def connected(address: str | None, packages: Sequence[Path] = (), own: Path | None = None) -> Iterator[None]:
+def connected(
+    address: str | None,
+    packages: Sequence[Path] = (),
+    own: Path | None = None,
+    died: Callable[[str], None] = lambda name: None,
+) -> Iterator[None]:
     """A Ray of this process's own, on loopback, or with `address` a running cluster's.
 
-    To a cluster, these packages are sent, and the Python files of the user's `own` folder. Raises Unusable.
+    To a cluster, these packages are sent, and the Python files of the user's `own` folder. Where a process of its own
+    Ray dies, `died` is called with its name, in a thread: whoever then calls Ray may wait for ever. Raises Unusable.
 
     `ray_settings.prepare` has to come before the import of this module.
     """
@@ -272,7 +293,8 @@ def connected(address: str | None, packages: Sequence[Path] = (), own: Path | No
     try:
         with _refusing(address):
             ray.init(**options)
-        yield
+        with _watched(died) if address is None else nullcontext():
+            yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -303,6 +325,34 @@ def _why_unconnected(error: Exception) -> str | None:
         hint = "expected auto or HOST:PORT on one of its nodes; from elsewhere http://HOST:8265"
         return f"no cluster answers that this machine is a node of ({hint})"
     return None
+
+
+@contextmanager
+def _watched(died: Callable[[str], None]) -> Iterator[None]:
+    """Within, the two processes without which this process's own Ray is none are looked after."""
+    vital = [(child.name(), child) for child in psutil.Process().children() if child.name() in _VITAL and _runs(child)]
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(SECONDS_BETWEEN_LOOKS):
+            for name, process in vital:
+                if not _runs(process) and not stop.is_set():
+                    died(name)
+                    return
+
+    thread = threading.Thread(target=watch, name="Ray's watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def python_files(source: Path, target: Path) -> Path:
@@ -363,6 +413,7 @@ class _Listening(tune.Callback):
 
     def __init__(self, queue: Queue, ledger: Ledger, listener: Listener) -> None:
         self.queue, self.ledger, self.listener = queue, ledger, listener
+        self._noted: set[tuple[str, str]] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.queue.started(self._cell(trial).id)
@@ -370,6 +421,9 @@ class _Listening(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        if result["note"] and (trial.trial_id, result["note"]) not in self._noted:
+            self._noted.add((trial.trial_id, result["note"]))
+            self.listener.noted(self._cell(trial), result["note"])
         if result["of_steps"] or result["metrics"]:
             self.listener.progressed(self._cell(trial), result["at_step"], result["of_steps"], result["metrics"])
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import multiprocessing
@@ -14,7 +15,7 @@ import pytest
 
 from fsg.trainer import TrainConfig
 from orchestration import ledger as module
-from orchestration.ledger import Attempt, Held, Ledger, Superseded, write_new
+from orchestration.ledger import Attempt, Held, Ledger, Superseded, Unwritable, write_new
 from orchestration.plan import Cell
 
 ID = "0123456789abcdef"
@@ -562,8 +563,91 @@ def test_experiment_is_held_by_one_and_taken_over_from_the_dead(ledger: Ledger) 
         pass
 
 
-def test_lock_of_another_host_is_not_taken_over(ledger: Ledger) -> None:
-    (ledger.folder / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": 0}))
-    with pytest.raises(Held, match=r"process 1 on elsewhere .*; if it is no longer running, remove .*lock"):
+def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(ledger: Ledger) -> None:
+    lock = ledger.folder / "lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "since": 0}))
+    with pytest.raises(Held, match=r"process 1 on elsewhere since .* \(last heard of \d+ s ago, and taken for dead"):
         with ledger.held():
             pass
+    os.utime(lock, (0, time.time() - module.SILENCE - 1))
+    with ledger.held():
+        pass
+    assert not list(ledger.folder.glob(".clock*"))
+
+
+def test_lock_is_touched_while_it_is_held(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    lock = ledger.folder / "lock"
+    with ledger.held():
+        os.utime(lock, (0, 0))
+        end = time.monotonic() + 30
+        while lock.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert lock.stat().st_mtime > 0
+
+
+def test_lock_of_another_container_of_this_machine_is_free_when_its_process_is_dead(ledger: Ledger) -> None:
+    """They share the kernel, and with it what is locked, but not the name."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    (ledger.folder / "lock").write_text(json.dumps({"host": "container", "machine": boot, "pid": 1, "since": 0}))
+    with ledger.held():
+        pass
+
+
+# acceptance
+
+
+def test_accepted_cell_has_the_attempts_of_the_one_that_it_stands_for(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    attempt.record(rows(1, 2))
+    attempt.weights("final.pt", b"weights")
+    attempt.finish("done", digest="d", step=2)
+    new = replace(CELL, id="new")
+    before = {path: path.read_bytes() for path in ledger.folder.rglob("*") if path.is_file()}
+    ledger.accept(new, ID, {"steps": 50})
+    assert ledger.outcome("new") == ledger.outcome(ID)
+    assert ledger.rows("new") == ledger.rows(ID) != []
+    assert ledger.final_weights("new") == ledger.final_weights(ID) is not None
+    assert (ledger.origin("new"), ledger.origin(ID)) == (ID, ID)
+    assert {path: path.read_bytes() for path in before} == before, "nothing is rewritten"
+    assert ledger.orphans([new]) == ledger.orphans([CELL]) == []
+    newer = replace(CELL, id="newer")
+    assert [cell.id for cell in ledger.orphans([newer])] == [ID, "new"]
+    ledger.accept(newer, "new", {})
+    assert ledger.outcome("newer") == ledger.outcome(ID)
+
+
+def test_attempt_of_its_own_rules_over_an_acceptance(ledger: Ledger) -> None:
+    first = ledger.claim(ID, {})
+    first.record(rows(1, 2))
+    first.checkpoint(b"state", 2)
+    first.finish("done", digest="d", step=2)
+    ledger.accept(replace(CELL, id="new"), ID, {})
+    own = ledger.claim("new", {})
+    assert own.resume is None, "the state of other numerics is not gone on from"
+    assert ledger.rows("new") == []
+    assert ledger.outcome("new").state == "running"
+    with pytest.raises(FileExistsError):
+        ledger.accept(replace(CELL, id="new"), ID, {})
+
+
+def test_damaged_acceptance_is_as_good_as_absent(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    attempt.finish("done", digest="d", step=0)
+    ledger.accept(replace(CELL, id="new"), ID, {})
+    damage(ledger.folder / "trials" / "new" / "accepted.json")
+    assert ledger.outcome("new").state == "waiting"
+
+
+def test_full_disk_is_told_and_leaves_no_attempt_behind(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointed(ledger.claim(ID, {}), 2, 1, 2)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_write_exclusively", full)
+        with pytest.raises(Unwritable, match=r"No space left on device: .*attempt\.json"):
+            ledger.claim(ID, {})
+    assert steps(ledger) == [1, 2]
+    assert ledger.claim(ID, {}).number == 2

@@ -280,7 +280,7 @@ def test_attempt_that_is_superseded_stops(ledger: Ledger, train: TrainConfig) ->
     assert (training.ended, training.reason) == ("again", "attempt 1 was superseded by attempt 2")
 
 
-def test_full_disk_fails_the_cell_until_there_is_room(
+def test_full_disk_leaves_the_cell_open_until_there_is_room(
     ledger: Ledger, train: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = cell(train), cell(train, "b" * 16)
@@ -294,13 +294,50 @@ def test_full_disk_fails_the_cell_until_there_is_room(
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger_module, "write_new", full)
+        patched.setattr(ledger_module, "_write_exclusively", full)
         training.go_on(3600)
-    assert training.ended == "failed"
-    assert training.reason.startswith("OSError: [Errno 28] No space left on device")
-    assert ledger.outcome(one.id).state == "running", "no end could be written"
+        assert training.ended == "unwritable"
+        assert training.reason.startswith("No space left on device (")
+        assert ended(ledger, one).ended == "unwritable", "nor can another attempt begin"
+    assert len(ledger.attempts(one.id)) == 1
+    assert rows(ledger, one) != [], "what was there is there"
     assert ended(ledger, one).ended == "done"
     assert rows(ledger, one) == rows(ledger, other)
+
+
+def test_damaged_checkpoint_is_passed_over_and_that_is_said(ledger: Ledger, train: TrainConfig) -> None:
+    one, other = cell(train), cell(train, "b" * 16)
+    ended(ledger, other)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    for _ in range(9):
+        training.go_on(0.0)
+    newest = ledger.resume_point(one.id)
+    assert newest is not None
+    content = bytearray(newest.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.path.write_bytes(content)
+    again = ended(ledger, one)
+    assert again.note == f"damaged: 0001/checkpoint-{newest.step:08d}.pt; went on from step {newest.step - 1}"
+    assert ledger.attempts(one.id)[-1]["passed_over"] == [f"0001/checkpoint-{newest.step:08d}.pt"]
+    assert ledger.outcome(one.id).digest == ledger.outcome(other.id).digest
+    assert rows(ledger, one) == rows(ledger, other)
+
+
+def test_training_all_of_whose_checkpoints_are_damaged_begins_again_and_says_so(
+    ledger: Ledger, train: TrainConfig
+) -> None:
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    for _ in range(4):
+        training.go_on(0.0)
+    for path in ledger.folder.glob("trials/*/0001/checkpoint-*.pt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    again = ended(ledger, one)
+    assert again.note == ("damaged: 0001/checkpoint-00000003.pt, 0001/checkpoint-00000002.pt; began again")
+    assert again.ended == "done"
+    assert len({(step, name) for step, name, _ in rows(ledger, one)}) == len(rows(ledger, one))
 
 
 def test_source_that_was_edited_since_the_launch_is_not_trained(ledger: Ledger, train: TrainConfig) -> None:

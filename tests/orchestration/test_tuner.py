@@ -24,6 +24,9 @@ class Heard:
     def again(self, cell: Cell, reason: str) -> None:
         self.said.append(f"again {cell.id}: {reason}")
 
+    def noted(self, cell: Cell, note: str) -> None:
+        raise AssertionError("the queue has nothing to note")
+
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         self.said.append(f"{state} {cell.id}: {reason}".rstrip(": "))
 
@@ -142,6 +145,20 @@ def test_interrupted_pretraining_fails_nothing() -> None:
     queue.ended("pre", "interrupted")
     assert queue.finished
     assert heard.said == ["started pre", "interrupted pre"]
+
+
+def test_ledger_that_cannot_be_written_to_ends_the_queue_and_fails_nothing() -> None:
+    heard = Heard()
+    queue = Queue([cell("a"), cell("b"), cell("c"), cell("d")], heard, at_a_time=3)
+    assert [run_next(queue), run_next(queue), run_next(queue)] == ["a", "b", "c"]
+    queue.ended("a", "unwritable", "No space left on device")
+    assert run_next(queue) is None
+    assert not queue.finished, "two are out"
+    queue.ended("b", "done")
+    queue.ended("c", "again", "it died")
+    assert queue.finished
+    assert queue.unwritable == "No space left on device"
+    assert heard.said[3:] == ["interrupted a: No space left on device", "done b", "interrupted c: it died"]
 
 
 def test_cell_takes_its_threads_unless_the_spec_says_otherwise() -> None:

@@ -1,0 +1,242 @@
+"""`fsg verify`: finished cells are trained again, with a death in the middle, and have to end with the same bytes.
+
+A cell's training is started in a process of its own over a scratch ledger, killed (SIGKILL) at a random moment of a
+random step, and gone on with in another process from whatever checkpoint the first one left. What is compared is the
+digest of the final state (`fsg.checkpoint.digest`), every row, and the diagnostics: timings alone may differ.
+"""
+
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import fsg
+from orchestration import provenance
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell, total_steps
+from orchestration.training import CellTraining
+
+SAME, DIFFERENT, BAD_INPUT = 0, 1, 2
+_MOST_NAMED = 3
+_FEWEST_STEPS = 3  # of a training that is killed on the way
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one cell: how it was interrupted, what differs, and under what else it was first trained."""
+
+    cell: Cell
+    steps: int
+    killed_at: int | None
+    resumed_from: int | None
+    digest: str | None
+    rows: int
+    differences: tuple[str, ...]
+    elsewhere: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        death = "too short to be interrupted"
+        if self.killed_at is not None:
+            again = "began again" if self.resumed_from is None else f"resumed from step {self.resumed_from}"
+            death = f"killed after step {self.killed_at} of {self.steps}, {again}"
+        what = f"state {(self.digest or '')[:12]}, {self.rows} rows"
+        first = f"{'DIFFERS' if self.differences else 'same':<8} {self.cell.label}  ({death}; {what})"
+        return [first, *(f"         {line}" for line in (*self.differences, *self.elsewhere))]
+
+
+def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None = None) -> int:
+    """Verify so many finished cells of an experiment's folder, chosen by a seed. Returns the exit status."""
+    console = console or Console()
+    ledger = Ledger(folder)
+    launches = ledger.launches()
+    if not launches:
+        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        return BAD_INPUT
+    every = {cell.id: cell for cell in ledger.cells()}
+    done = [every[i] for i in launches[-1]["cells"] if i in every and ledger.outcome(i).state == "done"]
+    if not done:
+        print(f"{folder}: no cell of the last launch is done: there is nothing to verify", file=sys.stderr)
+        return BAD_INPUT
+    device = "cuda" if launches[-1]["spec"]["resources"]["gpus"] else "cpu"
+    if device == "cuda" and not provenance.gpu_names():
+        print(f"{folder}: was trained on a GPU, and this machine has none (expected one of that type)", file=sys.stderr)
+        return BAD_INPUT
+    own = str(Path(launches[-1]["spec_source"]).parent)
+    draw = random.Random(seed)
+    long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
+    chosen = draw.sample(long, min(cells, len(long))) or draw.sample(done, min(cells, len(done)))
+    _say(console, f"scope: {_scope(device, chosen)}; elsewhere other bits are to be expected")
+    scratch = Path(tempfile.mkdtemp(prefix="fsg-verify-"))
+    verdicts = []
+    for cell in chosen:
+        with console.status(f"training {cell.label} again"):
+            verdicts.append(_verified(ledger, cell, scratch, device, own, draw))
+        for line in verdicts[-1].lines():
+            _say(console, line)
+    wrong = sum(bool(verdict.differences) for verdict in verdicts)
+    if wrong:
+        _say(console, f"{wrong} of {len(verdicts)} cells differ; what was trained here is kept in {scratch}")
+        return DIFFERENT
+    shutil.rmtree(scratch, ignore_errors=True)
+    _say(console, f"{len(verdicts)} of {len(done)} finished cells verified: bit for bit the same")
+    return SAME
+
+
+def _verified(ledger: Ledger, cell: Cell, scratch: Path, device: str, own: str, draw: random.Random) -> Verdict:
+    before, again = ledger.outcome(cell.id), Ledger(scratch)
+    again.add(cell)
+    if cell.depends_on is not None:
+        for name in {cell.depends_on, ledger.origin(cell.depends_on)}:
+            shutil.copytree(ledger.folder / "trials" / name, scratch / "trials" / name, dirs_exist_ok=True)
+    steps = total_steps(cell)
+    command = [sys.executable, "-m", "orchestration.verify", str(scratch), cell.id, device, own]
+    killed_at = _train_until_killed(command, steps, draw) if steps >= _FEWEST_STEPS else None
+    failure = _train_to_the_end(command)
+    outcome = again.outcome(cell.id)
+    resumed = again.attempts(cell.id)[-1]["resumed_from"] if again.attempts(cell.id) else None
+    differences = []
+    if outcome.state != "done":
+        differences.append(f"it did not end here: {outcome.reason or failure or outcome.state}")
+    else:
+        if outcome.digest != before.digest:
+            differences.append(f"final state: {before.digest} in the ledger, {outcome.digest} here")
+        differences += other_rows(rows_of(ledger, cell), rows_of(again, cell))
+        if ledger.diagnostics(cell.id) != again.diagnostics(cell.id):
+            differences.append("the diagnostics of its epochs")
+    return Verdict(
+        cell=cell,
+        steps=steps,
+        killed_at=killed_at,
+        resumed_from=resumed and resumed["step"],
+        digest=outcome.digest,
+        rows=len(rows_of(again, cell)),
+        differences=tuple(differences),
+        elsewhere=tuple(_elsewhere(ledger, cell, device)),
+    )
+
+
+# The two processes
+
+
+def _train_until_killed(command: Sequence[str], steps: int, draw: random.Random) -> int:
+    """Start a training and kill it at a random moment after a random step; returns the step.
+
+    It writes a checkpoint at a random step before that, and begins another one right after it.
+    """
+    last = draw.randint(1, steps - 2)
+    checkpoints = [draw.randint(1, last), last + 1]
+    child = subprocess.Popen([*command, *map(str, checkpoints)], stdout=subprocess.PIPE, text=True, env=_environment())
+    assert child.stdout is not None
+    began, first = time.monotonic(), 0
+    try:
+        for line in child.stdout:
+            step = int(line)
+            if step and not first:
+                began, first = time.monotonic(), step
+            if step >= last:
+                a_step = (time.monotonic() - began) / max(step - first, 1)
+                time.sleep(draw.uniform(0.0, 1.5) * min(a_step, 60.0))
+                break
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    return last
+
+
+def _train_to_the_end(command: Sequence[str]) -> str:
+    """Go on with it; returns the last line of what went wrong, if anything did."""
+    ended = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+    return (ended.stderr.strip().splitlines() or [""])[-1] if ended.returncode else ""
+
+
+def _environment() -> dict[str, str]:
+    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def main(scratch: str, cell_id: str, device: str, own: str, *checkpoints: str) -> None:
+    """Train a cell of a scratch ledger, telling each step.
+
+    With steps to write checkpoints at, it waits after the last of them to be killed.
+    """
+    tell = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a component of the user's own prints
+    sys.path.append(own)
+    at = {int(step) for step in checkpoints}
+    ledger = Ledger(Path(scratch))
+    training = CellTraining(ledger, ledger.cell(cell_id), device=device)
+    while training.ended is None:
+        training.checkpoint_every = 0.0 if training.step + 1 in at else math.inf
+        training.go_on(0.0)
+        print(training.step, file=tell, flush=True)
+        if at and training.step >= max(at):
+            time.sleep(3600)
+    if training.ended != "done":
+        sys.exit(f"{training.ended}: {training.reason}")
+
+
+# What is compared and said
+
+
+def rows_of(ledger: Ledger, cell: Cell) -> dict[tuple[int, str], float]:
+    """Every value that is recorded of a cell, by step and name, but for timings."""
+    values = ((row.step, name, value) for row in ledger.rows(cell.id) for name, value in row.values.items())
+    return {(step, name): value for step, name, value in values if not name.startswith("time/")}
+
+
+def other_rows(before: dict[tuple[int, str], float], now: dict[tuple[int, str], float]) -> list[str]:
+    """A line for each of the first rows that are not the same, to the last bit."""
+    places = sorted({*before, *now})
+    wrong = [place for place in places if _bits(before.get(place)) != _bits(now.get(place))]
+    told = [f"{name} at step {step}: {before.get((step, name))!r} in the ledger, {now.get((step, name))!r} here"
+            for step, name in wrong[:_MOST_NAMED]]  # fmt: skip
+    return told + ([f"and {len(wrong) - _MOST_NAMED} more values"] if len(wrong) > _MOST_NAMED else [])
+
+
+def _bits(value: float | None) -> str | None:
+    return None if value is None else float(value).hex()
+
+
+def _scope(device: str, cells: Sequence[Cell]) -> str:
+    threads = sorted({cell.train.threads for cell in cells})
+    precision = sorted({cell.train.precision for cell in cells})
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
+    many = f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
+    return f"{provenance.device_name(device)}, {many}, {', '.join(precision)}, {versions}, NUMERICS {fsg.NUMERICS}"
+
+
+def _elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:
+    """What was different when the cell was trained, over the attempts that made it."""
+    launches = ledger.launches()
+    found: dict[str, None] = {}
+    for attempt in ledger.attempts(cell.id):
+        number = attempt.get("launch", 0)
+        launch = launches[number - 1] if 0 < number <= len(launches) else {}
+        then: dict[str, Any] = {"device": attempt.get("device"), **attempt.get("versions", {})}
+        then |= {"NUMERICS": launch.get("numerics"), "source of fsg": launch.get("fsg_source_sha256")}
+        here: dict[str, Any] = {"device": provenance.device_name(device), **provenance.versions()}
+        here |= {"NUMERICS": fsg.NUMERICS, "source of fsg": provenance.code()["fsg_source_sha256"]}
+        for name, value in then.items():
+            if value and value != here.get(name):
+                short = [str(one)[:12] if name.startswith("source") else one for one in (value, here.get(name))]
+                found[f"trained with {name} {short[0]} (here {short[1]})"] = None
+    return list(found)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
