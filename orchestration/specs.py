@@ -88,7 +88,7 @@ class ExperimentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedSpec(ExperimentSpec):
-    """An experiment as a launch recorded it: `resolved` is what it was then. What its searches were to do is not read."""
+    """An experiment as a launch recorded it: `resolved` is what it was then; its searches are not read."""
 
     record: dict[str, Any]
 

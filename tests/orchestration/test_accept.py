@@ -146,7 +146,7 @@ def test_cell_from_before_a_setting_existed_is_accepted(
     del identity["recalibrate_batchnorm"]
     from orchestration import plan
 
-    old = plan._id(identity, one.seed, one.train.data.fingerprint(), "", fsg.NUMERICS - 1)
+    old = plan._id(identity, one.seed, one.train.data.fingerprint(), "", fsg.NUMERICS - 1, one.train.test)
     shutil.move(ledger.folder / "trials" / one.id, ledger.folder / "trials" / old)
     tamper(ledger.folder / "trials" / old / "cell.json", id=old, train=recorded)
     assert accept(ledger.folder) == 0
