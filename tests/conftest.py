@@ -1,5 +1,14 @@
 import os
 
+import pytest
+
 # Before torch is imported, here and in what the tests start: two test processes with two threads each on two cores
 # wait for each other at every little sum.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what could not run here, and why: never a silent skip."""
+    for report in terminalreporter.stats.get("skipped", []):
+        why = str(report.longrepr[2]).removeprefix("Skipped: ").removeprefix("NOT RUN: ")
+        terminalreporter.write_line(f"NOT RUN {report.nodeid}: {why}")
