@@ -42,13 +42,15 @@ def hours(train: TrainConfig) -> float:
 
 
 def of_spec(path: Path, profile: str | None) -> tuple[int, float]:
-    """Cells and hours, each full-precision training counted once a seed."""
+    """Cells and hours: each full-precision training once a seed, what a tuning tries as if nothing were stopped."""
     spec = load_spec(path, profile)
-    before = {
-        str(pretraining(p.train)): pretraining(p.train) for p in spec.points if isinstance(p.train.init, Pretrain)
-    }
-    every = [*(point.train for point in spec.points), *before.values()]
-    return len(every) * len(spec.seeds), sum(map(hours, every)) * len(spec.seeds)
+    trial_seeds = {seed for study in spec.studies for seed in study.seeds}
+    before = {str(p): p for p in (pretraining(t) for t in spec.trains if isinstance(t.init, Pretrain))}
+    every = [(train, len(spec.seeds) + len(trial_seeds)) for train in before.values()]
+    every += [(point.train, len(spec.seeds)) for point in spec.points]
+    for study in spec.studies:
+        every.append((study.train, study.trials * len(study.seeds) + max(1, study.best) * len(study.table_seeds)))
+    return sum(count for _, count in every), sum(hours(train) * count for train, count in every)
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def _charts(spec: ExperimentSpec) -> tuple[list[dict[str, Any]], list[dict[str, 
 
 
 def _papers_protocol(spec: ExperimentSpec) -> bool:
-    return all(point.train.data.validation == 0 for point in spec.points)
+    return all(train.data.validation == 0 for train in spec.trains)
 
 
 def _bar(metric: str) -> dict[str, Any]:

@@ -859,7 +859,7 @@ def test_every_config_is_valid_and_follows_the_schema(path: Path) -> None:
     plain = YAML(typ="safe").load(path)
     assert [error.message for error in schema().iter_errors(plain)] == []
     for profile in (None, *plain.get("profiles", {})):
-        assert load_spec(path, profile).points
+        assert load_spec(path, profile).trains
 
 
 def test_the_ablation_has_its_variants_and_profiles() -> None:
