@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 from collections import Counter, deque
@@ -292,6 +293,7 @@ def connected(
         options |= {"address": address} | ({} if submitted.record() else {"runtime_env": shipped})
     try:
         with _refusing(address):
+            _knock(address)
             ray.init(**options)
         with _watched(died) if address is None else nullcontext():
             yield
@@ -310,6 +312,16 @@ def _refusing(address: str | None) -> Iterator[None]:
         if why is None:
             raise
         raise Unusable(f"--address {address}: {why}") from error
+
+
+def _knock(address: str | None) -> None:
+    """Raises ConnectionError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
 
 
 def _why_unconnected(error: Exception) -> str | None:

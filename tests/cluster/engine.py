@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 THROW_AWAY = ROOT.parent / "shared" / "docker" / "engine.sh"
+WHEELS = ROOT / "docker" / "wheels"
 BASE, POSTGRES = "python:3.11-slim-bookworm", "postgres:17.6-bookworm"
 
 
@@ -65,9 +67,7 @@ class Engine:
         if self.started:
             missing.append(f"{BASE} (Debian's packages in its place)")
         if _torch_lies_here():
-            lock = ["-r", "requirements.lock", "-r", "docker/requirements.lock"]
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "docker/wheels", *lock]
-            run(*pip, seconds=900, cwd=ROOT)
+            _gather_wheels()
             self.environment |= {"PIP_NO_INDEX": "1", "ACCELERATOR": "cuda"}
             missing.append("torch's build for CPUs alone (the wheel that this machine has is CUDA's, on CPUs)")
         override.write_text(json.dumps({"services": services}))
@@ -91,6 +91,24 @@ def _succeeds(*command: str, environment: dict[str, str] | None = None) -> bool:
         return subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+def _gather_wheels() -> None:
+    """Fill docker/wheels with what is locked and not there yet: a wheel that stays as it is need not be sent again."""
+    locked = {}
+    for lock in ("requirements.lock", "docker/requirements.lock"):
+        for line in (ROOT / lock).read_text().splitlines():
+            if match := re.match(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)", line):
+                locked[_plain(match[1]), match[2]] = f"{match[1]}=={match[2]}"
+    have = {(_plain(name), version) for name, version, *_ in (p.name.split("-") for p in WHEELS.glob("*.whl"))}
+    missing = [wanted for key, wanted in locked.items() if key not in have]
+    if missing:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(WHEELS)]
+        run(*pip, *missing, seconds=900)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _torch_lies_here() -> bool:

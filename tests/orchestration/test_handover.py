@@ -20,6 +20,7 @@ import ray  # noqa: E402
 from orchestration.cli import main  # noqa: E402
 from orchestration.cluster import JobServer, pack, package_sha256  # noqa: E402
 from orchestration.ray_settings import Unusable  # noqa: E402
+from orchestration.tuner import _refusing, connected  # noqa: E402
 
 SPEC = """
 name: tiny
@@ -101,6 +102,42 @@ def test_cluster_has_another_ray(server: Callable[..., str]) -> None:
 def test_something_else_answers(server: Callable[..., str], answer: Answer) -> None:
     with pytest.raises(Unusable, match="is no job server of Ray's"):
         JobServer(server(lambda _: answer))
+
+
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.9.0
+    Python: 3.9.1
+This process on node 198.18.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (
+            RuntimeError(MISMATCH),
+            "the cluster has Ray 2.9.0 and Python 3.9.1, here is Ray 2.60.0 and Python 3.11.7 (exp",
+        ),
+        (
+            ConnectionError("Could not find any running Ray instance."),
+            "no cluster answers that this machine is a node of",
+        ),
+        (ray.exceptions.AuthenticationError("no\ntoken"), "the cluster refuses the token, or there is none (expected"),
+    ],
+)
+def test_one_line_says_why_a_cluster_is_not_joined(raised: Exception, line: str) -> None:
+    with pytest.raises(Unusable) as told, _refusing("198.18.0.1:6379"):
+        raise raised
+    assert str(told.value).startswith(f"--address 198.18.0.1:6379: {line}")
+    with pytest.raises(type(raised)), _refusing(None):
+        raise raised
+
+
+def test_ray_is_not_asked_where_nothing_listens() -> None:
+    with pytest.raises(Unusable, match="no cluster answers"), connected("127.0.0.1:1"):
+        raise AssertionError("connected to nothing")
 
 
 def run(*arguments: str) -> int:
