@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # cluster.sh up [WORKERS]    a cluster of containers, healthy when this returns; with GPUS=1 on the machine's GPUs
-# cluster.sh build           its images alone
 # cluster.sh down            stop it; results, runs and artifacts stay in their volumes
 # COMPOSE_FILE (paths with : between them) takes the place of compose.yaml.
 set -euo pipefail
@@ -58,22 +57,19 @@ case ${1:-} in
     refuse_ports_in_use
     ./secrets.sh
     compose build || fail "its images could not be built"
+    began=$SECONDS
     if ! compose up --detach --wait --wait-timeout "${WAIT:-600}" --no-build --scale ray-worker="$workers"; then
       compose ps --all --format 'table {{.Name}}\t{{.Status}}' >&2
       fail "it did not become healthy (look at: docker compose -p $COMPOSE_PROJECT_NAME logs)"
     fi
+    echo "healthy after $((SECONDS - began)) s, with $workers workers"
     echo "Ray     http://127.0.0.1:${RAY_PORT:-8265}   its token is RAY_AUTH_TOKEN in docker/.env"
     echo "MLflow  http://127.0.0.1:${MLFLOW_PORT:-5000}   user admin, MLFLOW_PASSWORD in docker/.env"
-    ;;
-  build)
-    refuse_what_is_missing
-    ./secrets.sh
-    compose build || fail "its images could not be built"
     ;;
   down)
     refuse_what_is_missing
     ./secrets.sh
     compose down
     ;;
-  *) fail "up, build or down" ;;
+  *) fail "up or down" ;;
 esac

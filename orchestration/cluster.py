@@ -57,14 +57,17 @@ class Handover:
 
 
 class JobServer:
-    """Ray's job server at `http://HOST:PORT`. Raises Unusable where it cannot be spoken to."""
+    """Ray's job server at `http://HOST:PORT`; its token is where Ray looks for it, unless given.
 
-    def __init__(self, address: str) -> None:
+    Raises Unusable where it cannot be spoken to.
+    """
+
+    def __init__(self, address: str, token: str | None = None) -> None:
         self.address = address.rstrip("/")
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
         with self._refusing():
-            token = _token()
+            token = token or _token()
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             self._refuse_other_versions(headers)
             self._client = JobSubmissionClient(self.address, headers=headers)

@@ -6,8 +6,9 @@ from orchestration.ledger import Ledger, LedgerRow
 
 
 def numbers(rows: list[LedgerRow]) -> list[tuple[int, dict[str, float]]]:
-    """Without the times, which are nobody's to repeat."""
-    found = [(row.step, {n: v for n, v in row.values.items() if not n.startswith("time/")}) for row in rows]
+    """Without times and loads, which are nobody's to repeat."""
+    measured = ("time/", "system/")
+    found = [(row.step, {n: v for n, v in row.values.items() if not n.startswith(measured)}) for row in rows]
     return [(step, values) for step, values in found if values]
 
 
