@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import curves, images, slow_net, steps
-from benchmarks.measuring import ROOT, Row, machine, number
+from benchmarks.measuring import ROOT, Row, in_a_process, machine, number
 from fsg.estimators import FSG, STE
 
 RECORD, PAGE = ROOT / "benchmarks/recorded.json", ROOT / "docs/performance.md"
@@ -44,7 +44,8 @@ def measure(threads: int, repetitions: int, quick: bool) -> list[Row]:
         rows.append(curves.over_tokens(small, [200, 64] if quick else [200, 64, 8, 1], few).row())
         depths = [8, 14] if quick else [8, 14, 20, 32, 44, 56, 110]
         rows.append(curves.over_parameters(small, depths, few).row())
-    return rows
+    trials = in_a_process("orchestration", "--json", *(["--small"] if quick else []))
+    return rows + [Row(**row) for row in trials["rows"]]
 
 
 def described(on: dict[str, Any]) -> str:

@@ -20,6 +20,9 @@ from orchestration.yaml_positions import Mark, Node, Problem, parse
 def unrunnable(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), remote: bool = False) -> list[str]:
     """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
     problems = [*_data(spec), *_starting_weights(spec), *_precision(spec), *([] if remote else _resources(spec))]
+    if remote and spec.resources.gpus == "auto":
+        what = "auto is measured on this machine, and the trainings run elsewhere (expected a number)"
+        problems.append(("resources.gpus", what))
     return _lines(spec, source, sets, [*problems, *_searches(spec)])
 
 
@@ -64,12 +67,16 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
 
 def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for precision in {train.precision for train in spec.trains} - {"fp32"}:
-        if not spec.resources.gpus:
+        if not (spec.resources.gpu_share or _has_auto(spec)):
             yield "train.precision", f"{precision} needs a GPU (expected fp32, or resources.gpus above 0)"
 
 
+def _has_auto(spec: ExperimentSpec) -> bool:
+    return spec.resources.gpus == "auto" and torch.cuda.device_count() > 0
+
+
 def _resources(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
-    gpus, have = spec.resources.gpus, torch.cuda.device_count()
+    gpus, have = spec.resources.gpu_share, torch.cuda.device_count()
     if gpus > have:
         yield (
             "resources.gpus",

@@ -14,6 +14,7 @@ from orchestration.figures import Panel
 from orchestration.judgement import Line, Measure, Trial, Unit, lines_of
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
+from orchestration.plan_report import Foretold, foretold, unlike_pairs
 from orchestration.seed_plan import SeedPlan, seed_plan
 from orchestration.spec_fields import Published, adapter
 from orchestration.spec_fields import Report as Asked
@@ -61,6 +62,7 @@ class Report:
     provenance: dict[str, str]
     launches: tuple[dict[str, Any], ...]
     command: str
+    foretold: tuple[Foretold, ...] = ()
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -127,12 +129,14 @@ def build(ledger: Ledger) -> Report:
             *_warnings(lines, trials, asked.metric),
             *_about_seeds(plan),
             *_mixed(ledger, launches, trials),
+            *unlike_pairs(ledger, trained, asked.baseline),
             *_left_out(ledger.orphans(planned)),
         ),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
         provenance=_provenance(launches),
         launches=tuple(launches),
         command=launch["command"],
+        foretold=tuple(foretold(ledger, trials)),
     )
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
@@ -131,7 +132,18 @@ class Launch:
         others = other_study(spec, ledger, self.source, self.sets)
         if others:
             raise _Refused(*others)
-        return spec, cells(spec), ledger
+        planned = cells(spec)
+        if spec.resources.gpus == "auto":
+            from orchestration.sharing import shared
+
+            try:
+                with self.console.status("measuring how many trainings do best beside each other"):
+                    spec, measured = shared(spec, [*planned, *expected_cells(spec, ledger)])
+            except Exception as error:  # what a training of the user's own may raise
+                text = f"auto cannot be measured: {_first_line(error)} (expected a number)"
+                raise _Refused(f"{self.source}: resources.gpus: {text}") from error
+            self._say(measured)
+        return spec, planned, ledger
 
     def _own(self, spec: ExperimentSpec) -> Path | None:
         """The folder of the user's own components, if there are any."""
@@ -171,7 +183,7 @@ class Launch:
         found = standings([*planned, *expected_cells(spec, ledger)], ledger)
         at_a_time = slots(spec)
         if with_pilot:
-            device = "cuda" if spec.resources.gpus else "cpu"
+            device = "cuda" if spec.resources.gpu_share else "cpu"
             status = self.console.status("measuring a few steps of each kind of cell")
             with status, Pilots(device, at_a_time) as pilots:
                 found = predicted(
@@ -179,8 +191,14 @@ class Launch:
                 )
         self.console.print(plan_table(spec, found))
         self._say(_summary(found, ledger, at_a_time))
+        waiting = Counter(one.cell.depends_on for one in found if one.cell.depends_on and not one.over)
+        before = [one for one in found if one.cell.id in waiting and not one.over]
+        if before:
+            self._say(f"{sum(waiting[one.cell.id] for one in before)} cells wait for {len(before)} pretrainings")
         if with_pilot and any(not one.over for one in found):
             self._say(_expected(found, at_a_time))
+            with suppress(OSError):  # where nothing can be written, a plan can still be read
+                ledger.record_plan({"made": _now_ms(), "cells": _foretold(found)})
         for cell in ledger.orphans(planned):
             state = ledger.outcome(cell.id).state
             self.console.print(
@@ -287,7 +305,7 @@ class Launch:
 
         own = self._own(spec)
         taken = tuner.Slots(
-            gpus=spec.resources.gpus,
+            gpus=spec.resources.gpu_share,
             cpus=spec.resources.cpus,
             max_concurrent=spec.resources.max_concurrent,
             max_retries=spec.resources.max_retries,
@@ -362,8 +380,10 @@ class Launch:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_DEATHS: str(deaths)})
 
     def _refuse_what_the_cluster_lacks(self, spec: ExperimentSpec, have: dict[str, float]) -> None:
-        if spec.resources.gpus > have["GPU"]:
-            what = f"a training asks for {spec.resources.gpus:g} (expected ≤ {have['GPU']:g}: what the cluster has)"
+        if spec.resources.gpu_share > have["GPU"]:
+            what = (
+                f"a training asks for {spec.resources.gpu_share:g} (expected ≤ {have['GPU']:g}: what the cluster has)"
+            )
             raise _Refused(f"{self.source}: resources.gpus: {what}")
 
     def _refuse_unlike_nodes(self, left: list[Cell], ledger: Ledger, python_path: Sequence[str], number: int) -> None:
@@ -470,8 +490,8 @@ def slots(spec: ExperimentSpec) -> int:
 
     cpus = spec.resources.cpus or max(train.threads for train in spec.trains)
     fit = cores() // cpus
-    if spec.resources.gpus:
-        fit = min(fit, int(len(gpu_names()) / spec.resources.gpus))
+    if spec.resources.gpu_share:
+        fit = min(fit, int(len(gpu_names()) / spec.resources.gpu_share))
     return max(1, min(fit, spec.resources.max_concurrent or fit))
 
 
@@ -581,6 +601,14 @@ def _expected(found: Sequence[Standing], at_a_time: int) -> str:
     training = duration(sum(one.left or 0.0 for one in left))
     text = f"expected: {training} of training, {duration(wall_clock(left, at_a_time))} on the clock"
     return text + (f"; not known for {len(unknown)} cells, such as {unknown[0]}" if unknown else "")
+
+
+def _foretold(found: Sequence[Standing]) -> dict[str, Any]:
+    return {
+        one.cell.id: {"seconds": one.seconds, "megabytes": one.megabytes}
+        for one in found
+        if one.cell.id and not one.over and one.seconds is not None
+    }
 
 
 def _of_attempts(number: int) -> dict[str, Any]:

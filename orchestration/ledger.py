@@ -2,6 +2,8 @@
 
     RESULTS/
       launches/0001.json, 0001-end.json      what was launched, and how that ended
+      plans/0001.json                        what a plan expected of its cells
+      studies/<name>/                        what was searched (`study_records`)
       trials/<cell id>/cell.json             what is trained; cell-0002.json … where its name or a path has changed
       trials/<cell id>/accepted.json         another cell, of older numerics, whose attempts count as this one's
       trials/<cell id>/0001/                 an attempt: claimed by exclusive creation, one writer for ever
@@ -292,6 +294,17 @@ class Ledger:
     def record_launch_end(self, number: int, record: dict[str, Any]) -> None:
         """Keep how a launch ended: it joins the launch's record."""
         write_sealed(self.folder / "launches" / f"{number:04d}-end.json", record)
+
+    def record_plan(self, record: dict[str, Any]) -> None:
+        """Keep what a plan expects of its cells, by id, and when it was `made`."""
+        folder = self.folder / "plans"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_sealed(folder / f"{len(list(folder.glob('*.json'))) + 1:04d}.json", record)
+
+    def plans(self) -> list[dict[str, Any]]:
+        """What plans expected, oldest first."""
+        records = (read_sealed(path) for path in sorted(self.folder.glob("plans/*.json")))
+        return [record for record in records if record is not None]
 
     def stop_file(self, number: int) -> Path:
         """The file whose existence asks the workers of a launch to stop at a checkpoint."""

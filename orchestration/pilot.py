@@ -22,14 +22,16 @@ from fsg.starting_points import Scratch
 from fsg.trainer import TrainConfig
 from orchestration.fresh import as_fresh
 from orchestration.plan import Cell, Standing, total_steps
+from orchestration.system_metrics import SystemMetrics
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step of training, and of one image's evaluation."""
+    """Seconds of a step of training and of one image's evaluation, and the megabytes that a training holds."""
 
     step: float
     image: float
+    megabytes: float = 0.0
 
     def seconds(self, cell: Cell, dataset: Dataset) -> float:
         """Training and evaluation of a whole cell."""
@@ -73,7 +75,9 @@ def pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
     batches = list(itertools.islice(training.dataset.evaluation("test", batch_size=500), -(-images // 500)))
     images = sum(len(labels) for _, labels in batches)
     evaluation = _timed(lambda: evaluate(training.model, batches), device)
-    return Cost(median(times) if times else 0.0, evaluation / images)
+    held = SystemMetrics(training.device).sample()
+    memory = held.get("system/gpu_memory_megabytes", held["system/memory_megabytes"])
+    return Cost(median(times) if times else 0.0, evaluation / images, memory)
 
 
 def _timed(work: Callable[[], object], device: str) -> float:
@@ -113,7 +117,8 @@ class Pilots:
         except BrokenProcessPool:
             self._processes = None
             raise
-        return Cost(mean(cost.step for cost in costs), mean(cost.image for cost in costs))
+        held = max(cost.megabytes for cost in costs)
+        return Cost(mean(cost.step for cost in costs), mean(cost.image for cost in costs), held)
 
 
 def predicted(
@@ -144,7 +149,10 @@ def predicted(
             except Exception:
                 costs[kind] = None
         cost = costs.get(kind)
-        found.append(replace(standing, seconds=cost.seconds(cell, cell.train.data.load()) if cost else None))
+        if cost is not None:
+            seconds = cost.seconds(cell, cell.train.data.load())
+            standing = replace(standing, seconds=seconds, megabytes=cost.megabytes or None)
+        found.append(standing)
     return found
 
 

@@ -14,6 +14,7 @@ from orchestration import figures, report_tables
 from orchestration.evidence import Report, build
 from orchestration.judgement import Line, Trial
 from orchestration.ledger import Ledger
+from orchestration.plan_report import HEADER
 from orchestration.report_tables import TextTable
 from orchestration.report_tables import terminal as table
 from orchestration.study_report import as_data_uri, sections
@@ -51,6 +52,7 @@ def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> s
     low, high = _range(report)
     return environment.get_template(template).render(
         report=report,
+        foretold_header=HEADER,
         results=report_tables.results(report),
         dots={line.label: _dots(report, line, low, high) for line in report.lines},
         strip_range=f"{report.unit.write(low)} to {report.unit.write(high)}" if math.isfinite(low) else "",

@@ -28,6 +28,10 @@ Name = Annotated[
     ),
 ]
 Look = Annotated[int, Constraint(ge=2, strict=True, description="a whole number ≥ 2")]
+GPUs = (
+    Annotated[float, Constraint(ge=0, strict=True, description="a number ≥ 0")]
+    | Annotated[Literal["auto"], Constraint(description="auto")]
+)
 Values = Annotated[list[Any], Constraint(min_length=1, description="a list of one or more values")]
 Overrides = Annotated[dict[str, Any] | None, Constraint(description="a mapping of paths to values")]
 
@@ -37,15 +41,22 @@ class Resources(Settings):
     """What one training may use."""
 
     cpus: int | None = setting(None, "CPUs a training; train.threads unless said otherwise.", ge=1)
-    gpus: float = setting(0.0, "GPUs a training; a fraction shares one.", ge=0)
+    gpus: GPUs = choice(
+        0.0, "GPUs a training; a fraction shares one; auto measures how many trainings a GPU, or these CPUs, do best."
+    )
     max_concurrent: int | None = setting(None, "Trainings at a time; as many as there is room for unless said.", ge=1)
     max_retries: int = setting(3, "How often a training that died is taken up again.", ge=0)
     checkpoint_every: float = setting(60.0, "Seconds between two checkpoints of a training.", gt=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gpus > 1 and self.gpus != int(self.gpus):
+        if self.gpu_share > 1 and self.gpu_share != int(self.gpu_share):
             raise ValueError(f"gpus is {self.gpus} (expected a fraction of one GPU, or a whole number of them)")
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs a training as a number: none as long as `auto` is not measured."""
+        return 0.0 if self.gpus == "auto" else self.gpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -294,7 +294,7 @@ def connected(
     try:
         with _refusing(address):
             _knock(address)
-            ray.init(**options)
+            _start(options, own=address is None)
         with _watched(died) if address is None else nullcontext():
             yield
     finally:
@@ -365,6 +365,17 @@ def _runs(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _start(options: dict[str, Any], own: bool) -> None:
+    """Ray gives a node of its own half a minute to start, which a busy machine may take: then once more."""
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if not own or "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(**options)
 
 
 def python_files(source: Path, target: Path) -> Path:

@@ -80,7 +80,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert len(found["rows"]) == 13
+    assert len(found["rows"]) == 18
     assert all(row["value"] == row["value"] for row in found["rows"])
     assert found["machine"]["processor"]
     assert re.search(r"these figures mean nothing", run.stdout)

@@ -368,7 +368,20 @@ def test_several_objectives_are_told_together(tmp_path: Path) -> None:
 # what survives
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut short", "nonsense"])
+def test_study_may_be_lost_at_any_moment(tmp_path: Path) -> None:
+    one = study(pruner=HALVING, trials=5, seeds=(1000,))
+    undisturbed = Work(tmp_path / "undisturbed", one).go()
+    for legs in range(1, len(undisturbed.legs)):
+        work = Work(tmp_path / str(legs), one).go(until=legs)
+        work.records.journal.unlink()
+        work.searches = work.opened()
+        work.go()
+        assert (work.params, work.states) == (undisturbed.params, undisturbed.states), legs
+        attributes = [frozen.system_attrs for frozen in undisturbed.stored()]
+        assert [frozen.system_attrs for frozen in work.stored()] == attributes, legs
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut short", "nonsense", "another's"])
 @pytest.mark.parametrize("pruner", [HALVING, settings.Median(startup=2)], ids=lambda p: p.name)
 def test_lost_study_is_made_anew_from_the_ledger(tmp_path: Path, damage: str, pruner: settings.PrunerConfig) -> None:
     one = study(pruner=pruner)
@@ -376,7 +389,10 @@ def test_lost_study_is_made_anew_from_the_ledger(tmp_path: Path, damage: str, pr
     work = Work(tmp_path / "lost", one).go(until=9)
     journal = work.records.journal
     content = journal.read_bytes()
-    if damage == "lost":
+    if damage == "another's":
+        other = Work(tmp_path / "other", replace(one, seed=5)).go().records.journal
+        journal.write_bytes(other.read_bytes())
+    elif damage == "lost":
         journal.unlink()
     else:
         journal.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"nonsense\n" + content)

@@ -24,7 +24,7 @@ train:
   batch_size: 16
   init: {name: pretrain, epochs: 1}
 search:
-  trials: 5
+  trials: 4
   space:
     optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}
     optimizer.weight_decay: [0.0, 1.0e-3]
@@ -32,10 +32,10 @@ search:
   pruner: {name: successive_halving, reduction: 2}
   sampler: random
   best: 2
-seeds: [0, 1]
+seeds: [0]
 resources: {checkpoint_every: 0.3, max_concurrent: 1}
 """
-TUNING = SEARCH.replace("search:", "tuning:").replace("trials: 5", "budget: 2").replace(
+TUNING = SEARCH.replace("search:", "tuning:").replace("trials: 4", "budget: 2").replace(
     "    optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}\n", ""
 ) + ("variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}\nreport: {baseline: ste, primary: fsg}\n")
 
@@ -57,32 +57,32 @@ def test_search_whose_driver_is_killed_goes_on_as_if_nothing_had_been(
 ) -> None:
     (folder / "tiny.yaml").write_text(SEARCH)
     undisturbed = launched("tiny.yaml", "--results", "undisturbed")
-    assert undisturbed.wait() == 0, undisturbed.text
+    assert undisturbed.wait(480) == 0, undisturbed.text
     expected = StudyRecords(Ledger(folder / "undisturbed" / "tiny"), "tuned")
 
     ledger = ledger_of(folder)
     records = StudyRecords(ledger, "tuned")
-    for trials in (2, 4):
+    for trials in (2, 3):
         one = launched("tiny.yaml")
-        until(lambda count=trials: len(records.trials()) >= count, one)  # type: ignore[misc]
+        until(lambda count=trials: len(records.trials()) >= count, one, 480)  # type: ignore[misc]
         one.process.kill()
-        one.wait()
+        one.wait(480)
     last = launched("tiny.yaml")
-    assert last.wait() == 0, last.text
+    assert last.wait(480) == 0, last.text
 
     def told(study: StudyRecords) -> list[Any]:
         return [(trial.params, trial.state, trial.intermediate) for trial in study.trials()]
 
     assert told(records) == told(expected)
-    assert len(records.trials()) == 5
+    assert len(records.trials()) == 4
     assert [choice["chosen"] for choice in records.choices()] == [expected.choices()[-1]["chosen"]]
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(records.journal)))
     (study,) = optuna.get_all_study_summaries(storage)
-    assert study.n_trials == 5
+    assert study.n_trials == 4
     looked = looked_at(ledger)
-    assert sorted(looked["train"]) == ["default · seed 0", "default · seed 1", "tuned · seed 0", "tuned · seed 1"]
+    assert sorted(looked["train"]) == ["default · seed 0", "tuned · seed 0"]
     assert set(looked) == {"train", "pretrain"}
-    assert all(label.endswith(("seed 0", "seed 1")) for label in looked["pretrain"])
+    assert all(label.endswith("seed 0") for label in looked["pretrain"])
     states = Counter(ledger.outcome(cell.id).state for cell in ledger.cells() if cell.kind == "trial")
     assert set(states) <= {"done", "pruned"}
     assert states["pruned"]
@@ -105,7 +105,7 @@ def test_tuned_ablation_compares_what_each_variants_own_search_found(
 ) -> None:
     (folder / "tiny.yaml").write_text(TUNING.replace("max_concurrent: 1", "max_concurrent: 2"))
     one = launched("tiny.yaml")
-    assert one.wait() == 0, one.text
+    assert one.wait(480) == 0, one.text
     ledger = ledger_of(folder)
     for name in ("fsg", "ste"):
         records = StudyRecords(ledger, name)
@@ -113,7 +113,7 @@ def test_tuned_ablation_compares_what_each_variants_own_search_found(
         assert len(records.choices()) == 1
         assert {"optimizer.lr", "optimizer.weight_decay"} <= set(records.trials()[0].params)
     assert looked_at(ledger) == {"train": [cell.label for cell in ledger.cells() if cell.kind == "train"]}
-    assert sorted(looked_at(ledger)["train"]) == ["fsg · seed 0", "fsg · seed 1", "ste · seed 0", "ste · seed 1"]
+    assert sorted(looked_at(ledger)["train"]) == ["fsg · seed 0", "ste · seed 0"]
     report = json.dumps((ledger.folder / "report.md").read_text())
     assert "Search: fsg" in report
     assert "Search: ste" in report

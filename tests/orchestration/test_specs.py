@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "8:18: report.metric: got 'test/acuracy' (expected one of test/accuracy, test/loss, validation/accuracy, "
         "validation/loss, train/loss, papers_protocol/test_accuracy; did you mean test/accuracy?)",
     ),
-    "gpus below 0": (appended("resources: {gpus: -1}"), "9:19: resources.gpus: got -1 (expected a number ≥ 0)"),
+    "gpus below 0": (appended("resources: {gpus: -1}"), "9:19: resources.gpus: got -1 (expected a number ≥ 0 or auto)"),
     "one and a half GPUs": (
         appended("resources: {gpus: 1.5}"),
         "9:1: resources: gpus is 1.5 (expected a fraction of one GPU, or a whole number of them)",

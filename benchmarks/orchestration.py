@@ -1,0 +1,379 @@
+"""What orchestration costs: `python -m benchmarks.orchestration` (part of make bench).
+
+Every ratio is of two things measured in the same run, on the same Ray. `--small` runs few trials, to see that it
+works; `--long` adds what takes minutes: 2,000 trials for the driver's memory, and the quick ablation against its plan.
+"""
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measuring import ROOT, Row, number
+from fsg.data import Arrays
+from fsg.models import ResNet
+from fsg.trainer import TrainConfig
+from orchestration import ray_settings
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell, cell_id
+from orchestration.specs import ExperimentSpec, Report, Resources
+
+
+class _Silent:
+    """A listener that notes when cells end."""
+
+    def __init__(self) -> None:
+        self.waits: Callable[[], dict[str, int]] = dict
+        self.ends: list[float] = []
+        self.memory: list[int] = []
+
+    def started(self, cell: Cell) -> None: ...
+    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
+    def again(self, cell: Cell, reason: str) -> None: ...
+
+    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
+        assert state == "done", reason
+        self.note()
+
+    def note(self) -> None:
+        self.ends.append(time.monotonic())
+        if len(self.ends) % 50 == 0:
+            gc.collect()
+            self.memory.append(psutil.Process().memory_info().rss)
+
+
+def _train(folder: Path, epochs: int) -> TrainConfig:
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 255, (80, 8, 8), dtype=np.uint8), np.arange(80) % 4
+    file = folder / "tiny.npz"
+    if not file.exists():
+        np.savez(file, train_images=pixels[:64], train_labels=labels[:64], test_images=pixels[64:],
+                 test_labels=labels[64:])  # fmt: skip
+    data = Arrays(file=str(file), validation=16, crop_padding=0)
+    model = ResNet.Config(depth=8, width=2)
+    return TrainConfig(data=data, model=model, epochs=epochs, batch_size=8, log_every=1, diagnostics=False)
+
+
+def _cells(ledger: Ledger, train: TrainConfig, count: int, first_seed: int = 0) -> list[Cell]:
+    found = []
+    for seed in range(first_seed, first_seed + count):
+        found.append(Cell(cell_id(train, seed), "train", "empty", {}, seed, train))
+        ledger.add(found[-1])
+    return found
+
+
+def _ours(folder: Path, train: TrainConfig, count: int) -> tuple[_Silent, Ledger, list[Cell]]:
+    """Cells through the whole of it, ledger and all, MLflow apart."""
+    from orchestration import tuner
+
+    ledger, heard = Ledger(folder), _Silent()
+    cells = _cells(ledger, train, count)
+    stop = folder / "stop"
+    with contextlib.redirect_stdout(None):
+        tuner.run(ledger, cells, tuner.Slots(), heard, stop_file=stop)
+    return heard, ledger, cells
+
+
+def _bare(count: int) -> _Silent:
+    """As many trials of plain Ray Tune, warm, that do nothing and are tracked by nothing."""
+    from ray import tune
+
+    class Nothing(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None: ...
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {"done": True}
+
+    class Noting(tune.Callback):
+        def __init__(self, heard: _Silent) -> None:
+            self.heard = heard
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.heard.note()
+
+    heard = _Silent()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        tune.run(
+            Nothing, num_samples=count, reuse_actors=True, storage_path=folder, name="bare", verbose=0,
+            callbacks=[Noting(heard)], raise_on_failed_trial=False,
+        )  # fmt: skip
+    return heard
+
+
+def _steady(heard: _Silent) -> float:
+    """Trials a second once both workers are warm: after the first tenth."""
+    skipped = max(2, len(heard.ends) // 10)
+    ends = heard.ends[skipped:]
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def _memory_a_trial(heard: _Silent) -> float:
+    """kB that the driver grew by a finished trial: the slope over the second half of the run."""
+    half = heard.memory[len(heard.memory) // 2 :]
+    if len(half) < 2:
+        return float("nan")
+    slope, _ = np.polyfit(np.arange(len(half)) * 50, half, 1)
+    return float(slope) / 1000
+
+
+def empty_cells(folder: Path, count: int) -> list[Row]:
+    """`epochs: 0`, one Tune trial each, against bare Tune."""
+    ours, _, _ = _ours(folder / "empty", _train(folder, 0), count)
+    bare = _bare(count)
+    rates = _steady(ours), _steady(bare)
+    rows = [
+        Row(
+            f"{count} empty cells, ledger on / bare Tune: trials a second",
+            rates[0] / rates[1],
+            0.7,
+            0.9,
+            at_least=True,
+            measured={"ours": rates[0], "bare": rates[1], "unit": "trials a second"},
+        )
+    ]
+    grown = _memory_a_trial(ours), _memory_a_trial(bare)
+    if count >= 400:
+        rows.append(
+            Row(
+                f"driver memory a finished trial over {count}, ours − bare Tune's",
+                grown[0] - grown[1],
+                10,
+                0,
+                unit=" kB",
+                measured={"ours": grown[0], "bare": grown[1], "unit": "kB"},
+            )
+        )
+    return rows
+
+
+def warm_start(folder: Path, count: int) -> list[Row]:
+    """From the end of a cell to the first training step of the next one on the same worker."""
+    _, ledger, cells = _ours(folder / "warm", _train(folder, 1), count)
+    of_worker: dict[int, list[tuple[int, int]]] = {}
+    for cell in cells:
+        (attempt,) = ledger.attempts(cell.id)
+        first = min(row.time_ms for row in ledger.rows(cell.id))
+        of_worker.setdefault(attempt["pid"], []).append((first, attempt["end"]["ended_at"]))
+    gaps = []
+    for spans in of_worker.values():
+        spans.sort()
+        gaps += [(first - ended) / 1000 for (_, ended), (first, _) in itertools.pairwise(spans)]
+    median = statistics.median(gaps) if gaps else float("nan")
+    return [Row("new trial on a warm worker → its first training step", median, 0.3, unit=" s")]
+
+
+def result_throughput(folder: Path, reports: int, theirs: int) -> list[Row]:
+    """16 torch-free trials that report 4 metrics as fast as they can, until MLflow shows them."""
+    import ray
+    from ray import tune
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    from orchestration.tracking import Tracker
+
+    def values(step: int) -> dict[str, float]:
+        return {f"metric/{n}": float(step + n) for n in range(4)}
+
+    @ray.remote
+    def report_into(results: str, cell: str, count: int) -> None:
+        from orchestration.ledger import Ledger, LedgerRow
+
+        attempt = Ledger(Path(results)).claim(cell, {"device": "none"})
+        for step in range(1, count + 1):
+            attempt.take_over([LedgerRow(step, time.time_ns() // 1_000_000, values(step))])
+            if step % 100 == 0:
+                attempt.checkpoint(b"-", step)
+        attempt.weights("final.pt", b"-")
+        attempt.finish("done", step=count)
+
+    spec = ExperimentSpec(
+        name="throughput", question="", profile=None, variants=("empty",), seeds=tuple(range(16)),
+        resources=Resources(), report=Report(baseline="empty", primary="empty"), points=(),
+        source=Path("throughput.yaml"), text="",
+    )  # fmt: skip
+    ledger = Ledger(folder / "ours" / "throughput")
+    cells = _cells(ledger, _train(folder, 1), 16)
+    tracker = Tracker(ledger, spec)
+    tracker.sync()  # MLflow's import and its database are not what is measured
+    began = time.monotonic()
+    ray.get([report_into.remote(str(ledger.folder), cell.id, reports) for cell in cells])
+    durable = time.monotonic() - began
+    tracker.sync()
+    visible = time.monotonic() - began
+
+    class Reporting(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            return values(self.iteration) | {"done": self.iteration + 1 >= theirs}
+
+    (folder / "theirs").mkdir()
+    callback = MLflowLoggerCallback(f"sqlite:///{folder / 'theirs' / 'mlflow.db'}", experiment_name="throughput")
+    began = time.monotonic()
+    with contextlib.redirect_stdout(None):
+        tune.run(Reporting, num_samples=16, storage_path=str(folder / "theirs"), name="t", verbose=0,
+                 callbacks=[callback])  # fmt: skip
+    rate = 16 * theirs / (time.monotonic() - began)
+    ours = 16 * reports / visible
+    return [
+        Row(
+            "results a second until MLflow shows them / Tune's MLflowLoggerCallback",
+            ours / rate,
+            10,
+            50,
+            at_least=True,
+            measured={"durable": 16 * reports / durable, "visible": ours, "callback": rate, "unit": "results a second"},
+        )
+    ]
+
+
+_SPEC = """
+name: plan
+train:
+  data: {{name: arrays, file: {file}, validation: 16, crop_padding: 0}}
+  model: {{name: resnet, depth: 8, width: 2}}
+  epochs: 1
+  batch_size: 8
+  log_every: 1
+variants: {{{variants}}}
+seeds: {seeds}
+report: {{baseline: v0, primary: v1}}
+"""
+
+
+def _spec(folder: Path, variants: int, seeds: int) -> Path:
+    _train(folder, 1)
+    named = ", ".join(f"v{n}: {{optimizer.lr: {1e-3 + n * 1e-4:.4f}}}" for n in range(variants))
+    path = folder / "plan.yaml"
+    path.write_text(_SPEC.format(file=folder / "tiny.npz", variants=named, seeds=list(range(seeds))))
+    return path
+
+
+def plan(folder: Path) -> list[Row]:
+    """1,000 cells, without the pilot."""
+    from orchestration.launching import Launch
+
+    path = _spec(folder, 8, 125)
+    with Path(os.devnull).open("w") as nowhere:
+        launch = Launch(path, results=folder / "planned", console=Console(file=nowhere))
+        launch.plan(with_pilot=False)  # the first one imports and reads the data
+        began = time.monotonic()
+        launch.plan(with_pilot=False)
+        seconds = time.monotonic() - began
+    return [Row("1,000 cells in --plan, without the pilot, once imported", seconds, 3, 1, unit=" s")]
+
+
+def launch_to_first_step(folder: Path) -> list[Row]:
+    """What a launch takes beyond importing torch and starting Ray with a worker that has imported it too."""
+    path = _spec(folder, 2, 1)
+    bare = (
+        "from orchestration import ray_settings; ray_settings.prepare(None)\n"
+        "import torch\nfrom orchestration import tuner\nimport ray\n"
+        "with tuner.connected(None):\n"
+        "    ray.get(ray.remote(lambda: __import__('torch').__version__).remote())\n"
+        "    import time; print(time.time())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    began = time.time()
+    said = subprocess.run(
+        [sys.executable, "-c", bare], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    floor = float(said.stdout.split()[-1]) - began
+    began = time.time()
+    words = [sys.executable, str(ROOT / "orchestration" / "launch.py"), str(path), "--results", "launched"]
+    subprocess.run(words, cwd=folder, env=environment, capture_output=True, check=True)
+    ledger = Ledger(folder / "launched" / "plan")
+    first = min(row.time_ms for cell in ledger.cells() for row in ledger.rows(cell.id)) / 1000 - began
+    return [
+        Row(
+            "launch → first training step, beyond importing torch and starting Ray",
+            first - floor,
+            2,
+            1,
+            unit=" s",
+            measured={"launch": first, "torch and Ray": floor, "unit": "s"},
+        )
+    ]
+
+
+def quick_ablation(folder: Path) -> list[Row]:
+    """The quick ablation: what was predicted, and how well it filled two places."""
+    from orchestration.launching import slots
+    from orchestration.pilot import Pilots, predicted, wall_clock
+    from orchestration.plan import cells, standings
+    from orchestration.specs import load_spec
+
+    spec = load_spec(ROOT / "configs" / "ablation_hgs.yaml", "quick")
+    ledger, at_a_time = Ledger(folder / "quick" / spec.folder_name), slots(spec)
+    with Pilots("cpu", at_a_time) as pilots:
+        found = predicted(standings(cells(spec), ledger), pilots.measure)
+    expected = wall_clock(found, at_a_time)
+    words = [sys.executable, str(ROOT / "orchestration" / "launch.py"), str(spec.source), "--profile", "quick"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*words, "--results", str(folder / "quick")], env=environment, capture_output=True, check=True)
+    outcomes = [ledger.outcome(cell.id) for cell in cells(spec)]
+    began = min(outcome.started_ms or 0 for outcome in outcomes)
+    took = (max(outcome.finished_ms or 0 for outcome in outcomes) - began) / 1000
+    busy = sum(outcome.seconds for outcome in outcomes) / at_a_time
+    return [
+        Row("quick ablation: predicted / actual time (at least 0.8)", expected / took, 1.25, 1.1),
+        Row("quick ablation: first step to last / (training and evaluation / places)", took / busy, 1.1, 1.03),
+    ]  # fmt: skip
+
+
+def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
+    """The table, line by line."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ray_settings.prepare(None)
+    with tempfile.TemporaryDirectory(prefix="fsg-bench-") as made:
+        folder = Path(made)
+        yield from plan(folder)
+        yield from launch_to_first_step(folder)
+        if long:
+            yield from quick_ablation(folder)
+        from orchestration import tuner
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        with tuner.connected(None):
+            yield from warm_start(folder, 6 if small else 20)
+            yield from empty_cells(folder, 20 if small else 2000 if long else 200)
+            yield from result_throughput(folder, *((200, 2) if small else (2000, 10)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.orchestration", description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="few trials: to see that it works")
+    parser.add_argument("--long", action="store_true", help="2,000 trials, and the quick ablation")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args(arguments)
+    found = list(rows(given.small, given.long))
+    if given.json:
+        print(json.dumps({"rows": [asdict(row) for row in found]}))
+        return
+    table = Table(title="What orchestration costs")
+    for heading in ("measure", "measured", "must", "aim"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for row in found:
+        table.add_row(row.name, f"{number(row.value)}{row.unit}", row.wanted(row.must), row.wanted(row.aim))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""How many trainings share a GPU, or the CPUs of this machine: measured, where a spec says `auto`.
+
+What counts is the throughput of all of them together. So as many pilots run beside each other as would be trained, for
+1, 2, 4, … of them, until memory or CPUs end it; the number with the most steps a second is taken, and of two within a
+twentieth the smaller. `train.threads` is never changed: another number of threads gives other bits.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from orchestration.pilot import pilot
+from orchestration.plan import Cell
+from orchestration.provenance import cores
+
+if TYPE_CHECKING:
+    from orchestration.specs import ExperimentSpec
+
+_AS_GOOD = 0.95
+_MOST = 8
+_OF_MEMORY = 0.9
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """So many trainings beside each other, their steps a second together, and the megabytes that each holds."""
+
+    at_a_time: int
+    steps_a_second: float
+    megabytes: float
+
+
+def tried(most: int) -> list[int]:
+    """The numbers that are measured: 1, 2, 4, 8 as far as `most`, and `most` itself where it is less than 8."""
+    found = [number for number in (1, 2, 4, _MOST) if number <= most]
+    return found if most in found or most > _MOST else [*found, most]
+
+
+def best(measured: Sequence[Sharing]) -> Sharing:
+    """The most steps a second; of two that are as good, the fewer trainings. Raises ValueError where there is none."""
+    if not measured:
+        raise ValueError("not even one training could be measured")
+    most = max(one.steps_a_second for one in measured)
+    return min((one for one in measured if one.steps_a_second >= _AS_GOOD * most), key=lambda one: one.at_a_time)
+
+
+def measure(most: int, room: float, pilots: Callable[[int], tuple[float, float]]) -> list[Sharing]:
+    """What each number of pilots beside each other gives, as far as `room` megabytes go.
+
+    `pilots` runs so many and returns the seconds of a step and the megabytes of one; it raises where they do not fit.
+    """
+    found: list[Sharing] = []
+    for number in tried(most):
+        if found and number * found[-1].megabytes > room:
+            break
+        try:
+            seconds, megabytes = pilots(number)
+            if not seconds:
+                raise ValueError("too few steps in an epoch")
+        except Exception:
+            if not found:
+                raise
+            break
+        found.append(Sharing(number, number / seconds, megabytes))
+    return found
+
+
+def shared(spec: "ExperimentSpec", cells: Sequence[Cell]) -> tuple["ExperimentSpec", str]:
+    """The spec with its `auto` measured on this machine, and what was measured in words.
+
+    The pilot is of the primary variant. Raises what its training raises.
+    """
+    wanted = [cell for cell in cells if cell.kind == "train"] or list(cells)
+    cell = next((one for one in wanted if one.variant == spec.report.primary), wanted[0])
+    if torch.cuda.device_count():
+        room = torch.cuda.get_device_properties(0).total_memory / 1e6 * _OF_MEMORY
+        found = measure(_MOST, room, lambda number: _beside(cell, "cuda", number))
+        chosen = best(found)
+        resources = replace(spec.resources, gpus=1 / chosen.at_a_time)
+        where = "a GPU"
+    else:
+        room = psutil.virtual_memory().available / 1e6 * _OF_MEMORY
+        most = max(1, cores() // (spec.resources.cpus or cell.train.threads))
+        found = measure(most, room, lambda number: _beside(cell, "cpu", number))
+        chosen = best(found)
+        least = min(chosen.at_a_time, spec.resources.max_concurrent or chosen.at_a_time)
+        resources = replace(spec.resources, gpus=0.0, max_concurrent=least)
+        where = "these CPUs"
+    told = ", ".join(f"{one.at_a_time}: {one.steps_a_second:.3g} steps/s, {one.megabytes:.0f} MB each" for one in found)
+    text = f"gpus: auto: {chosen.at_a_time} trainings share {where} ({told})"
+    return replace(spec, resources=resources), text
+
+
+def _beside(cell: Cell, device: str, number: int) -> tuple[float, float]:
+    """Seconds of a step and megabytes of one of so many pilots that run beside each other."""
+    torch.set_num_threads(1)  # a pool of threads would not survive a fork
+    method = "fork" if device == "cpu" else "spawn"
+    with ProcessPoolExecutor(number, mp_context=get_context(method)) as processes:
+        costs = list(processes.map(pilot, [cell] * number, [device] * number))
+    return mean(cost.step for cost in costs), max(cost.megabytes for cost in costs)
