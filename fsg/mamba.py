@@ -47,9 +47,10 @@ class MambaBlock(nn.Module):
     Gu and Dao, Mamba, 2023 (arXiv:2312.00752), with its initialisation.
     """
 
-    def __init__(self, width: int, expand: int, d_state: int, d_conv: int) -> None:
+    def __init__(self, width: int, expand: int, d_state: int, d_conv: int, rank: int | None = None) -> None:
+        """`rank` is that of Δ's projection: width/16, rounded up, unless given."""
         super().__init__()
-        inner, rank = expand * width, math.ceil(width / 16)
+        inner, rank = expand * width, rank or math.ceil(width / 16)
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)

@@ -2,7 +2,8 @@
 
 A trace is an `.npz` of a few training steps of a small network (conv1 – bn1 – ReLU – conv2 – bn2 – ReLU – mean over
 the plane – fc), number by number, in float64. The same training step, estimators, layers and optimizers that users
-run are run on its batches from its initial state, and every recorded tensor is compared:
+run are run on its batches from its initial state, and every recorded tensor is compared; what stands under init/ must
+be used. All sizes are the trace's.
 
     config                                       JSON: method, quantizer, optimizer, sizes, learning rates
     x [steps, b, 3, h, w], y [steps, b]          the batches
@@ -25,11 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fsg.config import Settings
 from fsg.estimators import FSG, LSTMFC, FCGrad, MultiFC
 from fsg.estimators.look_ahead import LookAhead
 from fsg.estimators.metaquant import MetaQuant
 from fsg.layers import quantize
-from fsg.mamba import Mamba
+from fsg.mamba import Mamba, MambaBlock
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import DoReFa, Sign
 from fsg.trainer import train_step
@@ -42,15 +44,15 @@ class TraceError(Exception):
 
 
 class TracedNetwork(nn.Module):
-    """The network of the traces; [b, 3, h, w] → [b, 5]."""
+    """The network of the traces; [b, channels, h, w] → [b, classes]."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3, first: int = 4, second: int = 6, classes: int = 5) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 5)
+        self.conv1 = nn.Conv2d(channels, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.fc = nn.Linear(second, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.bn1(self.conv1(images)).relu()
@@ -61,7 +63,7 @@ class TracedNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Error:
-    """The largest relative error ‖a − b‖/‖b‖ of one kind of tensor, and the key where it stands."""
+    """The largest relative error ‖a − b‖/‖b‖ (‖a‖ where b = 0) of one kind of tensor, and the key where it stands."""
 
     kind: str
     value: float
@@ -70,7 +72,7 @@ class Error:
 
 
 def replay(path: Path) -> tuple[list[Error], list[str]]:
-    """The errors by kind of tensor, worst first, and the recorded keys that were not compared.
+    """The errors by kind of tensor, worst first, and the recorded keys that were not compared (under init/: not used).
 
     Raises TraceError.
     """
@@ -79,11 +81,15 @@ def replay(path: Path) -> tuple[list[Error], list[str]]:
     torch.set_default_dtype(torch.float64)
     try:
         errors: dict[str, Error] = {}
-        compared = {"config", "x", "y", *(key for key in trace if key.startswith("init/"))}
+        compared = {"config", "x", "y"}
         for key, tensor in _run(trace, config):
             if key in trace:
                 compared.add(key)
-                _worse(errors, key, _relative(tensor, trace[key]))
+                if not key.startswith("init/"):
+                    _worse(errors, key, _relative(tensor, trace[key]))
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise TraceError(f"{path}: cannot be replayed ({reason})") from error
     finally:
         torch.set_default_dtype(before)
     return sorted(errors.values(), key=lambda e: -e.value), sorted(set(trace) - compared)
@@ -101,9 +107,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _run(trace: dict[str, Tensor], config: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
     """Every tensor that a trace may hold, under its key, in the order of the computation."""
-    network = TracedNetwork()
-    _load(network, trace, "net", {})
-    quantize(network, _quantizer(config))
+    (first, channels, *_), (second, *_) = trace["init/net/conv1.weight"].shape, trace["init/net/conv2.weight"].shape
+    network = TracedNetwork(channels, first, second, len(trace["init/net/fc.bias"]))
+    yield from _load(network, trace, "net", {})
+    names = [name for name in ("conv1", "conv2", "fc") if name in config["layers"]]
+    if names != config["layers"]:
+        raise TraceError(f"layers {config['layers']}, expected some of conv1, conv2, fc in this order")
+    quantize(network, _quantizer(config), {"conv1", "conv2", "fc"} - set(names))
     estimator = _estimator(config).build(network)
     renamed = (
         {f"linear{i + 1}.weight": f"network.Linear{i}.weight" for i in range(3)}
@@ -111,7 +121,7 @@ def _run(trace: dict[str, Tensor], config: dict[str, Any]) -> Iterable[tuple[str
         else {}
     )
     for name, net in estimator.nets.items():
-        _load(net, trace, name, renamed)
+        yield from _load(net, trace, name, renamed)
     optimizer = _optimizer(config).build(network)
     for t, (images, labels) in enumerate(zip(trace["x"], trace["y"], strict=True)):
         generated = _generated(estimator) if t else {}
@@ -143,17 +153,24 @@ def _generated(estimator: LookAhead) -> dict[str, list[Tensor]]:
     return {"fast_grad": unpack(estimator.fast_gradient), "slow_grad": unpack(estimator.slow_gradient)}
 
 
-def _load(module: nn.Module, trace: dict[str, Tensor], part: str, names: dict[str, str]) -> None:
-    state = {name: trace[f"init/{part}/{names.get(name, name)}"] for name in module.state_dict()}
-    module.load_state_dict(state)
+def _load(
+    module: nn.Module, trace: dict[str, Tensor], part: str, names: dict[str, str]
+) -> Iterable[tuple[str, Tensor]]:
+    """Yields what was loaded, under its key."""
+    keys = {name: f"init/{part}/{names.get(name, name)}" for name in module.state_dict()}
+    module.load_state_dict({name: trace[key] for name, key in keys.items()})
+    for key in keys.values():
+        yield key, trace[key]
 
 
 def _quantizer(config: dict[str, Any]) -> DoReFa | Sign:
-    if (config["weight_bits"], config["activation_bits"]) != (1, 32):
+    bits = config["weight_bits"]
+    if config["activation_bits"] != 32 or (bits != 1 and config["quantizer"] == "bwn"):
         raise TraceError(
-            f"{config['weight_bits']}-bit weights and {config['activation_bits']}-bit activations, not 1 and 32"
+            f"{bits}-bit weights and {config['activation_bits']}-bit activations, expected 32-bit activations "
+            "and, for bwn, 1-bit weights"
         )
-    return _one_of({"dorefa": DoReFa, "bwn": Sign}, config, "quantizer")()
+    return _one_of({"dorefa": lambda: DoReFa(weight_bits=bits), "bwn": Sign}, config, "quantizer")()
 
 
 def _optimizer(config: dict[str, Any]) -> SGD | Adam:
@@ -161,12 +178,37 @@ def _optimizer(config: dict[str, Any]) -> SGD | Adam:
     return _one_of(rules, config, "optimizer")()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _RankedMamba(Mamba):
+    """With a rank of its own for the projection of Δ."""
+
+    dt_rank: int = 1
+
+    def build(self, width: int) -> MambaBlock:
+        return MambaBlock(width, self.expand, self.d_state, self.d_conv, self.dt_rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReleasedFSG(FSG.Config):
+    """At any slow weight: the released code has both nets always, and its update is the fast gradient."""
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+
+    def build(self, model: nn.Module) -> FSG:
+        return FSG(self, model, idle=True)
+
+
 def _estimator(config: dict[str, Any]) -> Any:
     def fsg() -> FSG.Config:
-        mamba = Mamba(expand=config["expand"], d_state=config["d_state"], d_conv=config["d_conv"])
-        return FSG.Config(
+        mamba = _RankedMamba(
+            expand=config["expand"], d_state=config["d_state"], d_conv=config["d_conv"], dt_rank=config["dt_rank"]
+        )
+        if config["d_model"] != 1:
+            raise TraceError(f"d_model {config['d_model']}, expected 1: a token is one element")
+        return _ReleasedFSG(
             semantics="released", start="random", applied="previous", slow_weight=config["alpha"],
-            history_length=config["history_length"], chunk_size=1, layer_embedding_dim=config["d_model"],
+            history_length=config["history_length"], chunk_size=1, layer_embedding_dim=1,
             slow_net=mamba, hidden=config["hidden"], nonlinearity=config["nonlinearity"] or "linear",
             fast_lr=config["fast_lr"], slow_lr=config["slow_lr"],
         )  # fmt: skip
@@ -195,7 +237,7 @@ def _relative(measured: Tensor, recorded: Tensor) -> float:
         return math.inf
     difference = float((measured.detach().double() - recorded.double()).norm())
     size = float(recorded.double().norm())
-    error = difference / size if size else (0.0 if difference == 0 else math.inf)
+    error = difference / (size or 1.0)
     return error if error == error else math.inf
 
 
@@ -226,7 +268,7 @@ def main() -> int:
             print(f"  {error.kind:<18}{error.compared:>8}  {error.value:<24.2e}{error.key}")
         for key in missed:
             print(f"  not compared: {key}")
-        agrees = not missed and all(e.value <= arguments.tolerance for e in errors)
+        agrees = bool(errors) and not missed and all(e.value <= arguments.tolerance for e in errors)
         print(f"  {'agrees' if agrees else 'DIFFERS'} (tolerance {arguments.tolerance:g})")
         good = good and agrees
     return 0 if good else 1

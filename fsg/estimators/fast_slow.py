@@ -78,7 +78,8 @@ class FSG(LookAhead):
         def build(self, model: nn.Module) -> "FSG":
             return FSG(self, model)
 
-    def __init__(self, config: "FSG.Config", model: nn.Module) -> None:
+    def __init__(self, config: "FSG.Config", model: nn.Module, *, idle: bool = False) -> None:
+        """`idle`: whether a net whose gradient has no weight is there as well, as it is in the released code."""
         super().__init__(model)
         self.config = config
         self.identity = config.start == "identity"
@@ -86,10 +87,10 @@ class FSG(LookAhead):
         self.fast: FastNet | None = None
         self.slow: SlowNet | None = None
         self.average_decay: float | None = None
-        if config.slow_weight < 1:
+        if config.slow_weight < 1 or idle:
             self.fast = FastNet(config.hidden, config.nonlinearity)
             self.teach("fast", self.fast, config.fast_lr)
-        if uses_slow := config.slow_weight > 0:
+        if uses_slow := config.slow_weight > 0 or idle:
             if isinstance(config.slow_net, EMA):
                 self.average_decay = config.slow_net.decay
             else:

@@ -160,11 +160,49 @@ def test_handles_a_layer_of_a_single_weight(config: Any) -> None:
     assert torch.isfinite(model[0].weight).all()
 
 
-def test_fsg_handles_a_layer_of_2_4_million_weights() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 33_334, bias=False), nn.Linear(33_334, 3, bias=False))
-    model, estimator, optimizer = built(FSG.Config(), model)
-    steps(model, estimator, optimizer, 0, 3)
-    assert torch.isfinite(model[1].weight).all()
+LARGE = {
+    **{name: config for name, config in ESTIMATORS.items() if config.name != "fsg"},
+    "fsg": FSG.Config(),
+    "fsg_released": FSG.Config(semantics="released", start="random", applied="previous"),
+    "fsg_nonlinear": FSG.Config(hidden=6, nonlinearity="tanh"),
+    "ema": FSG.Config(slow_net=EMA()),
+    "lstm": FSG.Config(slow_net=LSTM(hidden=5)),
+}
+
+
+@pytest.mark.parametrize("config", LARGE.values(), ids=LARGE.keys())
+def test_handles_layers_from_a_single_weight_to_2_4_million(config: Any) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 1, 1, bias=False, groups=1), nn.Flatten(), nn.Linear(36, 1, bias=False),
+        nn.Linear(1, 1, bias=False), nn.Linear(1, 66_667, bias=False), nn.Linear(66_667, 36), nn.Linear(36, 3),
+    )  # fmt: skip
+    model, estimator, optimizer = built(config, model)
+    assert {w.numel() for w in estimator.weights} >= {1, 66_667 * 36} or isinstance(estimator, FullPrecision)
+    steps(model, estimator, optimizer, 0, 2)
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@every_estimator
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e6])
+def test_gradients_stay_finite_whatever_the_quantized_weights_gradient_is(config: Any, value: float) -> None:
+    """All zero, constant or huge, in every layer, for more steps than the history is long."""
+    model, estimator, optimizer = built(config)
+    for t in range(5):
+        images = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(t))
+        weights = estimator.propose(model, lr=0.01, progress=t / 5)
+        loss = nn.functional.cross_entropy(functional_call(model, weights, (images,)), torch.arange(8) % 3)
+        optimizer.zero_grad()
+        estimator.zero_grad()
+        loss.backward()
+        for quantized in getattr(estimator, "quantized", []):
+            quantized.grad = torch.full_like(quantized, value)
+        if estimator.update(model):
+            for layer in estimator.layers.values():
+                assert torch.isfinite(layer.weight.grad).all()
+            optimizer.step(0.01)
 
 
 @every_estimator
