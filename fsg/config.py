@@ -6,8 +6,11 @@ that a YAML file and a notebook are held to the same ones.
 """
 
 import dataclasses
+import functools
+import numbers
 import operator
-from typing import Any, ClassVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 _BOUNDS = {"ge": (operator.ge, "≥"), "gt": (operator.gt, ">"), "le": (operator.le, "≤"), "lt": (operator.lt, "<")}
 
@@ -35,7 +38,7 @@ def choice(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of all settings: unknown names are refused, and bounds are checked on construction.
+    """Base of all settings: unknown names are refused; numbers, choices and bounds are checked on construction.
 
     Raises ValueError with the field, its value and the valid range.
     """
@@ -43,8 +46,11 @@ class Settings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if expected := _unfit(value, hints.get(field.name)):
+                raise ValueError(f"{type(self).__qualname__}: {field.name} is {value!r}, expected {expected}")
             for bound, (holds, sign) in _BOUNDS.items():
                 limit = field.metadata.get(bound)
                 if limit is not None and isinstance(value, int | float) and not holds(value, limit):
@@ -58,6 +64,28 @@ class Settings:
                 value = getattr(self, field.name)
                 named[field.name] = value.identity() if isinstance(value, Settings) else value
         return named
+
+
+@functools.cache
+def _hints(cls: type[Settings]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError:  # a class of a user's, in a function say: its own names cannot be found from here
+        return {}
+
+
+def _unfit(value: Any, hint: Any) -> str | None:
+    """What was expected of a number or a choice, `Literal[…]`, that is none; None for what is well."""
+    if get_origin(hint) is Literal:
+        fits = any(value == option and type(value) is type(option) for option in get_args(hint))
+        return None if fits else f"one of {', '.join(map(str, get_args(hint)))}"
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [kind for kind in options if kind is not type(None)]
+    if kinds not in ([int], [float]) or (value is None and len(kinds) < len(options)):
+        return None
+    whole = kinds == [int]
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    return None if fits else "a whole number" if whole else "a number"
 
 
 def to_dict(config: Settings) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
     had. Raises ValueError for a pattern without a layer, for lazy layers that have no weights yet, and where no layer
     is left to quantize.
     """
+    if isinstance(quantizer, type):
+        raise ValueError(f"the quantizer is a class, expected an instance: {quantizer.__name__}()")
     if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
         raise ValueError(f"{lazy[0]} has no shape yet, expected a model that has seen a batch (lazy layers)")
     layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if type(m) in _QUANTIZED}

@@ -178,6 +178,8 @@ class Bop(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.others, SGD | Adam):
+            raise ValueError(f"others is {self.others!r}, expected SGD or Adam")
         if self.others.clip_latent is not None:
             raise ValueError(f"others.clip_latent is {self.others.clip_latent}: bop has no latent weights to clip")
 

@@ -170,12 +170,21 @@ def _quantizer(config: dict[str, Any]) -> DoReFa | Sign:
             f"{bits}-bit weights and {config['activation_bits']}-bit activations, expected 32-bit activations "
             "and, for bwn, 1-bit weights"
         )
-    return _one_of({"dorefa": lambda: DoReFa(weight_bits=bits), "bwn": Sign}, config, "quantizer")()
+    return _one_of({"dorefa": lambda: _DoReFa(weight_bits=bits), "bwn": Sign}, config, "quantizer")()
 
 
 def _optimizer(config: dict[str, Any]) -> SGD | Adam:
     rules = {"sgd": lambda: SGD(lr=config["lr"]), "adam": lambda: Adam(lr=config["lr"], epsilon="uncorrected")}
     return _one_of(rules, config, "optimizer")()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DoReFa(DoReFa):
+    """With any number of bits."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.weight_bits <= 8:
+            raise TraceError(f"weight_bits {self.weight_bits}, expected 1 to 8")
 
 
 @dataclass(frozen=True, kw_only=True)

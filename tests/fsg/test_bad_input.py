@@ -20,7 +20,7 @@ from fsg.history import ChunkLayout, GradientHistory
 from fsg.hypernetworks import EMA, Mamba
 from fsg.layers import quantize
 from fsg.models import ResNet
-from fsg.optimizers import SGD, Adam
+from fsg.optimizers import SGD, Adam, Bop
 from fsg.quantizers import DoReFa, Sign
 from fsg.schedules import Constant
 from fsg.trainer import TrainConfig, Training
@@ -41,6 +41,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "chunk_size of a layout": (lambda: ChunkLayout(SHAPES, 0), "chunk_size is 0, expected ≥ 1"),
     "K": (lambda: FSG.Config(history_length=0), "history_length is 0, expected ≥ 1"),
     "K of a history": (lambda: GradientHistory(0, (2,), torch.zeros(1)), "history length is 0, expected ≥ 1"),
+    "chunk_size of a half": (lambda: FSG.Config(chunk_size=2.5), "chunk_size is 2.5, expected a whole number"),
+    "chunk_size of yes": (lambda: FSG.Config(chunk_size=True), "chunk_size is True, expected a whole number"),
+    "chunk_size in words": (lambda: FSG.Config(chunk_size="64"), "chunk_size is '64', expected a whole number"),
+    "no K": (lambda: FSG.Config(history_length=None), "history_length is None, expected a whole number"),
+    "learning rate in words": (lambda: Adam(lr="1e-3"), "lr is '1e-3', expected a number"),
+    "no number": (lambda: Adam(lr=float("nan")), "lr is nan, expected > 0"),
+    "semantics": (lambda: FSG.Config(semantics="relesed"), "semantics is 'relesed', expected one of released, paper"),
+    "nonlinearity": (lambda: FSG.Config(nonlinearity="gelu"), "nonlinearity is 'gelu', expected one of linear, relu"),
+    "bits": (lambda: DoReFa(weight_bits=3), "weight_bits is 3, expected one of 1, 2, 4"),
+    "a quantizer's class": (lambda: quantize(nn.Linear(2, 2), DoReFa), r"is a class, expected an instance: DoReFa\(\)"),
+    "bop in bop": (lambda: Bop(others=Bop()), r"others is Bop\(.*, expected SGD or Adam"),
     "slow weight": (lambda: FSG.Config(slow_weight=1.5), "slow_weight is 1.5, expected ≤ 1"),
     "layer embedding": (lambda: FSG.Config(layer_embedding_dim=0), "layer_embedding_dim is 0, expected ≥ 1"),
     "mamba": (lambda: Mamba(expand=0), "expand is 0, expected ≥ 1"),

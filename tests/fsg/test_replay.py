@@ -70,7 +70,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fcgrad, relu, adam": (config_of("fcgrad", nonlinearity="relu", hidden=3), {}),
     "fcgrad, bwn, tanh": (config_of("fcgrad", quantizer="bwn", nonlinearity="tanh", optimizer="sgd", lr=0.5), {}),
     "lstmfc, bwn, sgd": (config_of("lstmfc", quantizer="bwn", optimizer="sgd", lr=0.5, hidden=2), {}),
-    "lstmfc, two bits": (config_of("lstmfc", weight_bits=2, hidden=1, steps=3), {"batch": 5, "size": 6}),
+    "lstmfc, three bits": (config_of("lstmfc", weight_bits=3, hidden=1, steps=3), {"batch": 5, "size": 6}),
 }
 
 
