@@ -67,7 +67,7 @@ class Settings:
 
 
 @functools.cache
-def _hints(cls: type[Settings]) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     try:
         return get_type_hints(cls)
     except NameError:  # a class of a user's, in a function say: its own names cannot be found from here

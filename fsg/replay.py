@@ -110,10 +110,10 @@ def _run(trace: dict[str, Tensor], config: dict[str, Any]) -> Iterable[tuple[str
     (first, channels, *_), (second, *_) = trace["init/net/conv1.weight"].shape, trace["init/net/conv2.weight"].shape
     network = TracedNetwork(channels, first, second, len(trace["init/net/fc.bias"]))
     yield from _load(network, trace, "net", {})
-    names = [name for name in ("conv1", "conv2", "fc") if name in config["layers"]]
-    if names != config["layers"]:
+    layers = [name for name in ("conv1", "conv2", "fc") if name in config["layers"]]
+    if layers != config["layers"]:
         raise TraceError(f"layers {config['layers']}, expected some of conv1, conv2, fc in this order")
-    quantize(network, _quantizer(config), {"conv1", "conv2", "fc"} - set(names))
+    quantize(network, _quantizer(config), {"conv1", "conv2", "fc"} - set(layers))
     estimator = _estimator(config).build(network)
     renamed = (
         {f"linear{i + 1}.weight": f"network.Linear{i}.weight" for i in range(3)}
