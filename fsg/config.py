@@ -46,7 +46,8 @@ class Settings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        kind: Any = type(self)
+        hints = _hints(kind)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if expected := _unfit(value, hints.get(field.name)):
