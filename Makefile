@@ -1,9 +1,10 @@
 # Everything happens in .venv, made on first use from requirements.lock.
 PYTHON ?= python3.11
 RESULTS ?= results
+KILLS ?= 20
 BIN := .venv/bin
 
-.PHONY: help run test test-slow test-browser test-cluster cluster-up cluster-down lint types schema bench bench-record \
+.PHONY: help run test test-slow test-browser test-cluster cluster-up cluster-down lint types schema chaos bench-checkpoints bench bench-record \
   lock clean
 
 help:  ## this list
@@ -40,6 +41,12 @@ types: .venv/.installed  ## mypy, strict
 
 schema: .venv/.installed  ## write configs/spec.schema.json anew
 	$(BIN)/fsg schema > configs/spec.schema.json
+
+chaos: .venv/.installed  ## the quick ablation under random kills (KILLS=20), compared byte by byte with one in peace
+	$(BIN)/python -m benchmarks.chaos --kills $(KILLS) --seed 0
+
+bench-checkpoints: .venv/.installed  ## what a checkpoint costs, its size, and how soon a resumed cell trains again
+	$(BIN)/python -m benchmarks.checkpoints
 
 bench: .venv/.installed  ## ratios measured in one run; see docs/performance.md
 	$(BIN)/python -m benchmarks

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sqlite3
@@ -33,6 +34,7 @@ import torch
 
 from fsg import checkpoint
 from orchestration.ledger import Ledger
+from orchestration.verify import OF_THE_MACHINE
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("driver", "worker", "raylet", "head", "tracking server")
@@ -116,8 +118,11 @@ class Run:
             command, cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
-    def run(self, gaps: Sequence[float], draw: random.Random) -> None:
-        """Until it is done, with a kill after each of these gaps of seconds."""
+    def run(self, gaps: Sequence[float], draw: random.Random, cells: int = 0) -> None:
+        """Until it is done, with a kill after each of these gaps of seconds.
+
+        Of so many `cells`, each kill comes at the latest when its part is done: all of them come before the end.
+        """
         began, left = time.monotonic(), list(gaps)
         driver, last = self.launch(), time.monotonic()
         while True:
@@ -127,11 +132,15 @@ class Run:
                 if len(self.launched) > len(gaps) + 10:
                     raise RuntimeError(f"it does not come to an end: {self.output.name}")
                 driver = self.launch()
-            if left and time.monotonic() - last >= left[0]:
+            late = cells * (1 + len(gaps) - len(left)) / (len(gaps) + 1)
+            if left and (time.monotonic() - last >= left[0] or self._done() >= late):
                 left.pop(0)
                 self._kill(driver, draw)
                 last = time.monotonic()
         self.seconds = time.monotonic() - began
+
+    def _done(self) -> int:
+        return len({path.parent.parent for path in self.folder.glob("*/trials/*/*/final.pt")})
 
     def _kill(self, driver: subprocess.Popen[str], draw: random.Random) -> None:
         kind = draw.choice(KINDS)
@@ -157,7 +166,7 @@ class Run:
             if kind == "tracking server":
                 return [psutil.Process(self.server.process.pid)]
             if kind == "worker":
-                return [one for one in below if "CellTrainable" in " ".join(one.cmdline()[:1])][:1]
+                return [one for one in below if re.match(r"ray::.*Trainable", " ".join(one.cmdline()))][:1]
             return [one for one in below if one.name() == _NAMES[kind]]
         except psutil.Error:
             return []
@@ -176,10 +185,10 @@ class Run:
 # What is compared
 
 
-def values_of(ledger: Ledger, cell_id: str, timings: bool = False) -> list[tuple[int, str, float]]:
-    """Every value of a cell, as often as it is there."""
+def values_of(ledger: Ledger, cell_id: str, whole: bool = False) -> list[tuple[int, str, float]]:
+    """Every value of a cell, as often as it is there; `whole`, with those in which the machine has a say."""
     rows = ((row.step, name, value) for row in ledger.rows(cell_id) for name, value in row.values.items())
-    return sorted(row for row in rows if timings or not row[1].startswith("time/"))
+    return sorted(row for row in rows if whole or not row[1].startswith(OF_THE_MACHINE))
 
 
 def tensors_of(ledger: Ledger, cell_id: str) -> dict[str, bytes]:
@@ -234,7 +243,7 @@ def compare(calm: Ledger, chaos: Ledger, server: TrackingServer) -> dict[str, tu
     results["rows lost"] = sum(lost for lost, _ in rows.values()), count
     results["rows doubled"] = sum(doubled for _, doubled in rows.values()), count
     sent, runs, statuses = in_mlflow(server)
-    kept = {i: values_of(chaos, i, timings=True) for i in cells}
+    kept = {i: values_of(chaos, i, whole=True) for i in cells}
     names = {name for values in kept.values() for _, name, _ in values}
     in_runs = {i: [(s, name, v) for s, name, v, _ in sent.get(i, []) if name in names] for i in cells}
     told = {i: multiset(in_runs[i], kept[i]) for i in cells}
@@ -271,7 +280,7 @@ def main() -> int:
     gaps = [draw.uniform(0.0, 2.0) * typical for _ in range(chosen.kills)]
     with (folder / "chaos.txt").open("w") as output, serving(folder / "chaos-mlflow") as server:
         chaos = Run(folder / "chaos", command, server, output)
-        chaos.run(gaps, draw)
+        chaos.run(gaps, draw, len(calm.ledger.cells()))
         server.wait()
         sync = [sys.executable, "-c", _FSG, "sync", str(chaos.ledger.folder)]
         subprocess.run([*sync, "--tracking-uri", server.uri], cwd=ROOT, stdout=output, stderr=output, check=True)

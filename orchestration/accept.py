@@ -21,7 +21,7 @@ from orchestration import provenance
 from orchestration.fresh import as_fresh
 from orchestration.ledger import Held, Ledger
 from orchestration.plan import Cell, cell_today, numerics_of
-from orchestration.verify import other_rows, rows_of
+from orchestration.verify import OF_THE_MACHINE, other_rows, rows_of
 
 STEPS = 50
 ACCEPTED, REFUSED, BAD_INPUT = 0, 1, 2
@@ -105,7 +105,7 @@ def _why_not(ledger: Ledger, cell: Cell, device: str) -> str | None:
             return f"it diverges now: {error}"
     except (OSError, ValueError, RuntimeError) as error:
         return " ".join(str(error).split())
-    now = {place: value for place, value in now.items() if not place[1].startswith("time/")}
+    now = {place: value for place, value in now.items() if not place[1].startswith(OF_THE_MACHINE)}
     before = {place: value for place, value in rows_of(ledger, cell).items() if place[0] <= reached}
     if not before:
         return f"nothing is recorded of its first {reached} steps to compare with"

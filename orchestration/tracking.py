@@ -56,6 +56,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows wh
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own seven would hold up the end of a launch for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }

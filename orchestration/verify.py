@@ -2,7 +2,8 @@
 
 A cell's training is started in a process of its own over a scratch ledger, killed (SIGKILL) at a random moment of a
 random step, and gone on with in another process from whatever checkpoint the first one left. What is compared is the
-digest of the final state (`fsg.checkpoint.digest`), every row, and the diagnostics: timings alone may differ.
+digest of the final state (`fsg.checkpoint.digest`), every row, and the diagnostics: timings and what was seen of the
+machine may differ.
 """
 
 import math
@@ -21,12 +22,13 @@ from typing import Any
 from rich.console import Console
 
 import fsg
-from orchestration import provenance
+from orchestration import provenance, system_metrics
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, total_steps
 from orchestration.training import CellTraining
 
 SAME, DIFFERENT, BAD_INPUT = 0, 1, 2
+OF_THE_MACHINE = ("time/", system_metrics.PREFIX)
 _MOST_NAMED = 3
 _FEWEST_STEPS = 3  # of a training that is killed on the way
 
@@ -190,9 +192,9 @@ def main(scratch: str, cell_id: str, device: str, own: str, *checkpoints: str) -
 
 
 def rows_of(ledger: Ledger, cell: Cell) -> dict[tuple[int, str], float]:
-    """Every value that is recorded of a cell, by step and name, but for timings."""
+    """Every value that is recorded of a cell, by step and name, but for what the machine has a say in."""
     values = ((row.step, name, value) for row in ledger.rows(cell.id) for name, value in row.values.items())
-    return {(step, name): value for step, name, value in values if not name.startswith("time/")}
+    return {(step, name): value for step, name, value in values if not name.startswith(OF_THE_MACHINE)}
 
 
 def other_rows(before: dict[tuple[int, str], float], now: dict[tuple[int, str], float]) -> list[str]:
