@@ -2,11 +2,15 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from orchestration.bundle import Opened
 
 app = typer.Typer(
     name="fsg",
@@ -171,6 +175,80 @@ def accept(folder: Folder) -> None:
 
 
 @app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="An experiment's folder of results.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+) -> None:
+    """Show what two experiments differ in, field by field, and how the metric moved, with intervals."""
+    from rich.console import Console
+
+    from orchestration import compare
+
+    with _one_line_errors():
+        compare.show(before, after, Console())
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; RESULTS.fsg.zip unless said.")
+    ] = None,
+) -> None:
+    """Pack an experiment into one file: spec, lock file, ledger, checksums, report."""
+    from orchestration import bundle
+
+    with _one_line_errors():
+        print(bundle.pack(folder, output))
+
+
+@app.command(name="open")
+def open_bundle(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that fsg bundle made.")],
+    into: Annotated[Path | None, typer.Option(help="Unpack it into this new folder.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run again what it describes, and compare.")] = False,
+) -> None:
+    """Check every byte of a bundle, offline, and say what is in it and how to run it again.
+
+    Exit status: as that of a launch with --run; otherwise 0, or 2 for a bundle that is not what it says.
+    """
+    from orchestration import bundle
+
+    with _one_line_errors():
+        opened = bundle.check(path)
+        folder = into or Path(f"{opened.experiment}-opened")
+        results = folder / "again"
+        for line in bundle.described(opened, folder, results):
+            print(line, flush=True)
+        if into is not None or run:
+            bundle.unpack(opened, folder)
+        if run:
+            raise typer.Exit(_run_again(opened, folder, results))
+
+
+@app.command()
+def reproduce(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")],
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, its beginning, or its label.")],
+) -> None:
+    """Train one cell anew, and say whether it agrees: bit for bit, or by its metrics.
+
+    Exit status: 0 it agrees, 1 it does not, 2 there is no such cell.
+    """
+    from rich.console import Console
+
+    from orchestration import reproduce
+
+    with _one_line_errors():
+        status = Console(stderr=True).status("training it again")
+        with status:
+            answer = reproduce.reproduce(folder, cell, lambda line: status.update(f"training it again: {line}"))
+        for line in answer.lines:
+            print(line)
+        raise typer.Exit(0 if answer.agrees else 1)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
     import json
@@ -178,6 +256,31 @@ def schema() -> None:
     from orchestration.specs import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What is wrong with what was asked for, in a line, and exit status 2."""
+    from orchestration.bundle import BundleError
+
+    try:
+        yield
+    except (OSError, ValueError, BundleError) as error:
+        print(str(error).strip().splitlines()[0], file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _run_again(opened: "Opened", folder: Path, results: Path) -> int:
+    from rich.console import Console
+
+    from orchestration import compare
+    from orchestration.launching import Launch
+
+    profile, sets = opened.manifest["profile"], tuple(opened.manifest["sets"])
+    status = Launch(opened.spec(folder), profile, sets, results).run()
+    if (results / opened.experiment).is_dir():
+        compare.show(folder / "results" / opened.experiment, results / opened.experiment, Console())
+    return status
 
 
 def _elsewhere(verb: str, address: str, name: str | None) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestration import convergence
+from orchestration import convergence, layer_maps
 from orchestration.figures import Panel
 from orchestration.judgement import Line, Measure, Trial, Unit, lines_of
 from orchestration.ledger import Ledger
@@ -45,7 +45,10 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say about an experiment. The first of `measured` is the metric that was asked for."""
+    """What there is to say about an experiment. The first of `measured` is the metric that was asked for.
+
+    `changes` is the diff of uncommitted code.
+    """
 
     folder: Path
     name: str
@@ -60,6 +63,9 @@ class Report:
     warnings: tuple[str, ...]
     panels: tuple[tuple[Panel, ...], ...]
     provenance: dict[str, str]
+    layers: dict[str, list[layer_maps.Map]]
+    spec_text: str
+    changes: str
     launches: tuple[dict[str, Any], ...]
     command: str
     foretold: tuple[Foretold, ...] = ()
@@ -134,10 +140,17 @@ def build(ledger: Ledger) -> Report:
         ),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
         provenance=_provenance(launches),
+        layers=layer_maps.maps({line.short_label: _diagnostics(ledger, line) for line in lines}),
+        spec_text=launch["spec_text"],
+        changes=launch.get("git_diff") or "",
         launches=tuple(launches),
         command=launch["command"],
         foretold=tuple(foretold(ledger, trials)),
     )
+
+
+def _diagnostics(ledger: Ledger, line: Line) -> list[list[dict[str, Any]]]:
+    return [ledger.diagnostics(trial.cell.id) for trial in line.planned if trial.state == "done"]
 
 
 def _measured(trials: Sequence[Trial], asked: Asked, plan: SeedPlan) -> Iterable[Measured]:

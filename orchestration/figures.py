@@ -1,5 +1,6 @@
 """Convergence curves: a mean line, a band from the lowest to the highest seed, and each curve's name at its end."""
 
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -50,29 +51,39 @@ class Panel:
 
 
 def inline_svg(panel: Panel) -> str:
-    """The panel as an `<svg>` element of a page: no prolog, no size of its own, a name for screen readers."""
+    """The panel as an `<svg>` element of a page, with a name for screen readers."""
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     _draw(figure.subplots(), panel)
+    return inline(figure, panel.title, f"{panel.title}: {panel.y_label} by {panel.x_label}")
+
+
+def inline(figure: Figure, name: str, label: str) -> str:
+    """A figure as an `<svg>` element: no prolog, no size of its own, ids that no other `name` on the page has."""
     text = re.sub(r"^.*?(?=<svg)", "", _svg(figure), flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     element, rest = text.split(">", 1)
-    element = re.sub(r'\s(width|height|xmlns:xlink|version)="[^"]*"', "", element)
-    prefix = re.sub(r"\W+", "-", panel.title.lower())
-    rest = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{prefix}-", rest)  # two panels on a page, no id twice
-    return f'{element} role="img" aria-label="{panel.title}: {panel.y_label} by {panel.x_label}">{rest}'
+    element = re.sub(r'\s(width|height|version)="[^"]*"', "", element)
+    prefix = re.sub(r"\W+", "-", name.lower())
+    rest = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{prefix}-", rest)
+    return f'{element} role="img" aria-label="{html.escape(label)}">{rest}'
 
 
 def save(rows: Sequence[Sequence[Panel]], folder: Path, name: str) -> list[Path]:
     """All panels as one figure, `<name>.svg` and `<name>.png`, a row a grid point; none where there is none."""
     if not rows:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(6.0 * columns, 4.0 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, row in zip(grid, rows, strict=True):
         for axes, panel in zip(axes_row, row, strict=True):
             _draw(axes, panel)
+    return save_figure(figure, folder, name)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """`<name>.svg` and `<name>.png` in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     svg.write_text(_svg(figure))
     with matplotlib.rc_context(_STYLE):
@@ -82,6 +93,9 @@ def save(rows: Sequence[Sequence[Panel]], folder: Path, name: str) -> list[Path]
 
 def _svg(figure: Figure) -> str:
     with matplotlib.rc_context(_STYLE):
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # it is laid out: to do so at every drawing takes longer than to draw
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -408,6 +408,8 @@ class Launch:
             "numerics": fsg.NUMERICS,
             "versions": provenance.versions(),
             "hardware": provenance.hardware(),
+            "data": dict(sorted((c.train.data.title(), c.train.data.fingerprint()) for c in planned)),
+            "git_diff": provenance.uncommitted(),
             **provenance.code(),
         }
 
@@ -454,7 +456,8 @@ def report_of(folder: Path) -> int:
     console = Console()
     console.print(report.table(built))
     for path in paths:
-        console.print(str(path), soft_wrap=True, highlight=False)
+        if path.parent == built.folder:
+            console.print(str(path), soft_wrap=True, highlight=False)
     return DONE
 
 

@@ -280,16 +280,7 @@ class Ledger:
 
     def record_launch(self, record: dict[str, Any]) -> int:
         """Keep what is launched; returns the launch's number."""
-        folder = self.folder / "launches"
-        folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()), default=0)
-        while True:
-            number += 1
-            try:
-                write_sealed(folder / f"{number:04d}.json", record)
-                return number
-            except FileExistsError:
-                continue
+        return self._numbered("launches", record)
 
     def record_launch_end(self, number: int, record: dict[str, Any]) -> None:
         """Keep how a launch ended: it joins the launch's record."""
@@ -360,6 +351,18 @@ class Ledger:
             return max(0.0, probe.stat().st_mtime - os.fstat(descriptor).st_mtime)
         finally:
             probe.unlink()
+
+    def _numbered(self, kind: str, record: dict[str, Any]) -> int:
+        folder = self.folder / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()), default=0)
+        while True:
+            number += 1
+            try:
+                write_sealed(folder / f"{number:04d}.json", record)
+                return number
+            except FileExistsError:
+                continue
 
     def _cell_folder(self, cell_id: str) -> Path:
         return self.folder / "trials" / cell_id

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestration import submitted
 
+LONGEST_CHANGES = 200_000  # characters
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "pydantic")
 
 
@@ -30,6 +31,14 @@ def code() -> dict[str, Any]:
         "fsg_source_sha256": _source_sha256(package / "fsg"),
         "orchestration_source_sha256": _source_sha256(package / "orchestration"),
     }
+
+
+@cache
+def uncommitted() -> str | None:
+    """The changes themselves, as far as they are no book."""
+    changes = submitted.record().get("git_diff") or _git(Path(__file__).resolve().parents[1], "diff", "HEAD") or None
+    over = "\n[cut off: the rest is not kept]\n"
+    return changes if changes is None or len(changes) <= LONGEST_CHANGES else changes[:LONGEST_CHANGES] + over
 
 
 @cache

@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
-from orchestration import figures, report_tables
+from orchestration import difference_plot, figures, layer_maps, report_tables
 from orchestration.evidence import Report, build
 from orchestration.judgement import Line, Trial
 from orchestration.ledger import Ledger
@@ -27,11 +27,24 @@ def write(report: Report) -> list[Path]:
     folder = report.folder
     drawn = figures.save(report.panels, folder / "figures", "convergence")
     svgs = [[figures.inline_svg(panel) for panel in row] for row in report.panels]
+    differences = difference_plot.drawn(report.lines, report.unit, report.baseline, report.primary)
+    inlined = None
+    if differences is not None:
+        inlined = figures.inline(differences, "differences", f"Differences to {report.baseline}, each seed a point")
+        drawn += figures.save_figure(differences, folder / "figures", "differences")
+    layers = {}
+    for title, found in report.layers.items():
+        figure = layer_maps.drawn(title, found)
+        layers[title] = figures.inline(figure, title, f"{title}, by layer and epoch")
+        drawn += figures.save_figure(figure, folder / "figures", "layers-" + re.sub(r"\W+", "-", title.lower()))
     searches = [(one, one.drawn(folder / "figures")) for one in sections(Ledger(folder), report.launches[-1]["spec"])]
     shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
+    more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}
     written = {
-        "report.md": _rendered("report.md.j2", report, autoescape=False, searches=shown),
-        "report.html": _rendered("report.html.j2", report, autoescape=True, svgs=svgs, searches=shown),
+        "report.md": _rendered("report.md.j2", report, autoescape=False, drawn=[path.name for path in drawn], **more),
+        "report.html": _rendered(
+            "report.html.j2", report, autoescape=True, svgs=svgs, differences=inlined, layers=layers, **more
+        ),
         "report.tex": latex(report),
         "report.csv": _csv(report_tables.results(report)),
         "report.cells.csv": cells_csv(report),
@@ -59,6 +72,9 @@ def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> s
         tests=report_tables.tests(report),
         convergence=report_tables.convergence(report),
         convergence_note=report_tables.CONVERGENCE_NOTE,
+        cost=report_tables.cost(report),
+        cells=report_tables.cells(report),
+        difference_note=_DIFFERENCES,
         caption=_CAPTION,
         **more,
     )
@@ -68,6 +84,12 @@ _CAPTION = (
     "Line: mean over the planned seeds that are done; band: from the lowest to the highest of them. A seed that "
     "diverged is a thin line of its own that ends in a cross. The baseline is black and dashed. Long trainings are "
     "drawn with neighbouring values averaged."
+)
+
+
+_DIFFERENCES = (
+    "Point: a seed, its difference to the baseline's same seed (hollow: exploratory); diamond: mean over the planned "
+    "seeds; bar: its 95 % interval, not corrected. Right of the dashed line is more than the baseline."
 )
 
 

@@ -1,6 +1,7 @@
 """The tables of a report, as text: the same cells in the page, in Markdown, in LaTeX and on the terminal."""
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from orchestration import statistics
 from orchestration.evidence import Measured, Report
-from orchestration.judgement import SIGNIFICANCE, Line, Spread, Unit
+from orchestration.judgement import SIGNIFICANCE, Line, Spread, Trial, Unit
 from orchestration.progress import duration
 from orchestration.verdict import Contrast, Family, p_text
 
@@ -280,6 +281,57 @@ CONVERGENCE_NOTE = (
     "does counts with all its epochs, so the mean is a lower bound. Each measure is a family of its own, the primary "
     "variant in it, corrected by Holm; planned seeds alone."
 )
+
+
+def cost(report: Report) -> TextTable:
+    """What each line took, and what was expected of it."""
+    header = ("variant", "cells", "time a cell", "all cells", "peak memory", "peak GPU memory")
+    groups = [(line.label, _kind(report, line), line.trials) for line in report.lines]
+    groups += [("pretraining", "", report.pretraining)] if report.pretraining else []
+    rows = [TextRow((label, *_cost(report, trials)), kind) for label, kind, trials in groups]
+    every = [trial for _, _, trials in groups for trial in trials]
+    total = sum(trial.outcome.seconds for trial in every)
+    rows.append(TextRow(("all", str(len(every)), NONE, time(total), *_peaks(every)), "primary"))
+    return TextTable("Cost", header, tuple(rows), tuple(_about_cost(report)))
+
+
+def _cost(report: Report, trials: Sequence[Trial]) -> Iterable[str]:
+    done = [trial for trial in trials if trial.state == "done"]
+    took = statistics.mean([trial.outcome.seconds for trial in done])
+    yield f"{len(done)}/{len(trials)}"
+    yield time(took)
+    yield time(sum(trial.outcome.seconds for trial in trials))
+    yield from _peaks(trials)
+
+
+def _peaks(trials: Sequence[Trial]) -> Iterable[str]:
+    for metric in ("system/memory_megabytes", "system/gpu_memory_megabytes"):
+        seen = [row.values[metric] for trial in trials for row in trial.rows if metric in row.values]
+        yield f"{max(seen):,.0f}\u00a0MB" if seen else NONE
+
+
+def _about_cost(report: Report) -> Iterable[str]:
+    yield (
+        f"Time: training and evaluation, over all attempts that count. "
+        "Memory: the largest seen of the process that trained it, looked at every ten seconds and at the end."
+    )
+
+
+def cells(report: Report) -> TextTable:
+    """Every cell, and the command that trains it again."""
+    metric = f"{report.unit.name} ({report.unit.value})" if report.unit.value else report.unit.name
+    rows = [TextRow(tuple(_cell(report, trial)), "exploratory" * trial.exploratory) for trial in report.trials]
+    return TextTable("Cells", ("cell", "state", metric, "time", "again"), tuple(rows))
+
+
+def _cell(report: Report, trial: Trial) -> Iterable[str]:
+    yield ("pretraining: " if trial.cell.kind == "pretrain" else "") + trial.cell.label
+    yield trial.state
+    over = trial.cell.kind == "train" and trial.state in ("done", "diverged")
+    value = report.measured[0].measure.of(trial) if over else None
+    yield NONE if value is None else report.unit.write(value)
+    yield time(trial.outcome.seconds) if trial.outcome.seconds else NONE
+    yield shlex.join(["fsg", "reproduce", str(report.folder), trial.cell.id])
 
 
 # The terminal

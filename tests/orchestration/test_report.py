@@ -25,8 +25,10 @@ from synthetic_experiment import (
     trained,
 )
 
+from orchestration import difference_plot
 from orchestration.judgement import Line
 from orchestration.ledger import Ledger
+from orchestration.plan import Cell
 from orchestration.report import Report, build, table, write
 from orchestration.spec_fields import Published
 
@@ -70,7 +72,7 @@ class _Page(html.parser.HTMLParser):
         if tag not in ("meta", "br", "link", "img"):
             self.open.append(tag)
         for name, value in attributes:
-            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:image/png")):
                 self.elsewhere.append(f"{tag} {name}={value}")
             if name == "id":
                 self.ids.append(value or "")
@@ -511,3 +513,82 @@ def test_cells_csv_has_every_number_to_the_last_bit(tmp_path: Path) -> None:
     assert [float(row["test accuracy"]) for row in rows if row["variant"] == "fsg"] == list(
         line(report, "fsg").values.values()
     )
+
+
+def with_diagnostics(ledger: Ledger, cell: Cell, layers: int, epochs: int) -> None:
+    """Train it, with the tables that a training keeps of its layers."""
+    attempt = ledger.claim(cell.id, {"device": "cpu"})
+    for epoch in range(1, epochs + 1):
+        table = {"epoch": epoch, "step": epoch * STEPS_AN_EPOCH, "layer": [f"layer{i}" for i in range(layers)]}
+        table["flip_rate"] = [(1 + cell.seed) * 10.0**-epoch] * layers
+        table["cosine_ste_applied"] = [0.5] * layers
+        if cell.variant != "ste":
+            table["cosine_fast_slow"] = [None if cell.seed == 0 else -0.5] * layers
+        attempt.diagnostics(table)
+    attempt.record([*rows_of(cell), Row(STEPS_AN_EPOCH, {"system/memory_megabytes": 500.0 + cell.seed})])
+    attempt.weights("final.pt", b"weights")
+    attempt.finish("done", step=cell.train.epochs * STEPS_AN_EPOCH, seconds=75.0)
+
+
+def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_path: Path) -> None:
+    spec = spec_of(seeds=(0, 1), epochs=3)
+    cells = cells_of(spec)
+    ledger = launched(tmp_path / "x", spec, cells)
+    for cell in cells:
+        with_diagnostics(ledger, cell, layers=5, epochs=3)
+    report = build(ledger)
+    flips = {each.label: each.values for each in report.layers["Flip rate a step"]}
+    np.testing.assert_allclose(flips["ste"][0], [0.15, 0.015, 0.0015])
+    (fast_slow,) = report.layers["Cosine of fast and slow gradient"]
+    assert fast_slow.label == "fsg"
+    np.testing.assert_array_equal(fast_slow.values, np.full((5, 3), -0.5))  # of the one seed in which it is defined
+    assert len(report.layers["Cosine of applied and straight-through gradient"]) == 2
+    text, page = page_of(report)
+    assert text.count('aria-label="Flip rate a step, by layer and epoch"') == 1
+    assert page.elsewhere == []
+    assert len(page.ids) == len(set(page.ids))
+    markdown = (ledger.folder / "report.md").read_text()
+    for name in re.findall(r"\]\((figures/.*?)\)", markdown):
+        assert (ledger.folder / name).exists()
+    assert markdown.count("](figures/layers-") == 3
+    assert "501\u00a0MB" in page.words
+
+
+def test_the_page_of_a_large_network_stays_small(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "a", "b", "ste"), seeds=(0,), epochs=100)
+    cells = cells_of(spec)
+    ledger = launched(tmp_path / "x", spec, cells)
+    for cell in cells:
+        with_diagnostics(ledger, cell, layers=112, epochs=100)
+    assert len(page_of(build(ledger))[0].encode()) < 2_000_000
+
+
+def test_cost_is_what_it_took_over_all_cells(tmp_path: Path) -> None:
+    words = page_of(build(trained(tmp_path / "x", spec_of(seeds=(0, 1)))))[1].words
+    assert "5 min" in words  # four cells of 75 s
+
+
+def test_behind_each_cell_stands_its_command_and_behind_the_page_its_spec_and_changes(tmp_path: Path) -> None:
+    ledger = trained(tmp_path / "x", spec_of(seeds=(0,)))
+    ledger.record_launch(ledger.launches()[0] | {"git_diff": "-old <b>\n+new", "git_diff_sha256": "a" * 64,
+                                                 "data": {"Images": "f" * 64}})  # fmt: skip
+    text, page = page_of(build(ledger))
+    for cell in cells_of(spec_of(seeds=(0,))):
+        assert f"fsg reproduce {ledger.folder} {cell.id}" in page.words
+    assert "# as it was written" in page.words
+    assert "-old <b>\n+new" in page.words
+    assert "<b>" not in text
+    assert "f" * 64 in page.words
+    assert "with changes that are not committed" in page.words
+
+
+def test_differences_are_drawn_with_each_seed(tmp_path: Path) -> None:
+    report = build(trained(tmp_path / "x", spec_of(ABLATION, seeds=(0, 1, 2))))
+    figure = difference_plot.drawn(report.lines, report.unit, "ste", "fsg")
+    assert figure is not None
+    points = [one.get_xdata() for one in figure.axes[0].lines if one.get_marker() == "o" and len(one.get_xdata())]
+    fsg = line(report, "fsg").comparison
+    assert fsg is not None
+    np.testing.assert_allclose(points[0], 100 * np.array(fsg.differences))
+    assert len(points) == len(ABLATION) - 1
+    assert difference_plot.drawn(report.lines[-1:], report.unit, "ste", "fsg") is None
