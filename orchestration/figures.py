@@ -63,6 +63,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     element, rest = text.split(">", 1)
     element = re.sub(r'\s(width|height|version)="[^"]*"', "", element)
+    rest = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", rest)  # named by their contents: two alike have one id
     prefix = re.sub(r"\W+", "-", name.lower())
     rest = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{prefix}-", rest)
     return f'{element} role="img" aria-label="{html.escape(label)}">{rest}'
