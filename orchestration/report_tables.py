@@ -312,7 +312,7 @@ def _peaks(trials: Sequence[Trial]) -> Iterable[str]:
 
 def _about_cost(report: Report) -> Iterable[str]:
     yield (
-        f"Time: training and evaluation, over all attempts that count. "
+        "Time: training and evaluation, over all attempts that count. "
         "Memory: the largest seen of the process that trained it, looked at every ten seconds and at the end."
     )
 
