@@ -105,7 +105,7 @@ def test_shape_that_cannot_be_is_refused(shape: tuple[int, int, int], classes: i
 
 @pytest.mark.parametrize("depth", [2, 18, 21])
 def test_depth_that_cannot_be_is_refused(depth: Any) -> None:
-    with pytest.raises(ValueError, match=f"depth is {depth}, expected 6n"):
+    with pytest.raises(ValueError, match=f"depth is {depth}, expected one of 8, 14, 20"):
         ResNet.Config(depth=depth).build((3, 32, 32), 10)
 
 

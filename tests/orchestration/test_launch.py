@@ -342,7 +342,10 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, capsys: pytest.Captur
 
 def test_client_mode_of_ray_is_refused_with_a_hint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, address="ray://head:10001")
-    assert "--address: ray://head:10001: Ray's client mode is not supported (expected auto or HOST:PORT" in line
+    assert (
+        "--address: ray://head:10001: Ray's client mode is not supported (expected http://HOST:8265, or on a node"
+        in line
+    )
 
 
 def test_mistakes_of_the_spec_are_all_told_and_nothing_starts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
