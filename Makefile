@@ -20,7 +20,7 @@ test-slow: .venv/.installed  ## what takes minutes: whole launches, kills and re
 	$(BIN)/python -m pytest -q -m slow
 
 test-cluster: .venv/.installed  ## containers, nodes that part and meet again, Slurm: as far as this machine has them
-	$(BIN)/python -m pytest -q -m cluster --durations=0
+	$(BIN)/python -m pytest -q -m cluster --durations=0 tests/cluster
 
 WORKERS ?= 2
 cluster-up:  ## a Ray cluster of containers with MLflow: WORKERS=2, GPUS=1 on GPUs; see docs/cluster.md

@@ -204,7 +204,10 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
     worker = cluster.container("ray-worker", 2)
     killed = time.time()
     docker("kill", worker)
-    until(lambda: "goes again" in cluster.log(), "the death is noticed", 120)
+    try:
+        until(lambda: "goes again" in cluster.log(), "the death is noticed", 120)
+    except AssertionError as late:
+        raise AssertionError(f"{late}\n{cluster.log()[-3000:]}") from late
     noticed = time.time() - killed
     docker("stop", "--time", "5", cluster.container("mlflow"))
     time.sleep(10)

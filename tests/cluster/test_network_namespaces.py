@@ -74,6 +74,7 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # a Ray of our own in this process may have said 0
             "PYTHONPATH": str(ROOT),
         }
         self.numbers: dict[str, int] = {}
