@@ -29,6 +29,7 @@ from orchestration.cluster import JobServer  # noqa: E402
 pytestmark = pytest.mark.cluster
 SPEC, PROFILE, NAME = "configs/ablation_hgs.yaml", "quick", "ablation_hgs-quick"
 SEEDS = (0, 1)
+LONGER = "--set=train.epochs=6"  # so that a training is under way whenever the kill comes
 PROJECT, IMAGE = "fsgtest", "fsg-cluster:test"
 
 
@@ -193,7 +194,7 @@ def test_nothing_is_root_and_nothing_is_open(cluster: Cluster) -> None:
 
 def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> None:
     docker = cluster.engine.docker
-    sets = [f"--set=seeds={list(SEEDS)}".replace(" ", ""), "--set=resources.checkpoint_every=1"]
+    sets = [f"--set=seeds={list(SEEDS)}".replace(" ", ""), "--set=resources.checkpoint_every=1", LONGER]
     handed = cluster.fsg("launch", SPEC, "--profile", PROFILE, *sets, "--address", cluster.ray, "--submit")
     assert handed.returncode == 0, handed.stdout + handed.stderr
     print(handed.stdout)
@@ -221,7 +222,7 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
     # The same cells, a process a seed, without Ray, in the same image.
     alone = ["docker", "run", "--rm", "--volume", f"{PROJECT}_results:/results"]
     alone += ["--volume", f"{ROOT}/tests/cluster:/test:ro", IMAGE, "python", "/test/single_process.py"]
-    alone += [SPEC, "/results/oracle", "--profile", PROFILE]
+    alone += [SPEC, "/results/oracle", "--profile", PROFILE, LONGER]
     oracles = [
         subprocess.Popen(
             [*alone, "--set", f"seeds=[{seed}]"],
