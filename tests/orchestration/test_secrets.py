@@ -158,7 +158,7 @@ def test_running_launch_listens_on_loopback_alone_and_tells_no_secret(
         if socket.status == psutil.CONN_LISTEN
     }
     assert listening, "or nothing was looked at"
-    assert {ip for _, ip in listening} <= {"127.0.0.1", "::1"}, listening
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} <= {"127.0.0.1", "::1"}, listening  # IPv4 in IPv6's form
     tokens = {process.environ().get("RAY_AUTH_TOKEN") for process in tree if process.name() == "raylet"}
     modes = {process.environ().get("RAY_AUTH_MODE") for process in tree if process.name() in ("raylet", "gcs_server")}
     assert modes == {"token"}
