@@ -195,14 +195,13 @@ def test_nothing_is_root_and_nothing_is_open(cluster: Cluster) -> None:
 def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> None:
     docker = cluster.engine.docker
     sets = [f"--set=seeds={list(SEEDS)}".replace(" ", ""), "--set=resources.checkpoint_every=1", LONGER]
+    worker = cluster.container("ray-worker", 2)
     handed = cluster.fsg("launch", SPEC, "--profile", PROFILE, *sets, "--address", cluster.ray, "--submit")
     assert handed.returncode == 0, handed.stdout + handed.stderr
     print(handed.stdout)
-    assert f"{NAME}: " in cluster.fsg("status").stdout
 
-    # A worker dies in the middle of a training.
-    until(lambda: cluster.log().count("  done  ") >= 3, "three cells are done", 600)
-    worker = cluster.container("ray-worker", 2)
+    # A worker dies in the middle of a training: as soon as it can, for a machine that is busy is slow to say so.
+    until(lambda: cluster.log().count("  done  ") >= 1, "a cell is done", 600)
     killed = time.time()
     docker("kill", worker)
     try:
@@ -210,6 +209,7 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
     except AssertionError as late:
         raise AssertionError(f"{late}\n{cluster.log()[-3000:]}") from late
     noticed = time.time() - killed
+    assert f"{NAME}: " in cluster.fsg("status").stdout
     docker("stop", "--time", "5", cluster.container("mlflow"))
     time.sleep(10)
     docker("start", cluster.container("mlflow"))
