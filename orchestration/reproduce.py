@@ -14,8 +14,8 @@ from orchestration.judgement import Unit
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
 from orchestration.training import CellTraining
+from orchestration.verify import OF_THE_MACHINE, bits
 
-_BESIDE = ("time/", "system/")  # of the machine, not of the training
 _SPREADS = 2.0
 _SECONDS = 2.0  # between two looks at a training that goes on
 Values = dict[tuple[int, str], float]
@@ -82,7 +82,7 @@ def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -
     names = {name for _, name in then} & {name for _, name in here}
     alone = sorted({name for _, name in [*then, *here]} - names)  # recorded by one of the two versions alone
     then, here = ({place: v for place, v in found.items() if place[1] in names} for found in (then, here))
-    differing = [place for place in sorted({*then, *here}) if _bits(then.get(place)) != _bits(here.get(place))]
+    differing = [place for place in sorted({*then, *here}) if bits(then.get(place)) != bits(here.get(place))]
     if (before.state, before.digest) == (now.state, now.digest) and not differing:
         state = f"state {now.digest[:12]}" if now.digest else now.state
         said = f"{cell.label}: agrees bit for bit ({state}, {len(here)} values)"
@@ -133,15 +133,11 @@ def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[
 def values(ledger: Ledger, cell_id: str) -> Values:
     """Every value that a training recorded of itself, by step and metric."""
     rows = ledger.rows(cell_id)
-    return {(r.step, n): v for r in rows for n, v in r.values.items() if not n.startswith(_BESIDE)}
+    return {(r.step, n): v for r in rows for n, v in r.values.items() if not n.startswith(OF_THE_MACHINE)}
 
 
 def _last(found: Values, name: str) -> float | None:
     return next((value for (_, metric), value in sorted(found.items(), reverse=True) if metric == name), None)
-
-
-def _bits(value: float | None) -> str | None:
-    return None if value is None else float(value).hex()
 
 
 def _elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:

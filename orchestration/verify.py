@@ -200,13 +200,14 @@ def rows_of(ledger: Ledger, cell: Cell) -> dict[tuple[int, str], float]:
 def other_rows(before: dict[tuple[int, str], float], now: dict[tuple[int, str], float]) -> list[str]:
     """A line for each of the first rows that are not the same, to the last bit."""
     places = sorted({*before, *now})
-    wrong = [place for place in places if _bits(before.get(place)) != _bits(now.get(place))]
+    wrong = [place for place in places if bits(before.get(place)) != bits(now.get(place))]
     told = [f"{name} at step {step}: {before.get((step, name))!r} in the ledger, {now.get((step, name))!r} here"
             for step, name in wrong[:_MOST_NAMED]]  # fmt: skip
     return told + ([f"and {len(wrong) - _MOST_NAMED} more values"] if len(wrong) > _MOST_NAMED else [])
 
 
-def _bits(value: float | None) -> str | None:
+def bits(value: float | None) -> str | None:
+    """A value as it is to the last bit, in text."""
     return None if value is None else float(value).hex()
 
 
