@@ -9,6 +9,7 @@ a row says otherwise. `--record` keeps the figures in benchmarks/recorded.json a
 import argparse
 import json
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ RECORD, PAGE = ROOT / "benchmarks/recorded.json", ROOT / "docs/performance.md"
 BEGIN, END = "<!-- what `make bench-record` measured -->", "<!-- end -->"
 
 
-def measure(threads: int, repetitions: int, quick: bool) -> list[Row]:
+def training(threads: int, repetitions: int, quick: bool) -> list[Row]:
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
         file = steps.random_images(Path(folder), 640 if quick else 20_000)
@@ -44,8 +45,15 @@ def measure(threads: int, repetitions: int, quick: bool) -> list[Row]:
         rows.append(curves.over_tokens(small, [200, 64] if quick else [200, 64, 8, 1], few).row())
         depths = [8, 14] if quick else [8, 14, 20, 32, 44, 56, 110]
         rows.append(curves.over_parameters(small, depths, few).row())
+    return rows
+
+
+def orchestration(_threads: int, _repetitions: int, quick: bool) -> list[Row]:
     trials = in_a_process("orchestration", "--json", *(["--small"] if quick else []))
-    return rows + [Row(**row) for row in trials["rows"]]
+    return [Row(**row) for row in trials["rows"]]
+
+
+PARTS = {"training": training, "orchestration": orchestration}
 
 
 def described(on: dict[str, Any]) -> str:
@@ -55,9 +63,10 @@ def described(on: dict[str, Any]) -> str:
     )
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The table, and below it the points of the curves."""
-    lines = [f"Measured on: {described(found['machine'])}.", "", "| | measured | must | aim |", "|---|---:|---:|---:|"]
+def markdown(part: str, found: dict[str, Any]) -> str:
+    """The table of a part, and below it the points of its curves."""
+    lines = [f"**{part.capitalize()}**, measured on: {described(found['machine'])}.", ""]
+    lines += ["| | measured | must | aim |", "|---|---:|---:|---:|"]
     points = []
     for values in found["rows"]:
         row = Row(**values)
@@ -66,7 +75,11 @@ def markdown(found: dict[str, Any]) -> str:
             pairs = zip(row.measured["x"], row.measured["seconds"], strict=True)
             each = ", ".join(f"{number(1000 * seconds)} ms at {_x(x, row.measured['unit'])}" for x, seconds in pairs)
             points.append(f"- {row.name.split(':')[0]}: {each}.")
-    return "\n".join([*lines, "", *points])
+    return "\n".join([*lines, *([""] if points else []), *points])
+
+
+def tables(found: dict[str, dict[str, Any]]) -> str:
+    return "\n\n".join(markdown(part, found[part]) for part in PARTS if part in found)
 
 
 def _x(x: float, unit: str) -> str:
@@ -77,28 +90,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=str(__doc__).splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=31)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--json", type=Path, default=ROOT / "results/bench.json", help="default: results/bench.json")
     parser.add_argument("--record", action="store_true", help="keep the figures in the repository too")
     parser.add_argument("--quick", action="store_true", help="small sizes: only to see that it runs")
     given = parser.parse_args()
     if given.record and given.quick:
         parser.error("--quick measures nothing that is worth to --record")
-    rows = measure(given.threads, 1 if given.quick else given.repetitions, given.quick)
-    found = {"machine": machine(given.threads), "quick": given.quick, "rows": [asdict(row) for row in rows]}
+    parts = [given.only] if given.only else list(PARTS)
+    rows = {part: PARTS[part](given.threads, 1 if given.quick else given.repetitions, given.quick) for part in parts}
+    on = machine(given.threads)
+    found = {part: {"machine": on, "quick": given.quick, "rows": [asdict(row) for row in rows[part]]} for part in parts}
     table = Table(title="quick: these figures mean nothing" if given.quick else None)
     for heading in ("", "measured", "must", "aim", ""):
         table.add_column(heading, justify="left" if heading == "" else "right")
-    for row in rows:
+    for row in chain(*rows.values()):
         verdict = "holds" if row.holds else "MISSED"
         table.add_row(row.name, number(row.value) + row.unit, row.wanted(row.must), row.wanted(row.aim), verdict)
-    Console().print(table, described(found["machine"]), sep="\n")
-    content = json.dumps(found, indent=1) + "\n"
+    Console().print(table, described(on), sep="\n")
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(content)
+    given.json.write_text(json.dumps(found, indent=1) + "\n")
     if given.record:
-        RECORD.write_text(content)
+        kept = json.loads(RECORD.read_text()) | found if RECORD.exists() else found
+        RECORD.write_text(json.dumps(kept, indent=1) + "\n")
         before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}")
+        PAGE.write_text(f"{before}{BEGIN}\n{tables(kept)}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":
