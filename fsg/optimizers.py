@@ -136,10 +136,11 @@ class Optimizer:
                 parameter.grad = torch.zeros_like(parameter)
         ruled = list(self.ruled.values())
         gradients: list[Tensor] = [p.grad for p in ruled if p.grad is not None]
-        if self.rule.weight_decay:
-            torch._foreach_add_(gradients, ruled, alpha=self.rule.weight_decay)
-        self.rule.direction(gradients, self.state, self.steps)
-        torch._foreach_add_(ruled, gradients, alpha=-lr)
+        if ruled:  # torch's functions on lists refuse an empty one
+            if self.rule.weight_decay:
+                torch._foreach_add_(gradients, ruled, alpha=self.rule.weight_decay)
+            self.rule.direction(gradients, self.state, self.steps)
+            torch._foreach_add_(ruled, gradients, alpha=-lr)
         if self.rule.clip_latent is not None and self.latent:
             torch._foreach_clamp_min_(self.latent, -self.rule.clip_latent)
             torch._foreach_clamp_max_(self.latent, self.rule.clip_latent)

@@ -15,6 +15,7 @@ from fsg.estimators import STE, FullPrecision
 from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam, BinaryOptimizer, Bop
 from fsg.quantizers import BWN, DoReFa, ReCU, Sign
+from fsg.trainer import train_step
 
 EAGER = Bop(threshold=1e-4, gamma=0.3, others=SGD(lr=0.01, momentum=0.9))
 
@@ -113,3 +114,25 @@ def test_what_cannot_be_is_refused(bad: dict[str, Any], message: str) -> None:
 
 def test_its_learning_rate_is_that_of_the_others() -> None:
     assert replace(EAGER, others=Adam(lr=0.3)).lr == 0.3
+
+
+def test_it_learns() -> None:
+    """A teacher of signs is found again, in one pass over its labels; no other parameter is there to help."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(2048, 1, 1, 15, generator=draw)
+    teacher = torch.where(torch.randn(15, 3, generator=draw) >= 0, 1.0, -1.0)
+    labels = (images.flatten(1) @ teacher).argmax(1)
+    torch.manual_seed(1)
+    model = quantize(nn.Sequential(nn.Flatten(), nn.Linear(15, 3, bias=False)), Sign())
+    estimator = STE.Config().build(model)
+    optimizer = Bop(threshold=0.03, gamma=0.03).build(model)
+
+    def accuracy() -> float:
+        return (model(images).argmax(1) == labels).double().mean().item()
+
+    before = accuracy()
+    for t in range(64):
+        rows = slice(32 * t, 32 * t + 32)
+        train_step(model, estimator, optimizer, images[rows], labels[rows], lr=optimizer.rule.lr, progress=t / 64)
+    assert before < 0.6
+    assert accuracy() == 1
