@@ -406,6 +406,27 @@ def test_fsg_with_identity_start_applies_the_straight_through_gradient_first(nam
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("applied", ["current", "previous"])
+def test_fsg_applies_this_steps_gradient_or_that_of_the_step_before(applied: Any) -> None:
+    """With nets that stay where they start the fast gradient is g, so the update is c ⊙ g of one step or the other."""
+    config = FSG.Config(slow_weight=0.0, fast_lr=1e-30, hidden=6, applied=applied)
+    model, estimator, _ = built(config)
+    optimizer = SGD(lr=0.01).build(model)
+    before: list[Tensor] = []
+    for t in range(4):
+        squashed = [w.detach().tanh() for w in estimator.weights]
+        steps(model, estimator, optimizer, t, t + 1)
+        newest = [w.grad.clone() for w in estimator.quantized]
+        used = newest if applied == "current" else before
+        if used:
+            for weight, g, tanh in zip(estimator.weights, used, squashed, strict=True):
+                expected = (1 - tanh**2) / tanh.abs().max() * g
+                torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-8)
+        else:
+            assert optimizer.steps == 0
+        before = newest
+
+
 def test_fsg_learns_in_every_part_from_an_identity_start() -> None:
     model, estimator, optimizer = built(ESTIMATORS["fsg"])
     before = {name: copy.deepcopy(net.state_dict()) for name, net in estimator.nets.items()}
