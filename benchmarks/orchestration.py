@@ -2,6 +2,7 @@
 
 Every ratio is of two things measured in the same run, on the same Ray. `--small` runs few trials, to see that it
 works; `--long` adds what takes minutes: 2,000 trials for the driver's memory, and the quick ablation against its plan.
+`--occupancy RESULTS` looks at an experiment that was launched once and is done, instead: how well it filled its places.
 """
 
 import argparse
@@ -328,14 +329,19 @@ def quick_ablation(folder: Path) -> list[Row]:
     words = [sys.executable, str(ROOT / "orchestration" / "launch.py"), str(spec.source), "--profile", "quick"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([*words, "--results", str(folder / "quick")], env=environment, capture_output=True, check=True)
-    outcomes = [ledger.outcome(cell.id) for cell in cells(spec)]
-    began = min(outcome.started_ms or 0 for outcome in outcomes)
-    took = (max(outcome.finished_ms or 0 for outcome in outcomes) - began) / 1000
-    busy = sum(outcome.seconds for outcome in outcomes) / at_a_time
-    return [
-        Row("quick ablation: predicted / actual time (at least 0.8)", expected / took, 1.25, 1.1),
-        Row("quick ablation: first step to last / (training and evaluation / places)", took / busy, 1.1, 1.03),
-    ]  # fmt: skip
+    row = occupancy(ledger, at_a_time)
+    took = row.measured["seconds"]
+    return [Row("quick ablation: predicted / actual time (at least 0.8)", expected / took, 1.25, 1.1), row]
+
+
+def occupancy(ledger: Ledger, places: int) -> Row:
+    """How well an experiment that was launched once filled its places."""
+    outcomes = [ledger.outcome(cell.id) for cell in ledger.cells()]
+    began = min(outcome.started_ms for outcome in outcomes if outcome.started_ms)
+    took = (max(outcome.finished_ms for outcome in outcomes if outcome.finished_ms) - began) / 1000
+    busy = sum(outcome.seconds for outcome in outcomes) / places
+    name = f"{ledger.folder.name}: first step to last / (training and evaluation / {places} places)"
+    return Row(name, took / busy, 1.1, 1.03, measured={"seconds": took, "busy": busy, "cells": len(outcomes)})
 
 
 def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
@@ -362,8 +368,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="few trials: to see that it works")
     parser.add_argument("--long", action="store_true", help="2,000 trials, and the quick ablation")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--occupancy", type=Path, metavar="RESULTS", help="of an experiment that is done")
+    parser.add_argument("--places", type=int, default=2, help="how many trainings it ran at a time (default 2)")
     given = parser.parse_args(arguments)
-    found = list(rows(given.small, given.long))
+    looked_at = [occupancy(Ledger(given.occupancy), given.places)] if given.occupancy else None
+    found = looked_at or list(rows(given.small, given.long))
     if given.json:
         print(json.dumps({"rows": [asdict(row) for row in found]}))
         return
