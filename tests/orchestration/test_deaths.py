@@ -1,14 +1,12 @@
 """What dies, fills up or hangs on the way, for real, and that a launch comes through it with nothing lost."""
 
-import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from test_launch import SPEC, Launched, assert_exact, checkpoints, images, ledger_of, until
+from launches import SHORT, Launched, assert_exact, checkpoints, ledger_of, until
 
 from benchmarks.chaos import TrackingServer, in_mlflow, multiset, values_of
 from orchestration.launching import sync_of
@@ -16,30 +14,11 @@ from orchestration.ledger import Ledger
 from orchestration.plan import cells
 from orchestration.specs import load_spec
 
-SHORT = SPEC.replace("seeds: [0, 1]", "seeds: [0]")
-
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    images(tmp_path / "tiny.npz")
-    (tmp_path / "tiny.yaml").write_text(SHORT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def launch(folder: Path) -> Iterator[Callable[..., Launched]]:
-    started: list[Launched] = []
-
-    def start(*arguments: str) -> Launched:
-        started.append(Launched(folder, "tiny.yaml", *arguments))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.wait()
+def folder(folder: Path) -> Path:
+    (folder / "tiny.yaml").write_text(SHORT)
+    return folder
 
 
 # Ray

@@ -3,163 +3,27 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from launches import SPEC, Launched, assert_exact, checkpoints, ledger_of, leftovers, until
 
 from orchestration.launching import Launch
-from orchestration.ledger import Ledger
-from orchestration.plan import Cell, cells
+from orchestration.plan import cells
 from orchestration.specs import load_spec
-from orchestration.training import CellTraining
-
-LAUNCH = Path(__file__).resolve().parents[2] / "orchestration" / "launch.py"
-
-SPEC = """
-name: tiny
-question: does it hold?
-train:
-  data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
-  model: {name: resnet, depth: 8, width: 4}
-  epochs: 20
-  batch_size: 16
-  log_every: 3
-  init: {name: pretrain, epochs: 1}
-variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}
-seeds: [0, 1]
-resources: {checkpoint_every: 0.3}
-report: {baseline: ste, primary: fsg}
-"""
-
-
-def images(path: Path) -> None:
-    draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(0, 255, (384, 12, 12), dtype=np.uint8), np.arange(384) % 4
-    pixels[:, 2, 2] = labels * 60
-    np.savez(
-        path, train_images=pixels[:320], train_labels=labels[:320], test_images=pixels[320:], test_labels=labels[320:]
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    images(tmp_path / "tiny.npz")
-    (tmp_path / "tiny.yaml").write_text(SPEC)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-class Launched:
-    """`python orchestration/launch.py …` in a session of its own, as a shell starts it."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.output = folder / "output.txt"
-        with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(LAUNCH), *arguments],
-                cwd=folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self, seconds: float = 240) -> int:
-        return self.process.wait(seconds)
-
-    def ctrl_c(self) -> None:
-        """What a terminal does: to everything that was started from it."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text()
-
-
-@pytest.fixture
-def launched(folder: Path) -> Iterator[Callable[..., Launched]]:
-    started: list[Launched] = []
-
-    def launch(*arguments: str) -> Launched:
-        started.append(Launched(folder, *arguments))
-        return started[-1]
-
-    yield launch
-    for one in started:
-        if one.process.poll() is None:
-            os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.wait()
-
-
-def until(condition: Callable[[], Any], one: Launched, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert one.process.poll() is None, one.text
-        assert time.monotonic() < end, one.text
-        time.sleep(0.05)
-
-
-def ledger_of(folder: Path, name: str = "tiny") -> Ledger:
-    return Ledger(folder / "results" / name)
-
-
-def checkpoints(ledger: Ledger) -> list[Cell]:
-    """Cells that are being trained and have, in this attempt, a checkpoint to go on from."""
-    found = []
-    for cell in ledger.cells():
-        point = ledger.resume_point(cell.id) if ledger.outcome(cell.id).state == "running" else None
-        if point is not None and point.attempt == len(ledger.attempts(cell.id)):
-            found.append(cell)
-    return found
-
-
-def without_times(ledger: Ledger, cell: Cell) -> list[tuple[int, dict[str, float]]]:
-    rows = [
-        (row.step, {k: v for k, v in row.values.items() if not k.startswith(("time/", "system/"))})
-        for row in ledger.rows(cell.id)
-    ]
-    return [row for row in rows if row[1]]
-
-
-def undisturbed(planned: list[Cell], folder: Path) -> Ledger:
-    """The same cells, each trained here in one go."""
-    ledger = Ledger(folder / "undisturbed")
-    for cell in planned:
-        ledger.add(cell)
-        training = CellTraining(ledger, cell)
-        training.go_on(3600)
-        assert (training.ended, training.reason) == ("done", "")
-    return ledger
-
-
-def assert_exact(got: Ledger, planned: list[Cell], folder: Path) -> None:
-    """Every cell is done, with the digest and the rows of a training that nothing disturbed."""
-    expected = undisturbed(planned, folder)
-    for cell in planned:
-        assert got.outcome(cell.id).state == "done", cell.label
-        assert got.outcome(cell.id).digest == expected.outcome(cell.id).digest, cell.label
-        assert without_times(got, cell) == without_times(expected, cell), cell.label
-
-
-def leftovers(one: Launched) -> list[str]:
-    listed = subprocess.run(
-        ["ps", "-o", "args=", "-s", str(one.process.pid)], capture_output=True, text=True, check=False
-    )
-    return [line for line in listed.stdout.splitlines() if "ray" in line]
 
 
 @pytest.mark.slow
 def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one(
-    folder: Path, launched: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
+    folder: Path, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    first = launched("tiny.yaml")
+    first = launch()
     until(lambda: ledger.launches(), first)
     assert Launch(Path("tiny.yaml")).run() == 2
     assert f"is held by process {first.process.pid} on " in capsys.readouterr().err
@@ -173,7 +37,7 @@ def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one
     assert "interrupted" in states
     assert "running" not in states
 
-    second = launched("tiny.yaml")
+    second = launch()
     assert second.wait() == 0, second.text
     assert_exact(ledger, planned, folder)
     assert any(len(ledger.attempts(cell.id)) == 2 for cell in planned)
@@ -187,7 +51,7 @@ def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one
     assert "6 cells, all done, in results/tiny" in capsys.readouterr().out
 
 
-def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launched: Callable[..., Launched]) -> None:
+def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch: Callable[..., Launched]) -> None:
     shutil.copy(Path(__file__).with_name("unlucky.py"), folder / "own.py")
     unlucky = "{estimator: {import: 'own:Unlucky', what: %s}}"
     names = ["raises", "diverges", "dies_once", "out_of_memory"]
@@ -196,7 +60,7 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     text = text.replace("primary: fsg", "primary: dies_once").replace("seeds: [0, 1]", "seeds: [0]")
     text = text.replace("epochs: 20", "epochs: 1").replace("checkpoint_every: 0.3", "max_retries: 1, max_concurrent: 1")
     (folder / "tiny.yaml").write_text(text)
-    one = launched("tiny.yaml")
+    one = launch()
     assert one.wait() == 1, one.text
 
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
@@ -225,14 +89,14 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
 
 
 @pytest.mark.slow
-def test_launch_whose_driver_is_killed_goes_on_exactly(folder: Path, launched: Callable[..., Launched]) -> None:
+def test_launch_whose_driver_is_killed_goes_on_exactly(folder: Path, launch: Callable[..., Launched]) -> None:
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
     for _ in range(3):
-        one = launched("tiny.yaml")
+        one = launch()
         until(partial(checkpoints, ledger), one)
         one.process.kill()
         one.wait()
-    last = launched("tiny.yaml")
+    last = launch()
     assert last.wait() == 0, last.text
     assert_exact(ledger, planned, folder)
 
@@ -240,10 +104,10 @@ def test_launch_whose_driver_is_killed_goes_on_exactly(folder: Path, launched: C
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_cell_whose_worker_is_killed_goes_on_exactly(
-    folder: Path, launched: Callable[..., Launched], number: signal.Signals
+    folder: Path, launch: Callable[..., Launched], number: signal.Signals
 ) -> None:
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launched("tiny.yaml")
+    one = launch()
     killed: list[str] = []
     for _ in range(2):
         until(lambda: [cell for cell in checkpoints(ledger) if cell.id not in killed], one)
@@ -256,12 +120,12 @@ def test_cell_whose_worker_is_killed_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_cell_whose_worker_always_dies_fails_with_the_reason(folder: Path, launched: Callable[..., Launched]) -> None:
+def test_cell_whose_worker_always_dies_fails_with_the_reason(folder: Path, launch: Callable[..., Launched]) -> None:
     shutil.copy(Path(__file__).with_name("unlucky.py"), folder / "own.py")
     dies = "{estimator: {import: 'own:Unlucky', what: dies}}"
     text = SPEC.replace("{estimator: {name: fsg, chunk_size: 8}}", dies).replace("seeds: [0, 1]", "seeds: [0]")
     (folder / "tiny.yaml").write_text(text.replace("checkpoint_every: 0.3", "max_retries: 1"))
-    one = launched("tiny.yaml")
+    one = launch()
     assert one.wait() == 1, one.text
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
     outcomes = {cell.variant: ledger.outcome(cell.id) for cell in planned}
@@ -272,25 +136,25 @@ def test_cell_whose_worker_always_dies_fails_with_the_reason(folder: Path, launc
 
 
 @pytest.mark.slow
-def test_second_ctrl_c_ends_at_once_and_nothing_is_lost(folder: Path, launched: Callable[..., Launched]) -> None:
+def test_second_ctrl_c_ends_at_once_and_nothing_is_lost(folder: Path, launch: Callable[..., Launched]) -> None:
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launched("tiny.yaml")
+    one = launch()
     until(lambda: checkpoints(ledger), one)
     one.ctrl_c()
     time.sleep(0.3)
     one.ctrl_c()
     assert one.wait(60) == 130, one.text
     assert "Traceback" not in one.text
-    last = launched("tiny.yaml")
+    last = launch()
     assert last.wait() == 0, last.text
     assert_exact(ledger, planned, folder)
 
 
 def test_results_that_cannot_be_written_to_are_refused_in_one_line(
-    folder: Path, launched: Callable[..., Launched]
+    folder: Path, launch: Callable[..., Launched]
 ) -> None:
     (folder / "results").write_text("a file")
-    one = launched("tiny.yaml")
+    one = launch()
     assert one.wait() == 2
     assert one.text == "results/tiny: cannot be written to (Not a directory)\n"
 

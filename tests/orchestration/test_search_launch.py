@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from test_launch import Launched, folder, launched, ledger_of, until  # noqa: F401
+from launches import Launched, ledger_of, until
 
 from orchestration.launching import Launch
 from orchestration.ledger import Ledger
@@ -51,23 +51,23 @@ def looked_at(ledger: Ledger) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_search_whose_driver_is_killed_goes_on_as_if_nothing_had_been(
-    folder: Path,  # noqa: F811
-    launched: Callable[..., Launched],  # noqa: F811
+    folder: Path,
+    launch: Callable[..., Launched],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "tiny.yaml").write_text(SEARCH)
-    undisturbed = launched("tiny.yaml", "--results", "undisturbed")
+    undisturbed = launch("--results", "undisturbed")
     assert undisturbed.wait(480) == 0, undisturbed.text
     expected = StudyRecords(Ledger(folder / "undisturbed" / "tiny"), "tuned")
 
     ledger = ledger_of(folder)
     records = StudyRecords(ledger, "tuned")
     for trials in (2, 3):
-        one = launched("tiny.yaml")
+        one = launch()
         until(lambda count=trials: len(records.trials()) >= count, one, 480)  # type: ignore[misc]
         one.process.kill()
         one.wait(480)
-    last = launched("tiny.yaml")
+    last = launch()
     assert last.wait(480) == 0, last.text
 
     def told(study: StudyRecords) -> list[Any]:
@@ -100,11 +100,11 @@ def test_search_whose_driver_is_killed_goes_on_as_if_nothing_had_been(
 
 @pytest.mark.slow
 def test_tuned_ablation_compares_what_each_variants_own_search_found(
-    folder: Path,  # noqa: F811
-    launched: Callable[..., Launched],  # noqa: F811
+    folder: Path,
+    launch: Callable[..., Launched],
 ) -> None:
     (folder / "tiny.yaml").write_text(TUNING.replace("max_concurrent: 1", "max_concurrent: 2"))
-    one = launched("tiny.yaml")
+    one = launch()
     assert one.wait(480) == 0, one.text
     ledger = ledger_of(folder)
     for name in ("fsg", "ste"):
@@ -119,7 +119,7 @@ def test_tuned_ablation_compares_what_each_variants_own_search_found(
     assert "Search: ste" in report
 
 
-def test_validation_that_the_start_has_seen_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_validation_that_the_start_has_seen_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(folder / "start.npz", weight=np.zeros(1))
     for change, line in (
         ("train.data.validation=0", "train.data: validation is 0, and a search is judged by validation images"),

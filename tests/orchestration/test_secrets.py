@@ -2,17 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import tiny_experiment
 import torch
-from test_launch import SPEC, Launched, checkpoints, images, ledger_of, until
+from launches import SHORT, Launched, checkpoints, ledger_of, until
 
 from orchestration import report
 from orchestration.launching import Launch, sync_of
@@ -120,33 +119,16 @@ def test_authentication_of_ray_is_always_set(tmp_path: Path, address: str | None
 # a real launch
 
 
-@pytest.fixture
-def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launched]]:
-    images(tmp_path / "tiny.npz")
-    (tmp_path / "tiny.yaml").write_text(SPEC.replace("seeds: [0, 1]", "seeds: [0]"))
-    monkeypatch.chdir(tmp_path)
-    started: list[Launched] = []
-
-    def start(*arguments: str) -> Launched:
-        started.append(Launched(tmp_path, "tiny.yaml", *arguments))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.wait()
-
-
 @pytest.mark.slow
 def test_running_launch_listens_on_loopback_alone_and_tells_no_secret(
-    tmp_path: Path, launch: Callable[..., Launched], planted: None, monkeypatch: pytest.MonkeyPatch
+    folder: Path, launch: Callable[..., Launched], planted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (folder / "tiny.yaml").write_text(SHORT)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     one = launch("--tracking-uri", f"http://ada:{IN_THE_URI}@127.0.0.1:9")
-    until(lambda: checkpoints(ledger_of(tmp_path)), one)
+    until(lambda: checkpoints(ledger_of(folder)), one)
     tree = [psutil.Process(one.process.pid)]
     tree += tree[0].children(recursive=True)
     names = {process.name() for process in tree}
@@ -166,4 +148,4 @@ def test_running_launch_listens_on_loopback_alone_and_tells_no_secret(
     assert one.wait() == 0, one.text
     assert "planted-" not in one.text
     assert not any(token in one.text for token in tokens if token)
-    assert found_in(tmp_path) == []
+    assert found_in(folder) == []

@@ -1,0 +1,133 @@
+"""A small experiment, launched as a user does it: in a process of its own; and what it has to come to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell
+from orchestration.training import CellTraining
+
+LAUNCH = Path(__file__).resolve().parents[2] / "orchestration" / "launch.py"
+
+SPEC = """
+name: tiny
+question: does it hold?
+train:
+  data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
+  model: {name: resnet, depth: 8, width: 4}
+  epochs: 20
+  batch_size: 16
+  log_every: 3
+  init: {name: pretrain, epochs: 1}
+variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}
+seeds: [0, 1]
+resources: {checkpoint_every: 0.3}
+report: {baseline: ste, primary: fsg}
+"""
+SHORT = SPEC.replace("seeds: [0, 1]", "seeds: [0]")
+
+
+def images(path: Path) -> None:
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 255, (384, 12, 12), dtype=np.uint8), np.arange(384) % 4
+    pixels[:, 2, 2] = labels * 60
+    np.savez(
+        path, train_images=pixels[:320], train_labels=labels[:320], test_images=pixels[320:], test_labels=labels[320:]
+    )
+
+
+class Launched:
+    """`python orchestration/launch.py tiny.yaml …` in a session of its own, as a shell starts it."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.output = folder / "output.txt"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(LAUNCH), "tiny.yaml", *arguments],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = 240) -> int:
+        return self.process.wait(seconds)
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: to everything that was started from it."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """All of it, at once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+def until(condition: Callable[[], Any], one: Launched, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert one.process.poll() is None, one.text
+        assert time.monotonic() < end, one.text
+        time.sleep(0.05)
+
+
+def ledger_of(folder: Path, name: str = "tiny") -> Ledger:
+    return Ledger(folder / "results" / name)
+
+
+def checkpoints(ledger: Ledger) -> list[Cell]:
+    """Cells that are being trained and have, in this attempt, a checkpoint to go on from."""
+    found = []
+    for cell in ledger.cells():
+        point = ledger.resume_point(cell.id) if ledger.outcome(cell.id).state == "running" else None
+        if point is not None and point.attempt == len(ledger.attempts(cell.id)):
+            found.append(cell)
+    return found
+
+
+def without_times(ledger: Ledger, cell: Cell) -> list[tuple[int, dict[str, float]]]:
+    rows = [
+        (row.step, {k: v for k, v in row.values.items() if not k.startswith(("time/", "system/"))})
+        for row in ledger.rows(cell.id)
+    ]
+    return [row for row in rows if row[1]]
+
+
+def undisturbed(planned: list[Cell], folder: Path) -> Ledger:
+    """The same cells, each trained here in one go."""
+    ledger = Ledger(folder / "undisturbed")
+    for cell in planned:
+        ledger.add(cell)
+        training = CellTraining(ledger, cell)
+        training.go_on(3600)
+        assert (training.ended, training.reason) == ("done", "")
+    return ledger
+
+
+def assert_exact(got: Ledger, planned: list[Cell], folder: Path) -> None:
+    """Every cell is done, with the digest and the rows of a training that nothing disturbed."""
+    expected = undisturbed(planned, folder)
+    for cell in planned:
+        assert got.outcome(cell.id).state == "done", cell.label
+        assert got.outcome(cell.id).digest == expected.outcome(cell.id).digest, cell.label
+        assert without_times(got, cell) == without_times(expected, cell), cell.label
+
+
+def leftovers(one: Launched) -> list[str]:
+    listed = subprocess.run(
+        ["ps", "-o", "args=", "-s", str(one.process.pid)], capture_output=True, text=True, check=False
+    )
+    return [line for line in listed.stdout.splitlines() if "ray" in line]
