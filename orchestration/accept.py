@@ -14,17 +14,19 @@ from pathlib import Path
 from rich.console import Console
 
 import fsg
-from fsg import checkpoint
-from fsg.finite import Diverged
-from fsg.trainer import Training
 from orchestration import provenance
-from orchestration.fresh import as_fresh
 from orchestration.ledger import Held, Ledger
 from orchestration.plan import Cell, cell_today, numerics_of
-from orchestration.verify import OF_THE_MACHINE, other_rows, rows_of
+from orchestration.scratch import scratch
+from orchestration.training import CellTraining
+from orchestration.verify import digest_of, other_rows, rows_of, to_train_again
 
 STEPS = 50
 ACCEPTED, REFUSED, BAD_INPUT = 0, 1, 2
+
+
+class _Differs(Exception):
+    """Why a cell is not accepted."""
 
 
 def accept(folder: Path, console: Console | None = None) -> int:
@@ -51,15 +53,16 @@ def accept(folder: Path, console: Console | None = None) -> int:
 def _accept(ledger: Ledger, device: str, console: Console) -> int:
     accepted, refused = 0, 0
     for old, numerics in _older(ledger):
-        why = _why_not(ledger, old, device)
-        if why is None:
-            accepted += 1
-            _say(console, f"accepted {old.label}: its first {STEPS} steps are the same under NUMERICS {fsg.NUMERICS}")
-            said = {"numerics": [numerics, fsg.NUMERICS], "steps": STEPS, "device": provenance.device_name(device)}
-            ledger.accept(cell_today(old, ledger.cell), old.id, said | {"versions": provenance.versions()})
-        else:
+        try:
+            steps = _replay(ledger, old, device)
+        except _Differs as why:
             refused += 1
             _say(console, f"refused  {old.label}: {why}")
+            continue
+        accepted += 1
+        _say(console, f"accepted {old.label}: its first {steps} steps are the same under NUMERICS {fsg.NUMERICS}")
+        said = {"numerics": [numerics, fsg.NUMERICS], "steps": steps, "device": provenance.device_name(device)}
+        ledger.accept(cell_today(old, ledger.cell), old.id, said | {"versions": provenance.versions()})
     if not accepted and not refused:
         _say(console, f"{ledger.folder}: no finished cell is of older numerics than {fsg.NUMERICS}: nothing to accept")
     return REFUSED if refused else ACCEPTED
@@ -69,7 +72,8 @@ def _older(ledger: Ledger) -> Iterator[tuple[Cell, int]]:
     """Finished cells that a launch of today would train anew for their numerics alone; pretrainings first."""
     cells = sorted(ledger.cells(), key=lambda cell: cell.kind != "pretrain")
     for cell in cells:
-        if ledger.outcome(cell.id).state not in ("done", "diverged") or ledger.origin(cell.id) != cell.id:
+        outcome = ledger.outcome(cell.id)
+        if not (outcome.state in ("done", "diverged") or outcome.damaged) or ledger.origin(cell.id) != cell.id:
             continue
         numerics = numerics_of(cell, ledger.settings_as_recorded(cell.id))
         try:
@@ -80,36 +84,37 @@ def _older(ledger: Ledger) -> Iterator[tuple[Cell, int]]:
             yield cell, numerics
 
 
-def _why_not(ledger: Ledger, cell: Cell, device: str) -> str | None:
-    """Trains the first steps again; None where all that was recorded of them comes out the same."""
-    start = None
+def _replay(ledger: Ledger, cell: Cell, device: str) -> int:
+    """Trains the first steps again, and returns how many. Raises _Differs unless all that was recorded comes out."""
+    before, final = ledger.outcome(cell.id), ledger.final_weights(cell.id)
+    if before.damaged:
+        raise _Differs(before.reason)
+    if before.state == "done" and final is None:
+        raise _Differs("the file of the final weights is damaged")
     if cell.depends_on is not None:
         today = cell_today(ledger.cell(cell.depends_on), ledger.cell).id
         if ledger.origin(today) != cell.depends_on:
-            return "its pretraining was not accepted"
-        weights = ledger.final_weights(cell.depends_on)
-        if weights is None:
-            return "the weights of its pretraining are missing or damaged"
-        start = checkpoint.from_bytes(weights.read_bytes())
-    as_fresh(cell.train.threads, cell.seed)
-    now: dict[tuple[int, str], float] = {}
-    reached = 0
-    try:
-        training = Training(cell.train, cell.seed, start=start, device=device)
+            raise _Differs("its pretraining was not accepted")
+    with scratch("fsg-accept-") as folder:
+        again = to_train_again(ledger, cell, folder)
         enough = math.ceil(STEPS / cell.train.log_every) * cell.train.log_every
-        while not training.done and training.step < enough:
-            now |= {(row.step, name): value for row in training.advance() for name, value in row.values.items()}
-            reached = training.step
-    except Diverged as error:
-        if ledger.outcome(cell.id).state != "diverged":
-            return f"it diverges now: {error}"
-    except (OSError, ValueError, RuntimeError) as error:
-        return " ".join(str(error).split())
-    now = {place: value for place, value in now.items() if not place[1].startswith(OF_THE_MACHINE)}
-    before = {place: value for place, value in rows_of(ledger, cell).items() if place[0] <= reached}
-    if not before:
-        return f"nothing is recorded of its first {reached} steps to compare with"
-    return "; ".join(other_rows(before, now)) or None
+        training = CellTraining(again, cell, device=device, until=enough)
+        training.go_on(math.inf)
+        if training.ended not in ("done", "paused") and (training.ended, training.reason) != (
+            before.state,
+            before.reason,
+        ):
+            raise _Differs(f"here it ends as {training.ended}: {training.reason}")
+        weights = again.final_weights(cell.id)
+        if weights is not None and final is not None and digest_of(weights) != digest_of(final):
+            raise _Differs("it ends with other weights")
+        now = rows_of(again, cell)
+    then = {place: value for place, value in rows_of(ledger, cell).items() if place[0] <= training.step}
+    if not then:
+        raise _Differs(f"nothing is recorded of its first {training.step} steps to compare with")
+    if differing := other_rows(then, now):
+        raise _Differs("; ".join(differing))
+    return training.step
 
 
 def _say(console: Console, line: str) -> None:

@@ -85,7 +85,8 @@ class ResumePoint:
 class Outcome:
     """Where a cell stands.
 
-    `seconds` is the time of training and evaluation over the attempts that count, `step` the last one covered.
+    `seconds` is the time of training and evaluation over the attempts that count, `step` the last one covered;
+    `damaged`: it was done, and a part of what it left is lost.
     """
 
     state: State
@@ -97,6 +98,7 @@ class Outcome:
     digest: str | None = None
     attempts: int = 0
     step: int = 0
+    damaged: bool = False
 
 
 class Superseded(Exception):
@@ -251,9 +253,10 @@ class Ledger:
         if newest.end is None:
             return Outcome("running" if _alive(newest.record) else "interrupted", **common)
         if newest.end["state"] == "done" and not history.complete:
-            return Outcome("interrupted", "a file of recorded rows is damaged", **common)
+            return Outcome("interrupted", "a file of recorded rows is damaged", damaged=True, **common)
         if newest.end["state"] == "done" and not newest.has_weights("final.pt"):
-            return Outcome("interrupted", "the file of the final weights is missing or cut short", **common)
+            what = "the file of the final weights is missing or cut short"
+            return Outcome("interrupted", what, damaged=True, **common)
         end = newest.end
         return Outcome(end["state"], end["reason"], finished_ms=end["ended_at"], digest=end["digest"], **common)
 

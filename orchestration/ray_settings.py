@@ -16,6 +16,12 @@ _QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "60",
 }
+SECONDS_TO_BEGIN = 300
+_PATIENT = {  # with processes of our own, on a machine that is busy
+    "RAY_gcs_server_port_wait_time_s": str(SECONDS_TO_BEGIN),
+    "RAY_agent_register_timeout_ms": str(1000 * SECONDS_TO_BEGIN),
+    "RAY_worker_register_timeout_seconds": str(SECONDS_TO_BEGIN),
+}
 
 
 class Unusable(Exception):
@@ -33,7 +39,7 @@ def prepare(address: str | None) -> None:
     A Ray of our own listens on loopback and takes a token that only its processes know; the token of a cluster is where
     Ray looks for it.
     """
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET | (_PATIENT if address is None else {})).items():
         os.environ.setdefault(name, value)
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # no cluster: this node is 127.0.0.1 and listens there

@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import psutil  # type: ignore[import-untyped]
 import ray
 from ray import tune
+from ray._private import services
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -28,11 +29,13 @@ from orchestration import submitted
 from orchestration.ledger import Ledger, Unwritable
 from orchestration.plan import Cell, Leg
 from orchestration.provenance import cores
-from orchestration.ray_settings import Unusable
+from orchestration.ray_settings import SECONDS_TO_BEGIN, Unusable
+from orchestration.scratch import scratch
 from orchestration.trainable import CellTrainable
 
 _VITAL = ("raylet", "gcs_server")
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_START, TRIES_TO_START = float(SECONDS_TO_BEGIN), 3
 
 
 class Listener(Protocol):
@@ -234,8 +237,7 @@ def run(
         "record": record or {},
     }
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
-    folder = Path(tempfile.mkdtemp(prefix="fsg-tune-"))
-    try:
+    with scratch("fsg-tune-") as folder:
         tune.run(
             tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
             config=fixed,
@@ -252,8 +254,6 @@ def run(
             trial_dirname_creator=lambda trial: trial.trial_id,
             callbacks=[_Listening(queue, ledger, listener)],
         )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if queue.unwritable:
         raise Unwritable(queue.unwritable)
     return list(queue.taken.values())
@@ -275,31 +275,30 @@ def connected(
     """
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    folder = tempfile.mkdtemp(prefix="fsg-", dir="/tmp")  # sockets lie below it, and their paths must be short
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
-    if address is None:
-        options |= {
-            "address": "local",
-            "num_cpus": cores(),
-            "object_store_memory": 100 * 2**20,
-            "include_dashboard": False,
-            "_temp_dir": folder,
-        }
-    else:
-        shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
-        if own is not None:
-            shipped |= {"working_dir": str(python_files(own, Path(folder) / "own"))}
-        # What was handed over with the driver (`submitted`) is what its workers get, too.
-        options |= {"address": address} | ({} if submitted.record() else {"runtime_env": shipped})
-    try:
-        with _refusing(address):
-            _knock(address)
-            _start(options, own=address is None)
-        with _watched(died) if address is None else nullcontext():
-            yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch("fsg-", "/tmp") as folder:  # sockets lie below it, and their paths must be short
+        if address is None:
+            options |= {
+                "address": "local",
+                "num_cpus": cores(),
+                "object_store_memory": 100 * 2**20,
+                "include_dashboard": False,
+                "_temp_dir": str(folder),
+            }
+        else:
+            shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
+            if own is not None:
+                shipped |= {"working_dir": str(python_files(own, folder / "own"))}
+            # What was handed over with the driver (`submitted`) is what its workers get, too.
+            options |= {"address": address} | ({} if submitted.record() else {"runtime_env": shipped})
+        try:
+            with _refusing(address):
+                _knock(address)
+                _start(options, own=address is None)
+            with _watched(died) if address is None else nullcontext():
+                yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -342,7 +341,7 @@ def _why_unconnected(error: Exception) -> str | None:
 @contextmanager
 def _watched(died: Callable[[str], None]) -> Iterator[None]:
     """Within, the two processes without which this process's own Ray is none are looked after."""
-    vital = [(child.name(), child) for child in psutil.Process().children() if child.name() in _VITAL and _runs(child)]
+    vital = _vital()
     stop = threading.Event()
 
     def watch() -> None:
@@ -360,6 +359,11 @@ def _watched(died: Callable[[str], None]) -> Iterator[None]:
         stop.set()
 
 
+def _vital() -> list[tuple[str, psutil.Process]]:
+    """Those processes of this one's own Ray that run, by name."""
+    return [(child.name(), child) for child in psutil.Process().children() if _runs(child) and child.name() in _VITAL]
+
+
 def _runs(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -368,14 +372,46 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _start(options: dict[str, Any], own: bool) -> None:
-    """Ray gives a node of its own half a minute to start, which a busy machine may take: then once more."""
+    """Ray gives a node of its own half a minute to start; on a busy machine that is too short. Raises Unusable."""
+    if not own:
+        ray.init(**options)
+        return
+    end = time.monotonic() + SECONDS_TO_START
+    for left in reversed(range(TRIES_TO_START)):
+        try:
+            with _patient(end):
+                ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not any(sign in str(error) for sign in ("timed out during startup", "to start GCS")):
+                raise
+            if not left or time.monotonic() >= end:
+                hint = "expected some memory, room in /tmp, and processors that are not all busy"
+                raise Unusable(
+                    f"Ray does not start on this machine, {TRIES_TO_START - left} times over ({hint})"
+                ) from error
+
+
+@contextmanager
+def _patient(end: float) -> Iterator[None]:
+    """Within, Ray waits until `end` for a node whose processes run: nothing else makes it wait longer."""
+    look = services.get_node
+
+    def get_node(*arguments: Any) -> Any:
+        while True:
+            try:
+                return look(*arguments)  # type: ignore[no-untyped-call]
+            except RuntimeError:
+                if time.monotonic() >= end or len(_vital()) < len(_VITAL):
+                    raise
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    services.get_node = get_node
     try:
-        ray.init(**options)
-    except Exception as error:
-        if not own or "timed out during startup" not in str(error):
-            raise
-        ray.shutdown()
-        ray.init(**options)
+        yield
+    finally:
+        services.get_node = look
 
 
 def python_files(source: Path, target: Path) -> Path:

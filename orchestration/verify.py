@@ -2,8 +2,8 @@
 
 A cell's training is started in a process of its own over a scratch ledger, killed (SIGKILL) at a random moment of a
 random step, and gone on with in another process from whatever checkpoint the first one left. What is compared is the
-digest of the final state (`fsg.checkpoint.digest`), every row, and the diagnostics: timings and what was seen of the
-machine may differ.
+digest of the final state (`fsg.checkpoint.digest`), the weights in the files, every row, and the diagnostics: timings
+and what was seen of the machine may differ. A cell that was done and has lost a file is no cell that is the same.
 """
 
 import math
@@ -12,8 +12,8 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any
 from rich.console import Console
 
 import fsg
+from fsg import checkpoint
 from orchestration import provenance, system_metrics
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, total_steps
+from orchestration.scratch import keep, scratch
 from orchestration.training import CellTraining
 
 SAME, DIFFERENT, BAD_INPUT = 0, 1, 2
@@ -47,7 +49,7 @@ class Verdict:
     elsewhere: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        death = "too short to be interrupted"
+        death = "too short to be interrupted" if self.steps < _FEWEST_STEPS else "not interrupted"
         if self.killed_at is not None:
             again = "began again" if self.resumed_from is None else f"resumed from step {self.resumed_from}"
             death = f"killed after step {self.killed_at} of {self.steps}, {again}"
@@ -57,7 +59,12 @@ class Verdict:
 
 
 def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None = None) -> int:
-    """Verify so many finished cells of an experiment's folder, chosen by a seed. Returns the exit status."""
+    """Verify so many finished cells of an experiment's folder, chosen by a seed. Returns the exit status.
+
+    Raises ValueError for fewer than one.
+    """
+    if cells < 1:
+        raise ValueError(f"got {cells} cells (expected ≥ 1)")
     console = console or Console()
     ledger = Ledger(folder)
     launches = ledger.launches()
@@ -65,8 +72,13 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
         print(f"{folder}: no launch is recorded there", file=sys.stderr)
         return BAD_INPUT
     every = {cell.id: cell for cell in ledger.cells()}
-    done = [every[i] for i in launches[-1]["cells"] if i in every and ledger.outcome(i).state == "done"]
+    outcomes = {i: ledger.outcome(i) for i in launches[-1]["cells"]}
+    done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
+    lost = [f"{i}: its record is missing or damaged" for i in outcomes if i not in every]
+    lost += [f"{every[i].label}: {o.reason}" for i, o in outcomes.items() if o.damaged and i in every]
     if not done:
+        for line in lost:
+            print(f"{folder}: {line}", file=sys.stderr)
         print(f"{folder}: no cell of the last launch is done: there is nothing to verify", file=sys.stderr)
         return BAD_INPUT
     device = "cuda" if launches[-1]["spec"]["resources"]["gpus"] else "cpu"
@@ -78,40 +90,53 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
     chosen = draw.sample(long, min(cells, len(long))) or draw.sample(done, min(cells, len(done)))
     _say(console, f"scope: {_scope(device, chosen)}; elsewhere other bits are to be expected")
-    scratch = Path(tempfile.mkdtemp(prefix="fsg-verify-"))
     verdicts = []
-    for cell in chosen:
-        with console.status(f"training {cell.label} again"):
-            verdicts.append(_verified(ledger, cell, scratch, device, own, draw))
-        for line in verdicts[-1].lines():
-            _say(console, line)
-    wrong = sum(bool(verdict.differences) for verdict in verdicts)
-    if wrong:
-        _say(console, f"{wrong} of {len(verdicts)} cells differ; what was trained here is kept in {scratch}")
-        return DIFFERENT
-    shutil.rmtree(scratch, ignore_errors=True)
-    _say(console, f"{len(verdicts)} of {len(done)} finished cells verified: bit for bit the same")
-    return SAME
+    with scratch("fsg-verify-") as again:
+        for cell in chosen:
+            with console.status(f"training {cell.label} again"):
+                verdicts.append(_verified(ledger, cell, again, device, own, draw))
+            for line in verdicts[-1].lines():
+                _say(console, line)
+        wrong = sum(bool(verdict.differences) for verdict in verdicts)
+        if wrong:
+            keep(again)
+            _say(console, f"{wrong} of {len(verdicts)} cells differ; what was trained here is kept in {again}")
+        else:
+            _say(console, f"{len(verdicts)} of {len(done)} finished cells verified: bit for bit the same")
+    for line in lost:
+        _say(console, f"DAMAGED  {line}")
+    others = Counter(outcome.state for outcome in outcomes.values() if outcome.state != "done" and not outcome.damaged)
+    if others:
+        _say(console, "not done, and not verified: " + ", ".join(f"{n} {state}" for state, n in others.items()))
+    return DIFFERENT if wrong or lost else SAME
 
 
-def _verified(ledger: Ledger, cell: Cell, scratch: Path, device: str, own: str, draw: random.Random) -> Verdict:
-    before, again = ledger.outcome(cell.id), Ledger(scratch)
-    again.add(cell)
-    if cell.depends_on is not None:
-        for name in {cell.depends_on, ledger.origin(cell.depends_on)}:
-            shutil.copytree(ledger.folder / "trials" / name, scratch / "trials" / name, dirs_exist_ok=True)
+def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, draw: random.Random) -> Verdict:
+    before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)
     steps = total_steps(cell)
-    command = [sys.executable, "-m", "orchestration.verify", str(scratch), cell.id, device, own]
+    command = [sys.executable, "-m", "orchestration.verify", str(folder), cell.id, device, own]
     killed_at = _train_until_killed(command, steps, draw) if steps >= _FEWEST_STEPS else None
+    differences = []
     failure = _train_to_the_end(command)
     outcome = again.outcome(cell.id)
     resumed = again.attempts(cell.id)[-1]["resumed_from"] if again.attempts(cell.id) else None
-    differences = []
+    if steps >= _FEWEST_STEPS and killed_at is None:
+        differences.append("it ended by itself before it could be killed")
+    elif killed_at is not None and resumed is None:
+        differences.append("no checkpoint was gone on from, though one was written before the death")
     if outcome.state != "done":
         differences.append(f"it did not end here: {outcome.reason or failure or outcome.state}")
     else:
         if outcome.digest != before.digest:
             differences.append(f"final state: {before.digest} in the ledger, {outcome.digest} here")
+        for which, kept, here in (
+            ("final", ledger.final_weights(cell.id), again.final_weights(cell.id)),
+            ("best", ledger.best_weights(cell.id), again.best_weights(cell.id)),
+        ):
+            if kept is None:
+                differences.append(f"{which} weights: their file is missing or damaged")
+            elif here is None or digest_of(kept) != digest_of(here):
+                differences.append(f"{which} weights: others in {kept.name}")
         differences += other_rows(rows_of(ledger, cell), rows_of(again, cell))
         if ledger.diagnostics(cell.id) != again.diagnostics(cell.id):
             differences.append("the diagnostics of its epochs")
@@ -127,19 +152,36 @@ def _verified(ledger: Ledger, cell: Cell, scratch: Path, device: str, own: str, 
     )
 
 
+def to_train_again(ledger: Ledger, cell: Cell, folder: Path) -> Ledger:
+    """A ledger in a scratch folder, with what a training of the cell has to find there."""
+    again = Ledger(folder)
+    again.add(cell)
+    if cell.depends_on is not None:
+        for name in {cell.depends_on, ledger.origin(cell.depends_on)}:
+            shutil.copytree(ledger.folder / "trials" / name, folder / "trials" / name, dirs_exist_ok=True)
+    return again
+
+
 # The two processes
 
 
-def _train_until_killed(command: Sequence[str], steps: int, draw: random.Random) -> int:
-    """Start a training and kill it at a random moment after a random step; returns the step.
+def _train_until_killed(command: Sequence[str], steps: int, draw: random.Random) -> int | None:
+    """Start a training and kill it at a random moment after a random step; returns the step, None if it died before.
 
     It writes a checkpoint at a random step before that, and begins another one right after it.
     """
     last = draw.randint(1, steps - 2)
     checkpoints = [draw.randint(1, last), last + 1]
-    child = subprocess.Popen([*command, *map(str, checkpoints)], stdout=subprocess.PIPE, text=True, env=_environment())
+    child = subprocess.Popen(
+        [*command, *map(str, checkpoints)],
+        stdin=subprocess.PIPE,  # whose end tells it that this process is dead
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    )
+    assert child.stdin is not None
     assert child.stdout is not None
-    began, first = time.monotonic(), 0
+    began, first, step = time.monotonic(), 0, 0
     try:
         for line in child.stdout:
             step = int(line)
@@ -153,7 +195,8 @@ def _train_until_killed(command: Sequence[str], steps: int, draw: random.Random)
         child.kill()
         child.wait()
         child.stdout.close()
-    return last
+        child.stdin.close()
+    return last if step >= last else None
 
 
 def _train_to_the_end(command: Sequence[str]) -> str:
@@ -167,7 +210,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
-def main(scratch: str, cell_id: str, device: str, own: str, *checkpoints: str) -> None:
+def main(folder: str, cell_id: str, device: str, own: str, *checkpoints: str) -> None:
     """Train a cell of a scratch ledger, telling each step.
 
     With steps to write checkpoints at, it waits after the last of them to be killed.
@@ -176,14 +219,15 @@ def main(scratch: str, cell_id: str, device: str, own: str, *checkpoints: str) -
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a component of the user's own prints
     sys.path.append(own)
     at = {int(step) for step in checkpoints}
-    ledger = Ledger(Path(scratch))
+    ledger = Ledger(Path(folder))
     training = CellTraining(ledger, ledger.cell(cell_id), device=device)
     while training.ended is None:
         training.checkpoint_every = 0.0 if training.step + 1 in at else math.inf
         training.go_on(0.0)
         print(training.step, file=tell, flush=True)
         if at and training.step >= max(at):
-            time.sleep(3600)
+            sys.stdin.read()
+            sys.exit("what was to kill it is dead")
     if training.ended != "done":
         sys.exit(f"{training.ended}: {training.reason}")
 
@@ -209,6 +253,11 @@ def other_rows(before: dict[tuple[int, str], float], now: dict[tuple[int, str], 
 def bits(value: float | None) -> str | None:
     """A value as it is to the last bit, in text."""
     return None if value is None else float(value).hex()
+
+
+def digest_of(weights: Path) -> str:
+    """Of the tensors in a file of weights."""
+    return checkpoint.digest(checkpoint.from_bytes(weights.read_bytes()))
 
 
 def _scope(device: str, cells: Sequence[Cell]) -> str:

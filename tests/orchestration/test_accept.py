@@ -13,6 +13,7 @@ from rich.console import Console
 from test_verify import tamper
 
 import fsg
+from fsg.finite import Diverged
 from orchestration import accept as module
 from orchestration import report
 from orchestration.accept import accept
@@ -114,6 +115,64 @@ def test_cell_whose_first_steps_differ_is_refused_and_says_where(
     assert sorted(states(ledger)) == ["done", "done", "waiting"]
 
 
+def test_epochs_that_end_among_the_first_steps_are_compared_too(
+    folder: Path, raised: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is recorded there: flips and saturation, the test, and the weights at the end."""
+    monkeypatch.setattr(module, "STEPS", 50)
+    ledger = Ledger(Path("results/tiny"))
+    assert accept(ledger.folder) == 0
+    assert "accepted fsg · seed 0: its first 10 steps are the same under NUMERICS" in capsys.readouterr().out
+    assert states(ledger) == ["done"] * 3
+
+
+def test_other_weights_at_the_end_are_refused(
+    folder: Path, raised: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEPS", 50)
+    monkeypatch.setattr(module, "digest_of", lambda path: str(path))
+    assert accept(Path("results/tiny")) == 1
+    assert capsys.readouterr().out.count("it ends with other weights") == 1, "and two whose pretraining that is"
+
+
+@pytest.mark.parametrize("lost", ["missing", "cut short", "flipped"])
+def test_finished_cells_that_have_lost_a_file_are_refused(
+    folder: Path, raised: None, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(Path("results/tiny"))
+    one = next(cell for cell in ledger.cells() if cell.variant == "ste")
+    path = ledger.folder / "trials" / one.id / "0001" / "final.pt"
+    content = path.read_bytes()
+    path.unlink()
+    if lost != "missing":
+        path.write_bytes(content[:-1] if lost == "cut short" else content[:-1] + bytes([content[-1] ^ 1]))
+    assert accept(ledger.folder) == 1
+    assert "refused  ste · seed 0: the file of the final weights is " in capsys.readouterr().out
+
+
+def test_training_that_diverges_elsewhere_than_it_did_is_refused(
+    folder: Path, raised: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though every row that it has before is the same; where it diverges as it did, it is accepted."""
+    ledger = Ledger(Path("results/tiny"))
+    one = next(cell for cell in ledger.cells() if cell.variant == "ste")
+    path = ledger.folder / "trials" / one.id / "0001" / "end.json"
+    advance = fsg.Training.advance
+
+    def diverges(training: fsg.Training) -> list[fsg.trainer.Row]:
+        if training.step == 3 and training.config.estimator.name == "ste":
+            raise Diverged("the loss is nan at step 4")
+        return advance(training)
+
+    monkeypatch.setattr(fsg.Training, "advance", diverges)
+    tamper(path, state="diverged", reason="the loss is nan at step 9")
+    accept(ledger.folder)
+    assert "refused  ste · seed 0: here it ends as diverged: the loss is nan at step 4" in capsys.readouterr().out
+    tamper(path, state="diverged", reason="the loss is nan at step 4")
+    accept(ledger.folder)
+    assert "accepted ste · seed 0: its first 3 steps" in capsys.readouterr().out
+
+
 def test_cells_whose_pretraining_is_not_accepted_are_refused(
     folder: Path, raised: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +181,9 @@ def test_cells_whose_pretraining_is_not_accepted_are_refused(
     for path in (ledger.folder / "trials" / str(before) / "0001").glob("rows-*"):
         path.write_bytes(b"{}\n")
     assert accept(ledger.folder) == 1
-    assert capsys.readouterr().out.count("its pretraining was not accepted") == 2
+    out = capsys.readouterr().out
+    assert "refused  pretrain · seed 0: a file of recorded rows is damaged" in out
+    assert out.count("its pretraining was not accepted") == 2
     assert states(ledger) == ["waiting"] * 3
 
 

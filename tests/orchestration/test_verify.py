@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import tiny_experiment
 import torch
 
 import fsg
+from benchmarks import chaos
 from fsg import checkpoint
+from fsg.trainer import Row, TrainConfig
 from orchestration import ledger as ledger_module
 from orchestration import verify as module
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
-from orchestration.verify import other_rows, verify
+from orchestration.verify import Verdict, other_rows, rows_of, verify
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,140 @@ def test_nothing_to_verify_is_said_in_one_line(tmp_path: Path, capsys: pytest.Ca
     Ledger(folder).record_launch({"cells": ["a"], "spec": {}, "spec_source": "x"})
     assert verify(folder) == 2
     assert "there is nothing to verify" in capsys.readouterr().err
+
+
+# what it may not call the same
+
+
+def test_finished_cell_that_has_lost_a_file_is_no_cell_that_is_the_same(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are missing, rows that are damaged, a record that is: each is named, and the status is 1."""
+    monkeypatch.setattr(module, "_verified", lambda ledger, one, *rest: Verdict(one, 9, 3, 2, "d", 5, ()))
+    (results / "trials" / cell(results, "ste").id / "0001" / "final.pt").unlink()
+    assert verify(results) == 1
+    out = capsys.readouterr().out
+    assert "DAMAGED  ste · seed 0: the file of the final weights is missing or cut short" in out
+    assert "2 of 2 finished cells verified" in out
+    (rows,) = (results / "trials" / cell(results, "fsg").id / "0001").glob("rows-0000-*")
+    rows.write_bytes(rows.read_bytes()[:-1])
+    (record,) = (results / "trials" / cell(results, "pretrain").id).glob("cell.json")
+    record.write_text("{")
+    assert verify(results) == 2
+    told = capsys.readouterr().err
+    assert "fsg · seed 0: a file of recorded rows is damaged" in told
+    assert f"{record.parent.name}: its record is missing or damaged" in told
+    assert "there is nothing to verify" in told
+
+
+def copied(monkeypatch: pytest.MonkeyPatch, experiment: Path, killed: int | None = 3, resumed: int | None = 2) -> None:
+    """In place of the two processes: what they would write is what was recorded."""
+
+    def to_the_end(command: Sequence[str]) -> str:
+        again = Path(command[3])
+        shutil.copytree(experiment / "trials" / command[4], again / "trials" / command[4], dirs_exist_ok=True)
+        attempt = again / "trials" / command[4] / "0001" / "attempt.json"
+        tamper(attempt, resumed_from=resumed and {"attempt": 1, "step": resumed, "seconds": 0.0})
+        return ""
+
+    monkeypatch.setattr(module, "_train_until_killed", lambda *arguments: killed)
+    monkeypatch.setattr(module, "_train_to_the_end", to_the_end)
+
+
+def test_weights_whose_file_is_not_what_was_trained_differ(
+    experiment: Path, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped byte, which leaves the size as it was; and other weights under a seal that holds."""
+    copied(monkeypatch, experiment)
+    one = cell(results, "ste")
+    tamper(results / "launches" / "0001.json", cells=[one.id])
+    assert verify(results) == 0
+    attempt = results / "trials" / one.id / "0001"
+    content = bytearray((attempt / "final.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (attempt / "final.pt").write_bytes(content)
+    assert verify(results) == 1
+    assert "final weights: their file is missing or damaged" in capsys.readouterr().out
+    other = (results / "trials" / str(one.depends_on) / "0001" / "final.pt").read_bytes()
+    (attempt / "final.pt").write_bytes(other)
+    end = ledger_module.read_sealed(attempt / "end.json")
+    assert end is not None
+    tamper(attempt / "end.json", weights=end["weights"] | {"final.pt": ledger_module._seal_of(other)})
+    assert verify(results) == 1
+    out = capsys.readouterr().out
+    assert "final weights: others in final.pt" in out
+    for kept in re.findall("kept in (.*)", out):
+        shutil.rmtree(kept)
+
+
+def test_cells_that_did_not_end_are_told_apart_from_those_verified(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_verified", lambda ledger, one, *rest: Verdict(one, 9, 3, 2, "d", 5, ()))
+    end = results / "trials" / cell(results, "ste").id / "0001" / "end.json"
+    tamper(end, state="diverged", reason="the loss is nan")
+    assert verify(results) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "2 of 2 finished cells verified: bit for bit the same"
+    assert lines[-1] == "not done, and not verified: 1 diverged"
+    with pytest.raises(ValueError, match="got 0 cells"):
+        verify(results, cells=0)
+
+
+@pytest.mark.parametrize(
+    ("killed", "resumed", "told"),
+    [(None, 2, "it ended by itself before it could be killed"), (3, None, "no checkpoint was gone on from")],
+)
+def test_training_that_was_not_interrupted_proves_nothing(
+    experiment: Path,
+    tmp_path: Path,
+    killed: int | None,
+    resumed: int | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All else is the same."""
+    copied(monkeypatch, experiment, killed, resumed)
+    arguments = Ledger(experiment), cell(experiment, "ste"), tmp_path, "cpu", ".", module.random.Random(0)
+    (line,) = module._verified(*arguments).differences
+    assert line.startswith(told)
+
+
+@pytest.mark.slow
+def test_training_whose_verifier_is_killed_ends_too(results: Path, tmp_path: Path) -> None:
+    one = cell(results, "ste")
+    again = module.to_train_again(Ledger(results), one, tmp_path / "again")
+    command = [module.sys.executable, "-m", "orchestration.verify", str(again.folder), one.id, "cpu", ".", "1", "2"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    assert any(line == "2\n" for line in child.stdout)
+    assert child.poll() is None, "it waits to be killed"
+    child.stdin.close()  # as the kernel does when its owner dies
+    assert child.wait(60) == 1
+    assert again.outcome(one.id).state == "interrupted"
+
+
+# what is compared
+
+
+@pytest.mark.parametrize("name", ["system/memory_megabytes", "system/cpu_percent", "time/step"])
+def test_what_the_machine_has_a_say_in_is_compared_by_nobody(tmp_path: Path, name: str) -> None:
+    """Neither by `fsg verify` and `fsg accept`, which share their rows, nor by the chaos run."""
+    ledgers = Ledger(tmp_path / "a"), Ledger(tmp_path / "b")
+    one = Cell("a" * 16, "train", "one", {}, 0, TrainConfig())
+    for value, ledger in enumerate(ledgers):
+        ledger.add(one)
+        attempt = ledger.claim(one.id, {})
+        attempt.record([Row(1, {"train/loss": 0.5, name: float(value), "systematic/x": 1.0}), Row(2, {name: 1.0})])
+        attempt.finish("done")
+    a, b = (rows_of(ledger, one) for ledger in ledgers)
+    assert a == b == {(1, "train/loss"): 0.5, (1, "systematic/x"): 1.0}
+    a, b = (chaos.values_of(ledger, one.id) for ledger in ledgers)
+    assert a == b == [(1, "systematic/x", 1.0), (1, "train/loss", 0.5)]
+    whole = chaos.values_of(ledgers[1], one.id, whole=True)
+    assert (1, name, 1.0) in whole, "MLflow has to have them, too"
+    assert chaos.multiset(chaos.values_of(ledgers[0], one.id, whole=True), whole) == (1, 1)
 
 
 def test_rows_are_compared_to_the_last_bit() -> None:
