@@ -58,7 +58,7 @@ class Launched:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 900) -> int:
         return self.process.wait(seconds)
 
     def ctrl_c(self) -> None:
@@ -76,7 +76,7 @@ class Launched:
         return self.output.read_text()
 
 
-def until(condition: Callable[[], Any], one: Launched, seconds: float = 120) -> None:
+def until(condition: Callable[[], Any], one: Launched, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert one.process.poll() is None, one.text
