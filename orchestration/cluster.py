@@ -1,4 +1,4 @@
-"""An experiment on a cluster: handed over to Ray's job server, looked at and stopped from anywhere; its nodes checked.
+"""An experiment on a cluster: handed over to Ray's job server, looked at and stopped from anywhere.
 
 What is handed over is the code, the spec and the user's own modules as they are then: a package that Ray keeps under
 the hash of its content. The driver runs in the cluster, so whoever handed it over may leave. The ledger lies where
@@ -17,7 +17,6 @@ import re
 import secrets
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,20 +27,15 @@ from typing import Any
 import ray
 import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fsg.config import to_dict
-from fsg.starting_points import File
 from orchestration import provenance, submitted
-from orchestration.plan import Cell
+from orchestration.python_files import python_files
 from orchestration.ray_settings import Unusable
-from orchestration.tuner import python_files
 
 Job = JobDetails
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 SECONDS_TO_STOP = 60
 SECONDS_TO_BEGIN = 120
-SECONDS_FOR_A_LOOK = 60
 _PACKAGES = ("fsg", "orchestration")
 _EXPERIMENT = "fsg.experiment"
 
@@ -171,9 +165,9 @@ class JobServer:
         except (requests.ConnectionError, requests.Timeout, ConnectionError):
             raise Unusable(f"{self.address}: nothing answers there (expected a cluster: make cluster-up)") from None
         except (requests.RequestException, ValueError, KeyError) as error:
-            raise Unusable(f"{self.address}: is no job server of Ray's ({_first_line(error)})") from error
+            raise Unusable(f"{self.address}: is no job server of Ray's ({first_line(error)})") from error
         except RuntimeError as error:
-            raise Unusable(f"{self.address}: {_first_line(error)}") from error
+            raise Unusable(f"{self.address}: {first_line(error)}") from error
 
 
 def experiment_of(job: Job) -> str:
@@ -204,81 +198,6 @@ def package_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-# The nodes, looked at from a driver that is connected
-
-
-def unlike(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:
-    """One line for each node that trains and cannot: it lacks the results' folder, the data, or our versions."""
-    wanted = {
-        "record": str(results.resolve() / "launches" / f"{number:04d}.json"),
-        "results": str(results.resolve()),
-        "directory": os.getcwd(),
-        "python_path": list(python_path),
-        "versions": _versions(),
-        "inputs": _inputs(cells),
-    }
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
-    asked = {}
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["Resources"].get("CPU"):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[look.options(scheduling_strategy=there).remote(wanted)] = node["NodeManagerAddress"]
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_FOR_A_LOOK) if asked else ([], [])
-    problems = []
-    for one in ready:
-        try:
-            problems += [f"node {asked[one]}: {problem}" for problem in ray.get(one)]
-        except ray.exceptions.RayTaskError as error:
-            problems.append(f"node {asked[one]}: {_first_line(error.cause)}")
-        except ray.exceptions.RayError:
-            continue  # it is gone: what it had goes elsewhere
-    return sorted(problems)
-
-
-def _look(wanted: dict[str, Any]) -> list[str]:
-    """On a node: what it lacks."""
-    from orchestration.specs import train_from_dict
-
-    versions = _versions()
-    found = [
-        f"has {name} {versions.get(name)}, the driver {ours} (expected the same everywhere)"
-        for name, ours in wanted["versions"].items()
-        if versions.get(name) != ours
-    ]
-    if not Path(wanted["record"]).exists():
-        found.append(f"does not see {wanted['results']} (expected a folder on a file system that all nodes share)")
-    if os.path.isdir(wanted["directory"]):
-        os.chdir(wanted["directory"])
-    sys.path[:0] = [path for path in wanted["python_path"] if path not in sys.path]
-    for train, kind, fingerprint in wanted["inputs"]:
-        config = train_from_dict(train)
-        source = config.data if kind == "data" else config.init
-        try:
-            theirs = source.fingerprint()  # type: ignore[union-attr]
-        except (OSError, ValueError) as error:
-            found.append(f"train.{kind}: {_first_line(error)} (expected the driver's files, at the same path)")
-            continue
-        if theirs != fingerprint:
-            found.append(f"train.{kind}: other contents than the driver's, under the same path")
-    return found
-
-
-def _versions() -> dict[str, str]:
-    return {name: version for name, version in provenance.versions().items() if name in ("python", "torch", "numpy")}
-
-
-def _inputs(cells: Sequence[Cell]) -> list[tuple[dict[str, Any], str, str]]:
-    """Each file or folder that some training reads: a training that reads it, which part of it does, what it holds."""
-    found: dict[str, tuple[dict[str, Any], str, str]] = {}
-    for cell in cells:
-        train = cell.train
-        data = json.dumps(to_dict(train.data), sort_keys=True)
-        found.setdefault(data, (to_dict(train), "data", train.data.fingerprint()))
-        if isinstance(train.init, File):
-            found.setdefault(train.init.path, (to_dict(train), "init", train.init.fingerprint()))
-    return list(found.values())
-
-
 def _token() -> str | None:
     """Where Ray looks for it."""
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -296,5 +215,5 @@ def _of_driver(text: str) -> str:
     return re.sub(r"/\S*/_ray_pkg_\w+/", "", text)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.cluster import OVER, Handover, Job, JobServer, experiment_of, pack
-from orchestration.progress import duration
+from orchestration.duration import duration
 from orchestration.ray_settings import Unusable
 
 DONE, FAILED = 0, 1

@@ -22,11 +22,12 @@ from rich.table import Table
 import fsg
 from orchestration import provenance, ray_settings, submitted
 from orchestration.checks import other_study, unrunnable
+from orchestration.duration import duration
 from orchestration.ledger import Held, Ledger, Outcome, Unwritable
 from orchestration.mlflow_server import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, standings
-from orchestration.progress import LiveView, PlainLines, duration, view
+from orchestration.progress import LiveView, PlainLines, view
 from orchestration.ray_settings import Unusable
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec, recorded_spec
 from orchestration.study_records import expected_cells
@@ -387,9 +388,9 @@ class Launch:
             raise _Refused(f"{self.source}: resources.gpus: {what}")
 
     def _refuse_unlike_nodes(self, left: list[Cell], ledger: Ledger, python_path: Sequence[str], number: int) -> None:
-        from orchestration import cluster
+        from orchestration import nodes
 
-        problems = cluster.unlike(ledger.folder, left, python_path, number)
+        problems = nodes.unlike(ledger.folder, left, python_path, number)
         if problems:
             raise _Refused(*problems)
 

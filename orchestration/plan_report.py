@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestration.duration import duration
 from orchestration.judgement import Trial
 from orchestration.ledger import Ledger
-from orchestration.progress import duration
 from orchestration.statistics import mean
 
 _MEMORY = ("system/gpu_memory_megabytes", "system/memory_megabytes")

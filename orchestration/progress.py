@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestration.duration import duration
 from orchestration.ledger import Outcome
 from orchestration.plan import Cell, Standing, total_steps
 
@@ -319,16 +320,6 @@ def view(standings: Sequence[Standing], name: str, at_a_time: int, console: Cons
     """The view that suits where it is shown."""
     tally = Tally(standings, at_a_time)
     return LiveView(tally, name, console) if console.is_terminal else PlainLines(tally, name, console)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
-    return f"{whole} s" if whole or not seconds else f"{seconds:.1f} s"
 
 
 def _metric(name: str, value: float | None) -> str:

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration import statistics
+from orchestration.duration import duration
 from orchestration.evidence import Measured, Report
 from orchestration.judgement import SIGNIFICANCE, Line, Spread, Trial, Unit
-from orchestration.progress import duration
 from orchestration.verdict import Contrast, Family, p_text
 
 NONE = "–"

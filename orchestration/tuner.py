@@ -7,7 +7,6 @@ the driver dies, the ledger is all that the next launch needs.
 import logging
 import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from orchestration import submitted
 from orchestration.ledger import Ledger, Unwritable
 from orchestration.plan import Cell, Leg
 from orchestration.provenance import cores
+from orchestration.python_files import python_files
 from orchestration.ray_settings import SECONDS_TO_BEGIN, Unusable
 from orchestration.scratch import scratch
 from orchestration.trainable import CellTrainable
@@ -412,23 +412,6 @@ def _patient(end: float) -> Iterator[None]:
         yield
     finally:
         services.get_node = look
-
-
-def python_files(source: Path, target: Path) -> Path:
-    """Copy the Python files of a folder and of those below it, but for hidden ones, environments and results."""
-    for folder, below, names in os.walk(source):
-        below[:] = [name for name in below if not name.startswith((".", "__")) and not _is_foreign(Path(folder, name))]
-        for name in names:
-            if name.endswith(".py"):
-                copy = target / Path(folder, name).relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(Path(folder, name), copy)
-    target.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def _is_foreign(folder: Path) -> bool:
-    return (folder / "pyvenv.cfg").exists() or (folder / "mlflow.db").exists()
 
 
 def capacity() -> dict[str, float]:

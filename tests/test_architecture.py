@@ -15,6 +15,7 @@ ALLOWED = {
         "orchestration/search.py",
         "orchestration/trainable.py",
         "orchestration/cluster.py",
+        "orchestration/nodes.py",
     },
     "mlflow": {"orchestration/tracking.py", "orchestration/mlflow_model.py"},
     "optuna": {"orchestration/search.py"},
@@ -64,3 +65,19 @@ def test_the_core_can_be_imported_without_the_rest() -> None:
     absent = "('ray', 'mlflow', 'optuna', 'pydantic', 'ruamel', 'yaml')"
     refuse = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport fsg"
     subprocess.run([sys.executable, "-c", refuse], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("orchestration.cli", {"torch", "ray", "mlflow", "optuna", "pydantic", "matplotlib"}),
+        ("orchestration.handover", {"torch", "mlflow", "optuna", "matplotlib"}),
+    ],
+)
+def test_a_command_that_trains_nothing_does_not_wait_for_what_trains(module: str, absent: set[str]) -> None:
+    """`fsg --help`, and `fsg status`, which asks a cluster."""
+    look = f"import sys, {module}\nprint(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", look], check=True, cwd=ROOT, capture_output=True, text=True)
+    loaded = set(said.stdout.split())
+    assert module in loaded
+    assert not absent & loaded

@@ -5,9 +5,10 @@ import pytest
 from rich.console import Console
 
 from fsg.trainer import TrainConfig
+from orchestration.duration import duration
 from orchestration.ledger import Outcome, State
 from orchestration.plan import Cell, Standing
-from orchestration.progress import LiveView, PlainLines, Tally, duration, view
+from orchestration.progress import LiveView, PlainLines, Tally, view
 
 
 def standing(variant: str, state: State = "waiting", steps: int = 100, step: int = 0) -> Standing:
