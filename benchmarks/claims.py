@@ -63,7 +63,7 @@ def claimed(values: Values, rule: Sequential | None) -> Claims:
     lines = lines_of(trials, Measure.metric(METRIC), "ste")
     asked, plan = Report(baseline="ste", primary="fsg"), SeedPlan(tuple(range(values.shape[1])), rule=rule)
     contrasts = contrasts_of(lines, asked, plan, "fsg")
-    best = best_of(lines, Unit.of(METRIC))
+    best = best_of(lines, Unit.of(METRIC), plan)
     return Claims(
         judge(contrasts, Unit.of(METRIC), asked, plan).shown,
         any(one.shown for one in contrasts if one.role == "family"),

@@ -127,7 +127,7 @@ def build(ledger: Ledger) -> Report:
         asked=asked,
         plan=plan,
         verdict=judge(measured[0].contrasts, measured[0].unit, asked, plan),
-        best=best_of(lines, measured[0].unit),
+        best=best_of(lines, measured[0].unit, plan),
         measured=measured,
         pretraining=tuple(trial for trial in trials if trial.cell.kind == "pretrain"),
         unfinished=tuple(sorted((t for t in trials if t.state != "done"), key=lambda t: _UNFINISHED.index(t.state))),
@@ -189,9 +189,18 @@ def _about_seeds(plan: SeedPlan) -> Iterable[str]:
             "hollow points and in rows of their own; no mean, interval or test of the planned seeds has them."
         )
     if plan.dropped:
-        yield f"Seeds {_listed(plan.dropped)} were planned, and left out when results could be seen."
+        yield (
+            f"Seeds {_listed(plan.dropped)} were planned, and left out when results could be seen: the plan is not "
+            "complete without them, and no difference is claimed."
+        )
     if plan.late_rule:
-        yield "The rule for looks was declared, or changed, when results could be seen: it is not applied."
+        held = "that of the plan is applied" if plan.rule else "it is not applied"
+        yield f"The rule for looks was declared, or changed, when results could be seen: {held}."
+    if plan.late:
+        yield (
+            f"What is compared was changed when results could be seen: {'; '.join(plan.late)}. All of it is "
+            "exploratory, and no difference is claimed."
+        )
 
 
 def _listed(seeds: Sequence[int]) -> str:

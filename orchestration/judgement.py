@@ -199,15 +199,6 @@ class Unit(NamedTuple):
         return self.write(comparison.mean, True) + (f" {self.interval(interval)}" if interval else "")
 
 
-class Verdict(NamedTuple):
-    """What the primary comparison shows: in few words, in a sentence, and why it shows no more."""
-
-    headline: str
-    sentence: str
-    consequence: str
-    shown: bool = False
-
-
 class Measure(NamedTuple):
     """Something measured of a trial that is over; None where it says nothing of it."""
 

@@ -172,7 +172,7 @@ def _notes(report: Report) -> Iterable[str]:
 def _about_the_best(report: Report) -> str:
     best = report.best
     if best is None:
-        return "None is marked best: not every line has values to compare."
+        return "None is marked best: that takes every line with all of its planned seeds, and values to compare."
     name = best.line.short_label
     if best.marked:
         return f"Best, in bold: {name}, which the test and the interval tell apart from every other line."

@@ -1,6 +1,6 @@
-"""Which seeds were the plan: those of the launches before anybody could have seen a result."""
+"""What was the plan: seeds and comparisons of the launches before anybody could have seen a result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from orchestration.spec_fields import Sequential
 class SeedPlan:
     """The planned seeds in their order, those added and those dropped since, and the rule for looks in force, if any.
 
-    `late_rule` says that a rule was declared, or changed, when it was too late: it is not in force.
+    A seed that was dropped stays in the plan, so what it was to be part of is never complete. `late_rule` says that the
+    spec's rule came, changed or went when it was too late; `late` says so of what is compared, in words.
     """
 
     seeds: tuple[int, ...]
@@ -20,6 +21,7 @@ class SeedPlan:
     dropped: tuple[int, ...] = ()
     rule: Sequential | None = None
     late_rule: bool = False
+    late: tuple[str, ...] = ()
 
 
 def seed_plan(launches: Sequence[Mapping[str, Any]], trials: Sequence[Trial], baseline: str) -> SeedPlan:
@@ -31,16 +33,32 @@ def seed_plan(launches: Sequence[Mapping[str, Any]], trials: Sequence[Trial], ba
     seen = _first_comparison(trials, baseline)
     before = [one for one in launches if seen is None or one["started"] <= seen]
     then, now = (before or launches[:1])[-1]["spec"], launches[-1]["spec"]
-    rule = now["report"].get("sequential")
-    in_force = rule is not None and rule == then["report"].get("sequential")
-    planned = now["seeds"] if in_force else then["seeds"]
+    rule, rule_now = then["report"].get("sequential"), now["report"].get("sequential")
+    more = now["seeds"] if rule is not None and rule == rule_now else ()
+    planned = dict.fromkeys([*then["seeds"], *more])  # whatever order they have by now
     return SeedPlan(
-        seeds=tuple(seed for seed in now["seeds"] if seed in planned),
+        seeds=tuple(planned),
         added=tuple(seed for seed in now["seeds"] if seed not in planned),
         dropped=tuple(seed for seed in then["seeds"] if seed not in now["seeds"]),
-        rule=Sequential(**rule) if in_force else None,
-        late_rule=rule is not None and not in_force,
+        rule=None if rule is None else Sequential(**rule),
+        late_rule=rule != rule_now,
+        late=tuple(_late(then, now)),
     )
+
+
+def _late(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
+    """What of the comparisons is not as it was declared."""
+    for field in ("baseline", "primary", "metric", "family"):
+        was, is_now = (spec["report"].get(field) for spec in (then, now))
+        if was != is_now:
+            yield f"{field} was {_text(was)}, is {_text(is_now)}"
+    gone = [name for name in then.get("variants", ()) if name not in now.get("variants", ())]
+    if gone:
+        yield f"{_text(gone)} left out"
+
+
+def _text(value: str | Sequence[str] | None) -> str:
+    return value if isinstance(value, str) else "not said" if value is None else ", ".join(value)
 
 
 def _first_comparison(trials: Sequence[Trial], baseline: str) -> int | None:

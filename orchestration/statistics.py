@@ -64,14 +64,16 @@ def sign_flip_p(differences: Sequence[float] | Floats) -> float:
     """p = #{s ∈ {−1, +1}ⁿ : |Σ sᵢdᵢ| ≥ |Σ dᵢ|} / 2ⁿ, two-sided: were the labels exchangeable, how rare is this sum?
 
     Every flip is tried up to 16 differences; beyond, 100,000 are drawn with a fixed seed and
-    p = (1 + #) / (1 + 100,000). 1 where there is no difference at all. Fisher, The Design of Experiments, 1935.
+    p = (1 + #) / (1 + 100,000), or `smallest_p` where that is more. 1 where there is no difference at all.
+    Fisher, The Design of Experiments, 1935.
     """
     d = np.asarray(differences, dtype=np.float64)
     least = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # sums in another order differ in the last bits: still a tie
     if is_exact(len(d)):
         return float(np.mean(np.abs(_every_flip(len(d)) @ d) >= least))
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED, len(d)))
-    return float((1 + np.count_nonzero(np.abs(signs @ d) >= least)) / (1 + _SAMPLED))
+    found = float((1 + np.count_nonzero(np.abs(signs @ d) >= least)) / (1 + _SAMPLED))
+    return max(found, smallest_p(len(d)))
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from orchestration import statistics
@@ -26,7 +26,8 @@ class Look(NamedTuple):
 class Contrast:
     """A variant's comparison with the baseline; `adjusted` is what p is after correction, None where nothing is tested.
 
-    `level` is what it is held to, and its interval's is one minus that.
+    `level` is what it is held to, and its interval's is one minus that. `planned` is the number of pairs that it waits
+    for; it is not `declared` where what is compared was changed when results could be seen.
     """
 
     variant: str
@@ -36,6 +37,12 @@ class Contrast:
     adjusted: float | None = None
     level: float = SIGNIFICANCE
     look: Look | None = None
+    planned: int = 0
+    declared: bool = True
+
+    @property
+    def complete(self) -> bool:
+        return self.comparison.n >= self.planned
 
     @property
     def p(self) -> float | None:
@@ -47,13 +54,15 @@ class Contrast:
 
     @property
     def shown(self) -> bool:
-        """Whether a difference is: by the test and by the interval."""
+        """Whether a difference is: by the test and by the interval, as declared, of all pairs that were planned."""
         interval = self.interval
         return (
-            self.adjusted is not None
+            self.declared
+            and self.complete
+            and self.adjusted is not None
             and self.adjusted <= self.level
             and interval is not None
-            and (interval.excludes_zero)
+            and interval.excludes_zero
         )
 
 
@@ -102,17 +111,20 @@ def contrasts_of(lines: Sequence[Line], asked: Report, plan: SeedPlan, primary: 
     """Every variant's comparison with the baseline, in the order of the lines.
 
     `primary` stands alone; the variants of `asked.family`, or else all others, are the family. Under a rule for looks
-    the primary one is tested at each look, and the family once, at the last.
+    the primary one is tested at each look, and the family once, at the last. Nothing is claimed of a part of the plan:
+    to stop where it looks good is to look more than once.
     """
-    found = []
+    found, planned, declared = [], len(plan.seeds), not plan.late
     for variant in dict.fromkeys(line.variant for line in lines if line.variant != asked.baseline):
         points = [line for line in lines if line.variant == variant and line.comparison is not None]
         comparison = _averaged(lines, points, asked.baseline)
         if variant == primary:
-            found.append(_primary(Contrast(variant, "primary", comparison, len(points)), plan))
+            test = Contrast(variant, "primary", comparison, len(points), planned=planned, declared=declared)
+            found.append(_primary(test, plan))
         else:
             inside = asked.family is None or variant in asked.family or variant == asked.primary
-            found.append(Contrast(variant, "family" if inside else "untested", comparison, len(points)))
+            role: Role = "family" if inside else "untested"
+            found.append(Contrast(variant, role, comparison, len(points), planned=planned, declared=declared))
     return _corrected(found, plan)
 
 
@@ -132,7 +144,7 @@ def _averaged(lines: Sequence[Line], points: Sequence[Line], baseline: str) -> C
 
 def _primary(test: Contrast, plan: SeedPlan) -> Contrast:
     if plan.rule is None:
-        return Contrast(*_parts(test), test.comparison.p if test.comparison.finite else None)
+        return replace(test, adjusted=test.comparison.p if test.comparison.finite else None)
     reached = None
     looks = tuple(plan.rule.looks)
     levels = statistics.looks_levels(looks, plan.rule.boundary, SIGNIFICANCE)
@@ -141,7 +153,9 @@ def _primary(test: Contrast, plan: SeedPlan) -> Contrast:
         if comparison.n < seeds or not comparison.finite:
             break
         look = Look(number, len(looks), seeds, level)
-        reached = Contrast(test.variant, "primary", comparison, test.points, comparison.p, level, look)
+        reached = replace(
+            test, comparison=comparison, adjusted=comparison.p, level=level, look=look, planned=look.seeds
+        )
         if reached.shown:
             break
     return reached or test
@@ -155,24 +169,22 @@ def _corrected(tests: Iterable[Contrast], plan: SeedPlan) -> list[Contrast]:
     waiting = sum(test.role == "family" for test in found) - len(inside)
     adjusted = statistics.holm([test.comparison.p for test in inside] + [1.0] * waiting)
     corrected = {test.variant: p for test, p in zip(inside, adjusted, strict=False)}
-    return [Contrast(*_parts(t), corrected[t.variant]) if t.variant in corrected else t for t in found]
+    return [replace(t, adjusted=corrected[t.variant]) if t.variant in corrected else t for t in found]
 
 
-def _parts(test: Contrast) -> tuple[str, Role, Comparison, int]:
-    return test.variant, test.role, test.comparison, test.points
+def best_of(lines: Sequence[Line], unit: Unit, plan: SeedPlan) -> Best | None:
+    """The line with the best mean, held against each other line by the test and the interval.
 
-
-def best_of(lines: Sequence[Line], unit: Unit) -> Best | None:
-    """The line with the best mean over its planned seeds, held against each other line by the test and the interval.
+    None before all lines have all planned seeds, so that it is looked for once, or where the plan was changed late.
 
     Telling the best of many from the runner-up at 5 % calls a wrong one best with 5 % at most, without a correction:
     Gutmann and Maymin, Annals of Statistics 15, 1987.
     """
-    measured = [line for line in lines if line.values and math.isfinite(line.metric.mean)]
-    if len(measured) < 2 or len(measured) < len(lines):
+    whole = [line for line in lines if len(line.values) >= len(plan.seeds) and math.isfinite(line.metric.mean)]
+    if len(whole) < max(2, len(lines)) or plan.late:
         return None
-    best = max(measured, key=lambda line: line.metric.mean * (1 if unit.higher_is_better else -1))
-    others = [line for line in measured if line is not best]
+    best = max(whole, key=lambda line: line.metric.mean * (1 if unit.higher_is_better else -1))
+    others = [line for line in whole if line is not best]
     return Best(best, tuple(line for line in others if not _apart(best, line)))
 
 
@@ -215,6 +227,12 @@ def judge(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) 
     zero = "excludes" if interval.excludes_zero else "includes"
     confidence = f"{100 * (1 - test.level):.3g}\u00a0%"
     sentence += f" ({confidence} interval {ends}, {exact}{held}): the interval {zero} zero."
+    if not test.declared:
+        changed = f"What is compared was changed when results could be seen ({'; '.join(plan.late)})"
+        return Verdict("Exploratory: nothing is claimed", sentence, f"{changed}. A new experiment can test it.")
+    if not test.complete:
+        part = f"{comparison.n} of {planned} planned pairs are over, and a difference is claimed of all or not at all:"
+        return Verdict("No verdict yet", sentence, f"{part} to stop where it looks good errs in more than 5\u00a0%.")
     if test.shown:
         return Verdict(f"{primary}: {side} {unit.name}, significant at 5\u00a0%", sentence, "", True)
     return Verdict(

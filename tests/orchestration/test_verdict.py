@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fsg.trainer import TrainConfig
 from orchestration.judgement import Line, Measure, Trial, Unit, lines_of
@@ -32,9 +33,12 @@ def lines(values: Mapping[str, Sequence[float | None]], metric: str = "test/accu
 
 
 def contrasts(
-    values: Mapping[str, Sequence[float | None]], rule: Sequential | None = None, **asked: Any
+    values: Mapping[str, Sequence[float | None]],
+    rule: Sequential | None = None,
+    planned: int | None = None,
+    **asked: Any,
 ) -> dict[str, Contrast]:
-    seeds = len(next(iter(values.values())))
+    seeds = planned or len(next(iter(values.values())))
     plan = SeedPlan(tuple(range(seeds if rule is None else rule.looks[-1])), rule=rule)
     report = Report(baseline="ste", primary="fsg", **asked)
     return {test.variant: test for test in contrasts_of(lines(values), report, plan, "fsg")}
@@ -82,6 +86,17 @@ def test_a_member_without_results_still_counts_in_the_family() -> None:
     found = {test.variant: test for test in contrasts_of(made, report, SeedPlan(tuple(range(8))), "fsg")}
     assert found["a"].adjusted == 2 * 2 / 256
     assert found["b"].adjusted is None
+
+
+def test_part_of_the_planned_seeds_claims_nothing_however_clear_it_is() -> None:
+    values = {"fsg": alike(8, 0.1), "a": alike(8, 0.1), "ste": [0.7] * 8}
+    found = contrasts(values, planned=9)
+    assert [(test.p, test.shown) for test in found.values()] == [(2 / 256, False)] * 2
+    plan = SeedPlan(tuple(range(9)))
+    verdict = judge(list(found.values()), ACCURACY, Report(baseline="ste", primary="fsg"), plan)
+    assert (verdict.headline, verdict.shown) == ("No verdict yet", False)
+    assert "8 of 9 planned pairs" in verdict.consequence
+    assert all(test.shown for test in contrasts(values).values())
 
 
 def test_a_loss_that_is_infinite_is_in_no_test() -> None:
@@ -147,16 +162,19 @@ def test_what_was_shown_at_a_look_stays_shown() -> None:
 # The best line
 
 
+SIX = SeedPlan(tuple(range(6)))
+
+
 def test_the_best_is_marked_where_it_is_told_apart_from_every_other() -> None:
     made = lines({"fsg": alike(6, 0.05), "a": alike(6, 0.01), "ste": [0.7] * 6})
-    best = best_of(made, ACCURACY)
+    best = best_of(made, ACCURACY, SIX)
     assert best is not None
     assert (best.line.variant, best.marked) == ("fsg", True)
 
 
 def test_the_best_is_not_marked_where_one_is_as_good() -> None:
     made = lines({"fsg": alike(6, 0.05), "a": [0.749, 0.752] * 3, "ste": [0.7] * 6})
-    best = best_of(made, ACCURACY)
+    best = best_of(made, ACCURACY, SIX)
     assert best is not None
     assert [line.variant for line in best.not_told_apart] == ["fsg"]
     assert best.line.variant == "a"
@@ -165,17 +183,55 @@ def test_the_best_is_not_marked_where_one_is_as_good() -> None:
 
 def test_of_losses_the_lowest_is_best() -> None:
     made = lines({"fsg": alike(6, 0.05), "ste": [0.7] * 6}, "test/loss")
-    best = best_of(made, LOSS)
+    best = best_of(made, LOSS, SIX)
     assert best is not None
     assert best.line.variant == "ste"
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        [0.701, 0.701, 0.701, 0.701, 0.701, 0.79],  # all flips are lower, and the interval includes zero
+        [0.7031, 0.7028, 0.7021, 0.6993, 0.7016, 0.7022],  # the interval excludes it, and one flip in 16 is as high
+    ],
+    ids=["the interval does not", "the test does not"],
+)
+def test_the_best_is_not_marked_where_test_and_interval_disagree(ours: list[float]) -> None:
+    made = lines({"fsg": ours, "ste": [0.7] * 6})
+    differences = np.array(ours) - 0.7
+    by_test = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    by_interval = stats.ttest_1samp(differences, 0).pvalue
+    assert (by_test <= 0.05) != (by_interval <= 0.05)
+    best = best_of(made, ACCURACY, SIX)
+    assert best is not None
+    assert not best.marked
+
+
+def test_none_is_best_before_every_line_has_all_of_its_seeds_and_a_finite_mean() -> None:
+    late = lines({"fsg": alike(6, 0.05), "a": alike(5, 0.01), "ste": [0.7] * 6})
+    assert best_of(late, ACCURACY, SIX) is None
+    early = lines({"fsg": alike(6, 0.05), "ste": [0.7] * 6})
+    assert best_of(early, ACCURACY, SeedPlan(tuple(range(10)), rule=RULE)) is None  # the last look is at ten
+    lost = lines({"fsg": [0.2] * 6, "a": [*[0.3] * 5, None], "ste": [0.7] * 6}, "test/loss")
+    assert best_of(lost, LOSS, SIX) is None
+    assert best_of(lines({"ste": [0.7] * 6}), ACCURACY, SIX) is None
+
+
+def test_of_accuracies_a_line_that_diverged_is_a_loser() -> None:
+    best = best_of(lines({"fsg": alike(6, 0.05), "a": [None] * 6, "ste": [0.7] * 6}), ACCURACY, SIX)
+    assert best is not None
+    assert (best.line.variant, best.marked) == ("fsg", True)
 
 
 # Seeds
 
 
-def launch(started: int, seeds: Sequence[int], rule: Sequential | None = None) -> dict[str, Any]:
+def launch(
+    started: int, seeds: Sequence[int], rule: Sequential | None = None, variants: str = "fsg ste", **report: Any
+) -> dict[str, Any]:
     sequential = None if rule is None else {"looks": rule.looks, "boundary": rule.boundary}
-    return {"started": started, "spec": {"seeds": list(seeds), "report": {"sequential": sequential}}}
+    spec = {"seeds": list(seeds), "variants": variants.split(), "report": {"sequential": sequential} | report}
+    return {"started": started, "spec": spec}
 
 
 def over(seeds: Sequence[int], at: int) -> list[Trial]:
@@ -200,9 +256,9 @@ def test_launching_the_same_again_plans_the_same() -> None:
     assert (plan.seeds, plan.added, plan.dropped) == ((0, 1), (), ())
 
 
-def test_seeds_left_out_after_a_comparison_are_told() -> None:
+def test_seeds_left_out_after_a_comparison_are_told_and_stay_in_the_plan() -> None:
     plan = seed_plan([launch(0, [0, 1, 2]), launch(100, [0, 2])], over([0, 1, 2], 50), "ste")
-    assert (plan.seeds, plan.dropped) == ((0, 2), (1,))
+    assert (plan.seeds, plan.dropped) == ((0, 1, 2), (1,))
 
 
 def test_a_rule_for_looks_that_was_declared_in_time_plans_all_its_seeds() -> None:
@@ -213,6 +269,43 @@ def test_a_rule_for_looks_that_was_declared_in_time_plans_all_its_seeds() -> Non
 def test_a_rule_declared_too_late_is_not_in_force() -> None:
     plan = seed_plan([launch(0, range(6)), launch(100, range(10), RULE)], over(range(10), 50), "ste")
     assert (plan.seeds, plan.added, plan.rule, plan.late_rule) == (tuple(range(6)), (6, 7, 8, 9), None, True)
+
+
+def test_a_rule_stays_in_force_where_it_is_taken_out_after_a_look() -> None:
+    plan = seed_plan([launch(0, range(6), RULE), launch(100, range(6))], over(range(6), 50), "ste")
+    assert (plan.rule, plan.late_rule) == (RULE, True)
+
+
+def test_looks_are_at_the_seeds_that_were_planned_first_whatever_order_they_have_by_now() -> None:
+    plan = seed_plan([launch(0, [0, 1, 2], RULE), launch(100, [9, 2, 1, 0], RULE)], over([0, 1, 2], 50), "ste")
+    assert plan.seeds == (0, 1, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ({"primary": "a"}, "primary was fsg, is a"),
+        ({"metric": "test/loss"}, "metric was test/accuracy, is test/loss"),
+        ({"family": ["a"]}, "family was not said, is a"),
+        ({"variants": "fsg ste"}, "a left out"),
+    ],
+)
+def test_a_comparison_that_was_chosen_when_results_could_be_seen_claims_nothing(
+    later: dict[str, Any], said: str
+) -> None:
+    declared: dict[str, Any] = {"primary": "fsg", "metric": "test/accuracy", "variants": "fsg a ste"}
+    before = [launch(0, range(8), **declared), launch(40, range(8), **declared | later)]
+    assert seed_plan(before, over(range(8), 50), "ste").late == ()
+    plan = seed_plan(before, over(range(8), 30), "ste")
+    assert plan.late == (said,)
+    made = lines({"fsg": alike(8, 0.1), "ste": [0.7] * 8})
+    report = Report(baseline="ste", primary="fsg")
+    tests = contrasts_of(made, report, plan, "fsg")
+    assert not tests[0].shown
+    verdict = judge(tests, ACCURACY, report, plan)
+    assert (verdict.headline, verdict.shown) == ("Exploratory: nothing is claimed", False)
+    assert said in verdict.consequence
+    assert best_of(made, ACCURACY, plan) is None
 
 
 def test_exploratory_seeds_are_in_no_number_of_the_plan() -> None:
@@ -241,7 +334,7 @@ def claims(values: np.ndarray, rule: Sequential | None = None) -> tuple[bool, bo
     report = Report(baseline="ste", primary="fsg")
     plan = SeedPlan(tuple(range(values.shape[1])), rule=rule)
     tests = contrasts_of(made, report, plan, "fsg")
-    best = best_of(made, ACCURACY)
+    best = best_of(made, ACCURACY, plan)
     family = any(test.shown for test in tests if test.role == "family")
     return judge(tests, ACCURACY, report, plan).shown, family, best is not None and best.marked
 
