@@ -49,12 +49,18 @@ class Watch:
         return step, f"the loss is {loss} at step {step}; {where}"
 
 
+@torch.no_grad()
 def not_finite(state: Mapping[str, Any]) -> str | None:
     """The name of the first tensor, in nested mappings and lists, that holds NaN or infinity; None where none does."""
-    for name, value in leaves(state):
-        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            return name
-    return None
+    found = [(n, v) for n, v in leaves(state) if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
+    if not found:
+        return None
+    names, values = zip(*found, strict=True)
+    # One wait for the device where all is well, as nearly always.
+    largest = [norm.double() for norm in torch._foreach_norm(values, float("inf"))]
+    if torch.isfinite(torch.stack([norm.to(largest[0].device) for norm in largest])).all():
+        return None
+    return next((name for name, value in zip(names, values, strict=True) if not torch.isfinite(value).all()), None)
 
 
 def _finite(value: float) -> bool:

@@ -86,7 +86,8 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
             raise ValueError(f"no layer is named {pattern!r}, expected a pattern for some of {', '.join(names)}")
         kept.update(matched)
     binary = {name: module for name, module in layers.items() if id(module) not in kept}
-    shared = [name for name, module in binary.items() if _shares(model, module, binary)]
+    elsewhere = _parameters_outside(model, binary.values())
+    shared = [name for name, module in binary.items() if id(module.weight) in elsewhere]
     kept.update(id(layers[name]) for name in shared)
     _say_what_stays(model, shared)
     for module in layers.values():
@@ -103,11 +104,11 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
     return model
 
 
-def _shares(model: nn.Module, layer: nn.Module, layers: dict[str, nn.Module]) -> bool:
-    """Whether a layer's weight is that of a module of another kind too, an embedding's say."""
-    own = {id(module) for module in layers.values()}
+def _parameters_outside(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:
+    """The identities of the parameters that modules of another kind hold too, an embedding's say."""
+    own = {id(module) for module in layers}
     others = (m for m in model.modules() if id(m) not in own and not isinstance(m, _Quantized))
-    return any(parameter is layer.weight for other in others for parameter in other.parameters(recurse=False))
+    return {id(parameter) for other in others for parameter in other.parameters(recurse=False)}
 
 
 def _say_what_stays(model: nn.Module, shared: list[str]) -> None:

@@ -158,6 +158,16 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8]) >> 1
 
 
+def seed_generators(seed: int) -> None:
+    """`torch.manual_seed` for the CPU and, where there is one, the GPU.
+
+    torch's own also leaves a call with a stack trace for every kind of device that there is not, for ever.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+
+
 class Training:
     """A training between two steps: it can be advanced, saved, and gone on with elsewhere, bit for bit.
 
@@ -179,16 +189,16 @@ class Training:
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self._set_precision()
         self.dataset = config.data.load().to(device)
-        torch.manual_seed(derived_seed(seed, "network"))
+        seed_generators(derived_seed(seed, "network"))
         model = config.model.build(self.dataset.shape, self.dataset.classes)
         if start is not None:
             load_into(model, start)
         quantize(model, config.quantizer, config.full_precision_layers)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        torch.manual_seed(derived_seed(seed, "estimator"))
+        seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
         self.optimizer: Optimizer = config.optimizer.build(self.model)
-        torch.manual_seed(derived_seed(seed, "training"))
+        seed_generators(derived_seed(seed, "training"))
         self.step = 0
         self.steps_per_epoch: int = self.dataset.steps_per_epoch(config.batch_size)
         every = max(1, self.steps_per_epoch // SAMPLES)

@@ -5,6 +5,8 @@ import random
 import numpy as np
 import torch
 
+from fsg.trainer import seed_generators
+
 
 def as_fresh(threads: int, seed: int) -> None:
     """Put the process into the state of a fresh one, so that what ran in it before leaves no trace in any number."""
@@ -22,4 +24,4 @@ def as_fresh(threads: int, seed: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_generators(seed)
