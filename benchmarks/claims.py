@@ -54,7 +54,8 @@ def experiments(variants: int, seeds: int, effect: float, count: int) -> Iterato
         yield 0.7 + luck + own
 
 
-def claimed(values: Values, rule: Sequential | None) -> Claims:
+def claimed(values: Values, rule: Sequential | None = None) -> Claims:
+    """What the report of an experiment claims; values [variants, seeds], as `experiments` gives them."""
     trials = [
         Trial(cell(variant, seed), Outcome("done"), (LedgerRow(1, 0, {METRIC: float(value)}),))
         for variant, row in zip(names(len(values)), values, strict=True)

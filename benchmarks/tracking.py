@@ -1,7 +1,7 @@
 """What tracking costs, and what MLflow on PostgreSQL takes.
 
-    python -m benchmarks.tracking cost
-        CPU seconds of the outbox, beside those of the trainings whose ledger it sends
+    python -m benchmarks.tracking cost [--epochs N]
+        CPU seconds of the outbox, beside those of the trainings whose ledger it sends, and of a whole launch of them
     python -m benchmarks.tracking postgres [--runs N]
         N runs × 100 epochs × 20 metrics through ledger and outbox into a PostgreSQL on loopback, and then the seconds
         until the experiment's page shows them in Chromium
@@ -47,9 +47,10 @@ class Row(NamedTuple):
     values: dict[str, float]
 
 
-def cost() -> None:
+def cost(epochs: int) -> None:
     """Trainings of the ablation as a worker does them, and the outbox beside them as a launch has it."""
-    spec = load_spec(ROOT / "configs" / "ablation_hgs.yaml", sets=["train.init=scratch", "seeds=[0, 1]"])
+    sets = ["train.init=scratch", "seeds=[0, 1]", f"train.epochs={epochs}"]
+    spec = load_spec(ROOT / "configs" / "ablation_hgs.yaml", sets=sets)
     planned = [cell for cell in cells(spec) if cell.variant in ("fsg", "ste")]
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / spec.folder_name)
@@ -76,8 +77,11 @@ def cost() -> None:
             trained = time.thread_time() - began
     print(f"once a launch: {connected:.1f} s of CPU to import MLflow and make its database")
     print(f"once a kind of network: {traced:.1f} s to trace it (with the rest of its first run)")
-    print(f"{len(planned) - 1} more trainings: {trained:.1f} s of CPU; the outbox beside them: {sum(spent):.2f} s")
-    print(f"the outbox costs {sum(spent) / trained:.2%} of these trainings' time")
+    each, length = sum(spent) / (len(planned) - 1), trained / (len(planned) - 1)
+    print(f"each training: {length:.1f} s of CPU; the outbox beside it: {each:.2f} s, {each / length:.2%}")
+    for cells_of_it in (24, 100):
+        all_of_it = connected + traced + cells_of_it * each
+        print(f"a launch of {cells_of_it} such trainings, all of that counted: {all_of_it / cells_of_it / length:.2%}")
 
 
 def train(ledger: Ledger, cell: Cell) -> None:
@@ -143,12 +147,13 @@ def postgres(runs: int) -> None:
         empty = Ledger(Path(folder) / "empty")
         Tracker(empty, replace(spec, name="empty"), uri).sync()
         print(f"MLflow imported and its tables made in {time.monotonic() - began:.0f} s", flush=True)
-        began = time.monotonic()
+        began, busy = time.monotonic(), time.process_time()
         report = Tracker(ledger, spec, uri).sync()
-        spent = time.monotonic() - began
+        spent, busy = time.monotonic() - began, time.process_time() - busy
         assert report.metrics == len(planned) * EPOCHS * METRICS
         rate = f"{report.metrics / spent:,.0f} values a second"
         print(f"PostgreSQL took {report.runs} runs, {report.metrics:,} values in {spent:.0f} s: {rate}", flush=True)
+        print(f"the outbox was busy for {busy:.0f} s of it", flush=True)
         began = time.monotonic()
         assert Tracker(ledger, spec, uri).sync().metrics == 0
         print(f"a new driver finds after {time.monotonic() - began:.1f} s that nothing is missing", flush=True)
@@ -223,9 +228,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["cost", "postgres"])
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=2, help="of the trainings whose tracking is measured")
     arguments = parser.parse_args()
     if arguments.what == "cost":
-        cost()
+        cost(arguments.epochs)
     else:
         postgres(arguments.runs)
 

@@ -16,6 +16,7 @@ import json
 import shlex
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -64,13 +65,17 @@ class Opened(NamedTuple):
 def pack(folder: Path, target: Path | None = None) -> Path:
     """Bundle an experiment's folder, its report made anew; returns the file, `<folder>.fsg.zip` unless said.
 
-    Raises ValueError where nothing was launched, FileExistsError where the file is there already.
+    Raises ValueError where nothing was launched, BundleError where the file is there already or cannot be.
     """
     ledger = Ledger(folder)
+    target = target or folder.with_name(f"{folder.resolve().name}.fsg.zip")
+    if target.exists():
+        raise BundleError(f"{target}: is there already (expected a new file, as in --output NAME.fsg.zip)")
+    if not target.parent.is_dir():
+        raise BundleError(f"{target}: there is no folder {target.parent}")
     report = build(ledger)
     write(report)
     launch = ledger.launches()[-1]
-    target = target or folder.with_name(f"{folder.resolve().name}.fsg.zip")
     sources = dict(sorted(_contents(ledger, launch)))
     texts = {"spec.yaml": launch["spec_text"].encode(), "requirements.lock": _lock(launch)}
     texts |= _modules(launch)
@@ -154,8 +159,10 @@ def check(path: Path) -> Opened:
             _refuse_other_files(entries, manifest["files"])
             for name, seal in manifest["files"].items():
                 _read(archive, entries[name], seal)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise BundleError(f"{path}: {error}") from error
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise BundleError(f"{path}: is damaged, or no bundle: {error}") from error
     except BundleError as refused:
         raise BundleError(f"{path}: {refused}") from None
     return Opened(path, manifest)

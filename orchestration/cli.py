@@ -218,10 +218,10 @@ def open_bundle(
         opened = bundle.check(path)
         folder = into or Path(f"{opened.experiment}-opened")
         results = folder / "again"
-        for line in bundle.described(opened, folder, results):
-            print(line, flush=True)
         if into is not None or run:
             bundle.unpack(opened, folder)
+        for line in bundle.described(opened, folder, results):
+            print(line, flush=True)
         if run:
             raise typer.Exit(_run_again(opened, folder, results))
 

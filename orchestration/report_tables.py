@@ -38,11 +38,9 @@ class TextTable(NamedTuple):
 
 def results(report: Report) -> TextTable:
     """The table: what each variant reached, its difference to the baseline, and whether that is shown."""
-    unit, papers, stated = report.unit, _has_papers_protocol(report), _has_published(report)
-    metric = f"{unit.name} ({unit.value})" if unit.value else unit.name
-    difference = f"difference to {report.baseline}" + (f" ({unit.difference})" if unit.difference else "")
-    optional = (["papers' protocol"] if papers else []) + (["published"] if stated else [])
-    header = ("variant", "cells", metric, difference, "p", *optional, "training loss", "time a cell")
+    unit = report.unit
+    metric, difference = _with(unit.name, unit.value), _with(f"difference to {report.baseline}", unit.difference)
+    header = ("variant", "cells", metric, difference, "p", *_optional(report), "training loss", "time a cell")
     rows = []
     for line in report.lines:
         rows.append(TextRow(tuple(_result(report, line)), _kind(report, line), _is_best(report, line), line))
@@ -78,21 +76,21 @@ def _explored(report: Report, line: Line) -> Iterable[str]:
     """The same over all seeds, those added after a look among them: no test."""
     every = list((line.values | line.added).values())
     spread = Spread(statistics.mean(every), statistics.standard_deviation(every), len(every))
-    width = len(results_optional(report))
     yield f"{line.label}, exploratory: {len(every)} seeds"
     yield f"+{len(line.added)}"
     yield report.unit.spread(spread)
     yield report.unit.comparison(line.explored) if line.explored and line.explored.n else NONE
-    yield from [NONE] * (3 + width)
+    yield from [NONE] * (3 + len(_optional(report)))
 
 
-def results_optional(report: Report) -> list[str]:
+def _optional(report: Report) -> list[str]:
     """The columns that some experiments have."""
-    return [
-        name
-        for name, there in (("papers", _has_papers_protocol(report)), ("published", _has_published(report)))
-        if there
-    ]
+    columns = {"papers' protocol (%)": _has_papers_protocol, _with("published", report.unit.value): _has_published}
+    return [name for name, there in columns.items() if there(report)]
+
+
+def _with(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
 
 
 def _difference(report: Report, line: Line) -> str:
@@ -263,7 +261,7 @@ def convergence(report: Report) -> list[TextTable]:
 
 def _of_measure(report: Report, measured: Measured) -> TextTable:
     unit = measured.unit
-    header = ("variant", unit.name, f"difference to {report.baseline}", "corrected p")
+    header = ("variant", unit.name, _with(f"difference to {report.baseline}", unit.difference), "corrected p")
     rows = []
     for line in measured.lines:
         test = measured.test(line.variant)
@@ -319,7 +317,7 @@ def _about_cost(report: Report) -> Iterable[str]:
 
 def cells(report: Report) -> TextTable:
     """Every cell, and the command that trains it again."""
-    metric = f"{report.unit.name} ({report.unit.value})" if report.unit.value else report.unit.name
+    metric = _with(report.unit.name, report.unit.value)
     rows = [TextRow(tuple(_cell(report, trial)), "exploratory" * trial.exploratory) for trial in report.trials]
     return TextTable("Cells", ("cell", "state", metric, "time", "again"), tuple(rows))
 

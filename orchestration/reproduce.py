@@ -13,6 +13,7 @@ from orchestration import provenance, statistics
 from orchestration.judgement import Unit
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
+from orchestration.spec_fields import nearest
 from orchestration.training import CellTraining
 from orchestration.verify import OF_THE_MACHINE, bits
 
@@ -42,7 +43,8 @@ def find(ledger: Ledger, name: str) -> Cell:
         return found[0]
     labels = ", ".join(f"'{cell.label}'" for cell in (found or cells)[:4])
     what = "several cells begin with that" if found else "no such cell"
-    raise ValueError(f"{name}: {what} (expected an id or a label, as in {labels}, …)")
+    near = "" if found else nearest(name, (cell.label for cell in cells))
+    raise ValueError(f"{name or 'CELL'}: {what} (expected an id or a label, as in {labels}, …){near}")
 
 
 def reproduce(folder: Path, name: str, tell: Callable[[str], None] = lambda line: None) -> Answer:

@@ -96,6 +96,7 @@ class Tracker:
         self._connected: Any = None
         self._experiment_id = ""
         self._runs: dict[str, tuple[str, _Mark]] = {}
+        self._started: set[str] = set()  # runs that are known to have nothing but what was sent from here
         self._exporter = Exporter()
 
     def sync(self) -> SyncReport:
@@ -143,7 +144,7 @@ class Tracker:
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces a new database
             client = MlflowClient(self.uri)
             self._experiment_id = self._find_experiment(client)
-            self._runs = self._find_runs(client)
+            self._runs, self._started = self._find_runs(client), set()
             self._connected = client
         return self._connected
 
@@ -198,6 +199,7 @@ class Tracker:
         short = {tag: value[:_LONGEST_TAG] for tag, value in tags.items()}
         run = client.create_run(self._experiment_id, began, short, run_name=name)
         self._runs[key] = (run.info.run_id, _Mark())
+        self._started.add(run.info.run_id)
 
     def _common_tags(self, records: list[dict[str, Any]]) -> dict[str, str]:
         commit = next((str(r["git_commit"]) for r in reversed(records) if r.get("git_commit")), None)
@@ -220,15 +222,20 @@ class Tracker:
         rows = self._ledger.rows(cell.id)
         if mark == _Mark():
             self._describe(client, run, cell)
-        sent = self._send_rows(client, run, [row for row in rows if row.step > mark.step])
-        files = self._send_diagnostics(client, run, cell) if outcome.state in ("done", "diverged") else 0
+        tags, files, model = _outcome_tags(outcome, rows), 0, None
         if outcome.state == "done":
-            files += self._send_weights(client, run, cell) + self._send_model(client, run, cell, rows)
+            files += self._send_weights(client, run, cell)
+            model, tags["model"] = self._send_model(client, run, cell, rows)
+        if outcome.state in ("done", "diverged"):
+            tags |= self._send_diagnostics(client, run, cell)
+        files += (model is not None) + ("mlflow.loggedArtifacts" in tags)
+        first = mark.step + 1 if model is None else min(mark.step + 1, rows[-1].step)
+        sent = self._send_rows(client, run, [row for row in rows if row.step >= first], model)
         if mark.told != told:
             _tell_status(client, run, outcome.state, outcome.finished_ms)
         step = max([mark.step, *(row.step for row in rows)])
         if (step, told) != mark:
-            self._write_mark(client, run, cell.id, _Mark(step, told), _outcome_tags(outcome, rows))
+            self._write_mark(client, run, cell.id, _Mark(step, told), tags)
         return sent, files
 
     def _start_cell(self, client: Any, parent: str, cell: Cell, outcome: Outcome) -> None:
@@ -263,11 +270,13 @@ class Tracker:
         data = Dataset(name, fingerprint[:36], "local", source, profile=json.dumps(settings))
         client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
 
-    def _send_rows(self, client: Any, run: str, rows: list[LedgerRow]) -> int:
+    def _send_rows(self, client: Any, run: str, rows: list[LedgerRow], model: str | None) -> int:
+        """What is of the last step is the model's too: said at once, as a row that MLflow has is slow to send again."""
         from mlflow.entities import Metric
 
+        last = rows[-1].step if rows else 0
         metrics = [
-            Metric(name, value, row.time_ms, row.step)
+            Metric(name, value, row.time_ms, row.step, model if row.step == last else None)
             for row in rows
             for name, value in row.values.items()
             if math.isfinite(value)
@@ -282,44 +291,38 @@ class Tracker:
             client.log_artifact(run, str(path), "checkpoints")
         return len(paths)
 
-    def _send_diagnostics(self, client: Any, run: str, cell: Cell) -> int:
-        """The tables of all epochs as one, a row a layer, in the form that MLflow's UI shows as a table."""
+    def _send_diagnostics(self, client: Any, run: str, cell: Cell) -> dict[str, str]:
+        """The tables of all epochs as one, a row a layer; returns the tag that makes MLflow's UI show it as a table."""
         tables = self._ledger.diagnostics(cell.id)
         if not tables:
-            return 0
+            return {}
         client.log_text(run, json.dumps(one_table(tables), separators=(",", ":")), _DIAGNOSTICS)
-        client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": _DIAGNOSTICS, "type": "table"}]))
-        return 1
+        return {"mlflow.loggedArtifacts": json.dumps([{"path": _DIAGNOSTICS, "type": "table"}])}
 
-    def _send_model(self, client: Any, run: str, cell: Cell, rows: list[LedgerRow]) -> int:
-        """The final network as a model for `mlflow.pyfunc.load_model`; where it cannot be one, a tag says why."""
-        from mlflow.entities import LoggedModelOutput, Metric
+    def _send_model(self, client: Any, run: str, cell: Cell, rows: list[LedgerRow]) -> tuple[str | None, str]:
+        """The final network as a model for `mlflow.pyfunc.load_model`: its id, and what the tag `model` says of it."""
+        from mlflow.entities import LoggedModelOutput
 
         path = self._ledger.final_weights(cell.id)
         try:
             program = self._exporter.program(cell.train, checkpoint.from_bytes(path.read_bytes())) if path else None
         except Exception as error:  # torch's tracing raises what it likes, and so does a network of the user's own
-            client.set_tag(run, "model", f"not exported: {_one_line(error)}")
-            return 0
+            return None, f"not exported: {_one_line(error)}"
         if program is None:
-            return 0
+            return None, "not exported: no weights of the end"
         model = self._logged_model(client, run, cell)
         with tempfile.TemporaryDirectory() as folder:
             mlflow_model.write(Path(folder), program, run, model)
             client.log_model_artifacts(model, folder)
         client.finalize_logged_model(model, "READY")
-        last = rows[-1].step
-        values = [(row.time_ms, name, value) for row in rows if row.step == last for name, value in row.values.items()]
-        metrics = [Metric(name, value, at, last, model) for at, name, value in values if math.isfinite(value)]
-        client.log_batch(run, metrics=metrics)
-        if not client.get_run(run).outputs.model_outputs:
-            client.log_outputs(run, [LoggedModelOutput(model, last)])
-        client.set_tag(run, "model", f"models:/{model}")
-        return 1
+        if run in self._started or not client.get_run(run).outputs.model_outputs:
+            client.log_outputs(run, [LoggedModelOutput(model, rows[-1].step)])
+        return model, f"models:/{model}"
 
     def _logged_model(self, client: Any, run: str, cell: Cell) -> str:
         """The model of a run: the one that it has, if a sync that was cut off made it."""
-        known = client.search_logged_models([self._experiment_id], filter_string=f"source_run_id = '{run}'")
+        of_the_run = f"source_run_id = '{run}'"
+        known = [] if run in self._started else client.search_logged_models([self._experiment_id], of_the_run)
         if known:
             return str(known[0].model_id)
         name = re.sub(r"[^\w \-=·]", "_", cell.label)

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tiny_ablation import SPEC
 
+from benchmarks.tracking import CHROMIUM
 from orchestration.specs import Report
 from orchestration.tracking import Tracker
 
@@ -25,15 +26,6 @@ expect.set_options(timeout=90_000)
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / ".ci" / "out" / "browser"
 FSG = [sys.executable, "-c", "from orchestration.cli import main; main()"]
-CHROMIUM = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic_experiment import cells_of, finish, launched, spec_of
 
@@ -66,8 +67,10 @@ def test_the_same_contents_make_the_same_bytes(experiment: Ledger, packed: Path,
 
 
 def test_a_bundle_is_never_written_over(experiment: Ledger, packed: Path) -> None:
-    with pytest.raises(FileExistsError):
+    before = packed.read_bytes()
+    with pytest.raises(BundleError, match="is there already"):
         bundle.pack(experiment.folder, packed)
+    assert packed.read_bytes() == before
 
 
 def test_what_comes_out_is_the_ledger_that_went_in(experiment: Ledger, packed: Path, tmp_path: Path) -> None:
@@ -144,6 +147,22 @@ def test_a_bundle_that_is_not_what_it_says_is_refused_and_nothing_is_written(
     with pytest.raises(BundleError, match=message):
         bundle.check(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_byte_that_was_flipped_anywhere_is_refused_or_changes_nothing(packed: Path, tmp_path: Path) -> None:
+    """A zip archive has bytes that say nothing, such as dates."""
+    whole, expected = packed.read_bytes(), bundle.check(packed).manifest
+    path, refused = tmp_path / "flipped.zip", 0
+    places = np.random.default_rng(0).integers(0, len(whole), 60)
+    for place in [*places.tolist(), *range(len(whole) - 120, len(whole), 2)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            found = bundle.check(path).manifest
+        except BundleError:
+            refused += 1
+        else:
+            assert found == expected
+    assert refused > 80
 
 
 def test_a_link_in_a_bundle_is_refused(packed: Path, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_a_cell_is_found_by_id_beginning_or_label_and_otherwise_named(experiment
     assert find(experiment, "0000000000000001").seed == 1
     with pytest.raises(ValueError, match=r"several cells begin with that .*'ste · seed 0', 'ste · seed 1'"):
         find(experiment, "0000")
-    with pytest.raises(ValueError, match="no such cell"):
-        find(experiment, "fsg")
+    with pytest.raises(ValueError, match=r"no such cell .*; did you mean ste · seed 2\?"):
+        find(experiment, "set · seed 2")
     with pytest.raises(ValueError, match="no launch is recorded"):
         find(Ledger(experiment.folder / "nowhere"), "0")
 

@@ -3,15 +3,9 @@
 import json
 import os
 import shlex
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +22,7 @@ from fsg.layers import quantize
 from fsg.models import ResNet
 from fsg.trainer import TrainConfig
 from orchestration.ledger import Ledger
+from orchestration.mlflow_server import free_port, serving
 from orchestration.plan import Cell
 from orchestration.specs import ExperimentSpec, Point
 from orchestration.tracking import SyncReport, Tracker, background, flat
@@ -62,62 +57,16 @@ def sqlite(results: Path, migrated: Path) -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        *store,
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with _serving(command, f"http://127.0.0.1:{port}", environment):
-        yield f"http://127.0.0.1:{port}"
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_ARTIFACTS_DESTINATION", str(folder / "artifacts"))
+            address = running.enter_context(serving(f"sqlite:///{folder}/mlflow.db", free_port(45100)))
+        yield address
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def uri(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
-
-
-@contextmanager
-def _serving(command: list[str], address: str, environment: dict[str, str]) -> Iterator[None]:
-    """A server in a process group of its own, from when it answers until it is ended."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        until = time.monotonic() + 120
-        while not _answers(address):
-            assert process.poll() is None, "the server ended"
-            assert time.monotonic() < until, "the server does not answer"
-            time.sleep(0.1)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def in_mlflow(tracker: Tracker) -> dict[str, Any]:
@@ -402,6 +351,23 @@ def test_model_whose_sync_was_cut_off_is_made_once(results: Path, sqlite: str, i
     (model,) = MlflowClient(sqlite).search_logged_models([run.info.experiment_id])
     assert (model.status, model.source_run_id) == ("READY", run.info.run_id)
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert {metric.key: metric.value for metric in model.metrics}["test/accuracy"] == run.data.metrics["test/accuracy"]
+    assert history(tracker, run) == in_ledger(ledger, cell.id)
+
+
+def test_model_has_the_last_metrics_though_the_run_had_them_before(results: Path, sqlite: str, images: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    ledger, spec, cell = really_trained(results / "ablation", images)
+    tracker = Tracker(ledger, spec, sqlite)
+    outcome = ledger.outcome
+    ledger.outcome = lambda cell_id: replace(outcome(cell_id), state="running")  # type: ignore[method-assign]
+    tracker.sync()
+    assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
+    ledger.outcome = outcome  # type: ignore[method-assign]
+    tracker.sync()
+    run = in_mlflow(tracker)[cell.label]
+    (model,) = MlflowClient(sqlite).search_logged_models([run.info.experiment_id])
     assert {metric.key: metric.value for metric in model.metrics}["test/accuracy"] == run.data.metrics["test/accuracy"]
     assert history(tracker, run) == in_ledger(ledger, cell.id)
 

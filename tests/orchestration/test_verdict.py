@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.claims import claimed, experiments
 from fsg.trainer import TrainConfig
 from orchestration.judgement import Line, Measure, Trial, Unit, lines_of
 from orchestration.ledger import LedgerRow, Outcome
@@ -324,45 +325,27 @@ def test_exploratory_seeds_are_in_no_number_of_the_plan() -> None:
 # How often it is wrong
 
 
-def claims(values: np.ndarray, rule: Sequential | None = None) -> tuple[bool, bool, bool]:
-    """Whether the verdict claims a difference, whether the family does, and whether a line is marked best.
-
-    values [variants, seeds], the last variant the baseline.
-    """
-    names = ["fsg", *(f"v{i}" for i in range(len(values) - 2)), "ste"]
-    made = lines({name: list(row) for name, row in zip(names, values, strict=True)})
-    report = Report(baseline="ste", primary="fsg")
-    plan = SeedPlan(tuple(range(values.shape[1])), rule=rule)
-    tests = contrasts_of(made, report, plan, "fsg")
-    best = best_of(made, ACCURACY, plan)
-    family = any(test.shown for test in tests if test.role == "family")
-    return judge(tests, ACCURACY, report, plan).shown, family, best is not None and best.marked
-
-
-def rates(variants: int, seeds: int, experiments: int, rule: Sequential | None = None) -> np.ndarray:
-    """How often each is claimed where all variants are equal: seeds that share their luck, and noise of their own."""
-    draw = np.random.default_rng(seeds)
-    shared = draw.normal(0, 0.01, (experiments, 1, seeds))
-    values = 0.7 + shared + draw.normal(0, 0.01, (experiments, variants, seeds))
-    return np.mean([claims(one, rule) for one in values], axis=0)
+def rates(variants: int, seeds: int, count: int, rule: Sequential | None = None) -> np.ndarray:
+    """How often the verdict, the family, and a mark for the best claim something, where all variants are equal."""
+    return np.mean([claimed(values, rule) for values in experiments(variants, seeds, 0.0, count)], axis=0)
 
 
 def test_under_no_difference_at_most_one_report_in_twenty_claims_one() -> None:
     count = 600
     limit = 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
-    verdict, family, best = rates(variants=4, seeds=10, experiments=count)
+    verdict, family, best = rates(variants=4, seeds=10, count=count)
     assert 0.02 < verdict < limit
     assert family < limit
     assert best < limit
-    assert 0.02 < rates(variants=2, seeds=10, experiments=count)[2] < limit  # of two, the best is the significant one
+    assert 0.02 < rates(variants=2, seeds=10, count=count)[2] < limit  # of two, the best is the significant one
 
 
 def test_with_five_seeds_nothing_is_ever_claimed() -> None:
-    assert rates(variants=3, seeds=5, experiments=200).tolist() == [0, 0, 0]
+    assert rates(variants=3, seeds=5, count=200).tolist() == [0, 0, 0]
 
 
 def test_looks_beforehand_keep_the_error() -> None:
     count = 600
     rule = Sequential(looks=[8, 10, 12], boundary="pocock")
-    verdict = rates(variants=2, seeds=12, experiments=count, rule=rule)[0]
+    verdict = rates(variants=2, seeds=12, count=count, rule=rule)[0]
     assert 0.02 < verdict < 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
