@@ -69,13 +69,14 @@ class CellTraining:
             self._end("diverged", _one_line(error))
         except Superseded as error:
             self.ended, self.reason = "again", str(error)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            self.ended, self.reason = "again", f"out of memory: {_one_line(error)}"
         except Unwritable as error:
             self.ended, self.reason = "unwritable", f"{error.strerror} ({error.filename})"
         except Exception as error:
-            self._keep_traceback()
-            self._end("failed", f"{type(error).__name__}: {_one_line(error)}")
+            if _is_lack_of_memory(error):
+                self.ended, self.reason = "again", f"out of memory: {_one_line(error)}"
+            else:
+                self._keep_traceback()
+                self._end("failed", f"{type(error).__name__}: {_one_line(error)}")
         if self._going is not None:
             self.step, self.total_steps = self._going.training.step, self._going.training.total_steps
         if self.ended is not None:
@@ -233,6 +234,11 @@ def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Torch says of the CPU's memory, in a RuntimeError like any other, that there is none left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't" in str(error)
 
 
 def _one_line(error: BaseException) -> str:

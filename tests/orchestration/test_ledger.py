@@ -260,6 +260,9 @@ def test_checkpoint_that_a_cut_off_attempt_was_just_writing_does_not_count(
     monkeypatch.setattr(Attempt, "_refuse_if_superseded", lambda self: None)
     checkpointed(cut_off, 20, 20)
     assert steps(ledger) == [10]
+    point = ledger.resume_point(ID)
+    assert point is not None
+    assert (point.attempt, point.step) == (1, 10), "the rows up to the late one do not count"
     checkpointed(successor, 15, 15)
     assert steps(ledger) == [10, 15]
     third = ledger.claim(ID, {})
@@ -316,6 +319,19 @@ def test_checkpoint_whose_rows_are_damaged_is_not_resumed_from(ledger: Ledger) -
     assert point is not None
     assert point.step == 10
     assert steps(ledger) == [10]
+
+
+def test_rows_after_a_damaged_segment_do_not_count(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    for step in (10, 20, 30):
+        checkpointed(attempt, step, step)
+    damage(the(ledger, "0001/rows-0001-*"))
+    assert steps(ledger) == steps(ledger, durable_only=False) == [10]
+    again = ledger.claim(ID, {})
+    assert again.resume is None, "its checkpoints cover rows that are lost"
+    again.record(rows(10, 20, 30))
+    again.finish("done")
+    assert steps(ledger) == [10, 20, 30]
 
 
 def test_cell_whose_recorded_rows_are_damaged_is_not_done(ledger: Ledger) -> None:

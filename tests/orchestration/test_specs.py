@@ -161,6 +161,47 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "name that climbs": (base(("probe", "../probe")), f"1:7: name: got '../probe' (expected {NAME})"),
     "name of 65 letters": (base(("probe", "x" * 65)), f"1:7: name: got '{'x' * 59}…' (expected {NAME})"),
     "name that is a number": (base(("probe", "12")), f"1:7: name: got 12 (expected {NAME})"),
+    **{
+        f"name: {what}": (base(("probe", written)), f"1:7: name: got {shown} (expected {NAME})")
+        for what, written, shown in (
+            ("of 300 letters", "x" * 300, f"'{'x' * 59}…'"),
+            ("of no letter", "''", "''"),
+            ("that is the folder above", "..", "'..'"),
+            ("that is hidden", ".probe", "'.probe'"),
+            ("that is a path from the root", "/tmp/probe", "'/tmp/probe'"),
+            ("that is a path below", "probe/one", "'probe/one'"),
+            ("that is a path elsewhere", "'probe\\one'", "'probe\\one'"),
+            ("that is a home", "'~probe'", "'~probe'"),
+            ("that looks like an option", "-probe", "'-probe'"),
+            ("with a space at its end", "'probe '", "'probe '"),
+            ("with a line's end at its end", '"probe\\n"', "'probe\\n'"),
+            ("with another script's letters", "prоbe", "'prоbe'"),
+            ("with a slash of another kind", "probe∕one", "'probe∕one'"),
+        )
+    },
+    "name with a NUL": (
+        base(("name: probe", 'name: "pro\\0be"')),
+        r"1:7: name: got 'pro\x00be' (expected text without control characters)",
+    ),
+    "name with an escape": (
+        base(("name: probe", 'name: "\\e[2Jprobe"')),
+        r"1:7: name: got '\x1b[2Jprobe' (expected text without control characters)",
+    ),
+    **{
+        f"name: {name}": (
+            base(("probe", name)),
+            f"1:7: name: got '{name}', which is where MLflow keeps what it knows (expected another name)",
+        )
+        for name in ("mlflow.db", "mlflow.db-journal", "MLartifacts")
+    },
+    "variant's name of 300 letters": (
+        base(("  one: {}", f"  one: {{}}\n  {'x' * 300}: {{epochs: 3}}")),
+        f"6:3: variants.{'x' * 79}…: not a name (expected {NAME})",
+    ),
+    "profile's name that looks like an option": (
+        appended("profiles: {'-p': {}}"),
+        f"9:12: profiles.-p: not a name (expected {NAME})",
+    ),
     "variant's name": (
         base(("two: {", "a/b: {"), ("primary: two", "primary: one"), ("baseline: one", "baseline: a/b")),
         f"6:3: variants.a/b: not a name (expected {NAME})",

@@ -1,6 +1,8 @@
 """What a worker does with a cell, in this process."""
 
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -262,10 +264,14 @@ def test_training_that_diverged_and_is_stopped_has_diverged(ledger: Ledger, trai
     assert "at step 5" in ledger.outcome(one.id).reason
 
 
-def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig) -> None:
-    one = cell(unlucky(train, "out_of_memory"))
+@pytest.mark.parametrize(
+    ("what", "reason"), [("out_of_memory", "no room"), ("takes_too_much", "[enforce fail at alloc_cpu.cpp")]
+)
+def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig, what: str, reason: str) -> None:
+    one = cell(unlucky(train, what))
     training = ended(ledger, one)
-    assert (training.ended, training.reason) == ("again", "out of memory: no room")
+    assert training.ended == "again"
+    assert training.reason.startswith(f"out of memory: {reason}")
     assert ledger.attempts(one.id)[0]["end"] is None
 
 
@@ -278,6 +284,57 @@ def test_attempt_that_is_superseded_stops(ledger: Ledger, train: TrainConfig) ->
     ledger.claim(one.id, {})
     training.go_on(0.0)
     assert (training.ended, training.reason) == ("again", "attempt 1 was superseded by attempt 2")
+
+
+CUT_OFF = """
+import os, signal, sys
+from pathlib import Path
+from orchestration.ledger import Ledger
+from orchestration.training import CellTraining
+ledger = Ledger(Path(sys.argv[1]))
+training = CellTraining(ledger, ledger.cell(sys.argv[2]), checkpoint_every=0.0)
+while training.step < 6:
+    training.go_on(0.0)
+training.checkpoint_every = 3600.0
+os.kill(os.getpid(), signal.SIGSTOP)
+training.go_on(3600)
+print(training.ended, training.reason, sep=": ")
+"""
+
+
+@pytest.mark.slow
+def test_process_that_was_cut_off_and_writes_beside_its_successor_changes_nothing(
+    ledger: Ledger, train: TrainConfig
+) -> None:
+    """A real second one: stopped as by a dead network, and woken when another has gone on from its checkpoint."""
+    one, other = cell(train), cell(train, "b" * 16)
+    ended(ledger, other)
+    ledger.add(one)
+    command = [sys.executable, "-c", CUT_OFF, str(ledger.folder), one.id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as cut_off:
+        assert os.WIFSTOPPED(os.waitpid(cut_off.pid, os.WUNTRACED)[1])
+        successor = CellTraining(ledger, one, checkpoint_every=0.0)
+        while successor.step < 8:
+            successor.go_on(0.0)
+        assert ledger.attempts(one.id)[-1]["resumed_from"]["step"] == 6
+        folder = ledger.folder / "trials" / one.id
+        before = {path.name for path in (folder / "0001").iterdir()}
+        shown = ledger.rows(one.id)
+        cut_off.send_signal(signal.SIGCONT)
+        successor.go_on(3600)
+        told, _ = cut_off.communicate(timeout=120)
+    assert told == "again: attempt 1 was superseded by attempt 2\n"
+    late = {path.name for path in (folder / "0001").iterdir()} - before
+    assert {"final.pt", "diagnostics-00000010.json", "diagnostics-00000015.json"} <= late, "it did write"
+    assert "end.json" not in late
+    assert not any(name.startswith(("rows", "checkpoint")) for name in late)
+    assert successor.ended == "done"
+    assert ledger.rows(one.id)[: len(shown)] == shown
+    assert rows(ledger, one) == rows(ledger, other)
+    assert ledger.outcome(one.id).digest == ledger.outcome(other.id).digest
+    assert ledger.diagnostics(one.id) == ledger.diagnostics(other.id)
+    final = ledger.final_weights(one.id)
+    assert final == folder / "0002" / "final.pt"
 
 
 def test_full_disk_leaves_the_cell_open_until_there_is_room(

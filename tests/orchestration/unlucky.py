@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ class Unlucky(StraightThrough):
 
     def out_of_memory(self, model: nn.Module) -> None:
         raise MemoryError("no room")
+
+    def takes_too_much(self, model: nn.Module) -> None:
+        torch.empty(2**50)
+
+    def eats(self, model: nn.Module) -> None:
+        """Memory, 6 GB at most, and then waits for what comes of it."""
+        eaten = []
+        for _ in range(48):
+            eaten.append(np.ones(2**24))
+            time.sleep(0.05)
+        time.sleep(60)
 
     def dies(self, model: nn.Module) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
