@@ -21,6 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import ray
 from ray import tune
 from ray._private import services
+from ray.air._internal import usage
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -237,6 +238,7 @@ def run(
         "record": record or {},
     }
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
+    usage.tag_callbacks = lambda callbacks: False  # it is off, yet imports MLflow to count them: a second
     with scratch("fsg-tune-") as folder:
         tune.run(
             tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
