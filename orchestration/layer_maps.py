@@ -74,10 +74,11 @@ def _mean(seeds: Sequence[Sequence[Table]], kinds: tuple[str, ...], label: str) 
 def drawn(title: str, found: Sequence[Map]) -> Figure:
     """A small map a line of the table, all on one scale. Colours that the colour-blind tell apart, and grey prints."""
     shown = found[:MOST]
-    rows = -(-len(shown) // COLUMNS)
+    columns = min(COLUMNS, max(2, len(shown)))
+    rows = -(-len(shown) // columns)
     height = max(1.5, min(4.2, 0.5 + 0.13 * max(len(each.layers) for each in shown)))
     figure = Figure(figsize=(11.0, height * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     colours, norm = _scale(title, shown)
     for place, axes in enumerate(grid.flat):
         if place >= len(shown):
@@ -89,14 +90,14 @@ def drawn(title: str, found: Sequence[Map]) -> Figure:
         axes.set_title(each.label, fontsize=9, loc="left")
         step = max(1, -(-len(each.layers) // 12))
         names = [name if i % step == 0 else "" for i, name in enumerate(each.layers)]
-        axes.set_yticks(range(len(names)), names if place % COLUMNS == 0 else [""] * len(names), fontsize=6)
+        axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names), fontsize=7)
         ticks = sorted({1, len(each.epochs)})
         axes.set_xticks(ticks, [str(each.epochs[tick - 1]) for tick in ticks], fontsize=7)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_facecolor("#c4cbd3")
     bar = figure.colorbar(last, ax=list(grid[:, -1]), fraction=0.08, aspect=14)
-    bar.ax.tick_params(labelsize=7)
+    bar.ax.tick_params(which="both", labelsize=7)
     bar.outline.set_visible(False)
     figure.supxlabel("epoch", fontsize=8)
     return figure

@@ -137,7 +137,7 @@ def time(seconds: float) -> str:
 
 def _notes(report: Report) -> Iterable[str]:
     unit, family = report.unit, report.measured[0].family
-    others = f", of the {family.size} others corrected together (Holm)" if family.size else ""
+    others = f", of the {family.size} others corrected together (Holm)" if family.size > 1 else ""
     yield (
         f"{unit.name[:1].upper()}{unit.name[1:]}: mean ± sample standard deviation over seeds; a diverged seed counts "
         f"as {unit.lost_text}. Difference: mean over seeds of the paired difference to {report.baseline}, with its "
@@ -191,7 +191,7 @@ def tests(report: Report) -> TextTable:
     unit, measured = report.unit, report.measured[0]
     effect = report.asked.smallest_effect
     wanted = f"{unit.write(effect)} {unit.difference}".strip() if effect else "the difference found"
-    difference = f"mean difference {unit.difference}".strip()
+    difference = _with("mean difference", unit.difference)
     header = ("comparison", "role", "seeds", difference, "interval", "p", "corrected p", "deviation",
               f"seeds to show {wanted}")  # fmt: skip
     rows = [TextRow(tuple(_tested(test, report)), "primary" * (test.role == "primary")) for test in measured.contrasts]
@@ -200,7 +200,8 @@ def tests(report: Report) -> TextTable:
 
 def _tested(test: Contrast, report: Report) -> Iterable[str]:
     unit, family, comparison = report.unit, report.measured[0].family, test.comparison
-    role = {"primary": "primary", "family": f"one of {family.size}", "untested": "not tested"}[test.role]
+    inside = f"one of {family.size}" if family.size > 1 else "alone in its family"
+    role = {"primary": "primary", "family": inside, "untested": "not tested"}[test.role]
     yield f"{test.variant} − {report.baseline}" + (f", {test.points} grid points" if test.points > 1 else "")
     yield role + (f", look {test.look.number} of {test.look.of}" if test.look else "")
     yield str(comparison.n)
