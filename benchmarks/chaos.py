@@ -24,7 +24,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -54,12 +54,16 @@ class TrackingServer:
         self.start()
 
     @property
+    def database(self) -> Path:
+        return self.folder / "mlflow.db"
+
+    @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "log.txt").open("a") as log:
@@ -217,15 +221,15 @@ def multiset(found: Sequence[object], expected: Sequence[object]) -> tuple[int, 
     return (want - have).total(), (have - want).total()
 
 
-def in_mlflow(server: TrackingServer) -> tuple[dict[str, list[tuple[int, str, float, int]]], Counter[str], set[str]]:
+def in_mlflow(database: Path) -> tuple[dict[str, list[tuple[int, str, float, int]]], Counter[str], set[str]]:
     """Rows by cell, runs by cell, and statuses, as they stand in MLflow's database."""
-    with sqlite3.connect(f"file:{server.folder}/mlflow.db?mode=ro", uri=True) as database:
-        cell_of = dict(database.execute("select run_uuid, value from tags where key = 'fsg.cell_id'").fetchall())
-        metrics = database.execute("select run_uuid, step, key, value, timestamp from metrics where is_nan = 0")
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as asked:
+        cell_of = dict(asked.execute("select run_uuid, value from tags where key = 'fsg.cell_id'").fetchall())
+        metrics = asked.execute("select run_uuid, step, key, value, timestamp from metrics where is_nan = 0")
         rows: dict[str, list[tuple[int, str, float, int]]] = {cell: [] for cell in cell_of.values()}
         for run, *row in metrics:
             rows[cell_of[run]].append((row[0], row[1], row[2], row[3]))
-        return rows, Counter(cell_of.values()), {row[0] for row in database.execute("select status from runs")}
+        return rows, Counter(cell_of.values()), {row[0] for row in asked.execute("select status from runs")}
 
 
 def compare(calm: Ledger, chaos: Ledger, server: TrackingServer) -> dict[str, tuple[int, int]]:
@@ -242,7 +246,7 @@ def compare(calm: Ledger, chaos: Ledger, server: TrackingServer) -> dict[str, tu
     count = sum(len(values_of(calm, i)) for i in cells)
     results["rows lost"] = sum(lost for lost, _ in rows.values()), count
     results["rows doubled"] = sum(doubled for _, doubled in rows.values()), count
-    sent, runs, statuses = in_mlflow(server)
+    sent, runs, statuses = in_mlflow(server.database)
     kept = {i: values_of(chaos, i, whole=True) for i in cells}
     names = {name for values in kept.values() for _, name, _ in values}
     in_runs = {i: [(s, name, v) for s, name, v, _ in sent.get(i, []) if name in names] for i in cells}

@@ -74,13 +74,8 @@ class Resolver:
         entries = root.items()
         without_train = replace(root, value={key: node for key, node in entries.items() if key != "train"})
         file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
-        problems = [
-            *found,
-            *_taken_name(entries),
-            *_repeated_seeds(entries),
-            *_wrong_comparison(entries),
-            *_wrong_report(entries),
-        ]
+        problems = [*found, *_taken_name(entries), *_repeated_seeds(entries)]
+        problems += [*_wrong_comparison(entries), *_wrong_report(entries)]
         try:
             train = self._train(root)
         except ProblemError as refused:
@@ -262,11 +257,7 @@ def _alike(before: dict[str, Point], points: dict[str, Point], variant: Node) ->
 def _taken_name(entries: Mapping[str, Node]) -> list[Problem]:
     """Beside the experiment's folder lie MLflow's database, what SQLite puts beside that, and the artifacts."""
     name = entries.get("name")
-    if (
-        name is None
-        or not isinstance(name.value, str)
-        or not name.value.lower().startswith(("mlflow.db", "mlartifacts"))
-    ):
+    if name is None or not str(name.value).lower().startswith(("mlflow.db", "mlartifacts")):
         return []
     what = f"got {show(name.value)}, which is where MLflow keeps what it knows (expected another name)"
     return [Problem(name.mark, name.label, what)]

@@ -141,7 +141,7 @@ class Tracker:
                 os.environ.setdefault(name, value)
             from mlflow.tracking import MlflowClient
 
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces a new database
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the tracker tells it in a line
             client = MlflowClient(self.uri)
             self._experiment_id = self._find_experiment(client)
             self._runs, self._started = self._find_runs(client), set()

@@ -373,11 +373,16 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+class _NotStarted(Exception):
+    """Ray's own processes did not come up."""
+
+
 def _start(options: dict[str, Any], own: bool) -> None:
     """Ray gives a node of its own half a minute to start; on a busy machine that is too short. Raises Unusable."""
     if not own:
         ray.init(**options)
         return
+    before = set(psutil.Process().children())
     end = time.monotonic() + SECONDS_TO_START
     for left in reversed(range(TRIES_TO_START)):
         try:
@@ -386,27 +391,32 @@ def _start(options: dict[str, Any], own: bool) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            if not any(sign in str(error) for sign in ("timed out during startup", "to start GCS")):
+            if not isinstance(error, _NotStarted) and "Failed to start GCS" not in str(error):
                 raise
+            for process in set(psutil.Process().children()) - before:
+                process.kill()
+                process.wait()
             if not left or time.monotonic() >= end:
                 hint = "expected some memory, room in /tmp, and processors that are not all busy"
-                raise Unusable(
-                    f"Ray does not start on this machine, {TRIES_TO_START - left} times over ({hint})"
-                ) from error
+                what = f"Ray does not start on this machine, tried {TRIES_TO_START - left} times"
+                raise Unusable(f"{what}: {_first_line(error)} ({hint})") from error
 
 
 @contextmanager
 def _patient(end: float) -> Iterator[None]:
-    """Within, Ray waits until `end` for a node whose processes run: nothing else makes it wait longer."""
+    """Within, Ray waits until `end` for a node whose processes run, and no longer: nothing else tells it to."""
     look = services.get_node
 
     def get_node(*arguments: Any) -> Any:
         while True:
             try:
                 return look(*arguments)  # type: ignore[no-untyped-call]
-            except RuntimeError:
-                if time.monotonic() >= end or len(_vital()) < len(_VITAL):
-                    raise
+            except RuntimeError as error:
+                dead = set(_VITAL) - {name for name, _ in _vital()}
+                if dead:
+                    raise _NotStarted(f"its {dead.pop()} died") from error
+                if time.monotonic() >= end:
+                    raise _NotStarted(f"no answer within {SECONDS_TO_START:.0f} s") from error
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
     services.get_node = get_node
@@ -414,6 +424,10 @@ def _patient(end: float) -> Iterator[None]:
         yield
     finally:
         services.get_node = look
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def capacity() -> dict[str, float]:

@@ -5,6 +5,8 @@ import pytest
 # Before torch is imported, here and in what the tests start: two test processes with two threads each on two cores
 # wait for each other at every little sum.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray makes its workers so nice that beside other work on a busy machine they hardly ever run: minutes for seconds.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
@@ -84,6 +86,13 @@ def until(condition: Callable[[], Any], one: Launched, seconds: float = 600) -> 
         time.sleep(0.05)
 
 
+def processes(one: Launched, name: str) -> list[psutil.Process]:
+    """Those of a launch's own Ray."""
+    with suppress(psutil.Error):
+        return [child for child in psutil.Process(one.process.pid).children() if child.name() == name]
+    return []
+
+
 def ledger_of(folder: Path, name: str = "tiny") -> Ledger:
     return Ledger(folder / "results" / name)
 
@@ -118,12 +127,16 @@ def undisturbed(planned: list[Cell], folder: Path) -> Ledger:
 
 
 def assert_exact(got: Ledger, planned: list[Cell], folder: Path) -> None:
-    """Every cell is done, with the digest and the rows of a training that nothing disturbed."""
+    """Every cell is done, with the digest, the rows and the weights of a training that nothing disturbed."""
     expected = undisturbed(planned, folder)
     for cell in planned:
         assert got.outcome(cell.id).state == "done", cell.label
         assert got.outcome(cell.id).digest == expected.outcome(cell.id).digest, cell.label
         assert without_times(got, cell) == without_times(expected, cell), cell.label
+        ours, theirs = got.final_weights(cell.id), expected.final_weights(cell.id)
+        assert ours is not None
+        assert theirs is not None
+        assert ours.read_bytes() == theirs.read_bytes(), cell.label
 
 
 def leftovers(one: Launched) -> list[str]:

@@ -1,12 +1,17 @@
 """What dies, fills up or hangs on the way, for real, and that a launch comes through it with nothing lost."""
 
+import random
+import re
+import subprocess
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from launches import SHORT, Launched, assert_exact, checkpoints, ledger_of, until
+from launches import SHORT, Launched, assert_exact, checkpoints, ledger_of, processes, until
 
 from benchmarks.chaos import TrackingServer, in_mlflow, multiset, values_of
 from orchestration.launching import sync_of
@@ -33,13 +38,148 @@ def test_launch_whose_ray_dies_starts_it_anew_and_ends_exactly(
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
     one = launch()
     until(lambda: checkpoints(ledger), one)
-    (victim,) = (child for child in psutil.Process(one.process.pid).children() if child.name() == name)
+    (victim,) = processes(one, name)
     victim.kill()
     assert one.wait() == 0, one.text
     assert f"Ray's {told} died: starting anew from the ledger" in one.text
     assert_exact(ledger, planned, folder)
     assert [record["exit_status"] for record in ledger.launches()] == [1, 0]
     assert ledger.launches()[0]["reason"] == f"{told} died"
+
+
+@pytest.mark.slow
+def test_ray_that_takes_longer_to_start_than_it_gives_itself_is_waited_for(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    one = launch()
+    until(lambda: processes(one, "raylet"), one)
+    (raylet,) = processes(one, "raylet")
+    raylet.suspend()
+    time.sleep(40)  # Ray gives up after 30 s
+    raylet.resume()
+    until(lambda: checkpoints(ledger), one)
+    assert processes(one, "raylet") == [raylet], "another one was started"
+    assert one.wait() == 0, one.text
+    assert_exact(ledger, planned, folder)
+
+
+@pytest.mark.slow
+def test_ray_that_never_starts_is_told_in_one_line(folder: Path, launch: Callable[..., Launched]) -> None:
+    one = launch()
+    while one.process.poll() is None:
+        for raylet in processes(one, "raylet"):
+            raylet.kill()
+        time.sleep(0.02)
+    assert one.process.returncode == 2, one.text
+    told = one.text.splitlines()
+    assert told[-1].startswith(
+        "Ray does not start on this machine, tried 3 times: its raylet died (expected some memory"
+    )
+    assert "Traceback" not in one.text
+    assert ledger_of(folder).launches()[0]["exit_status"] != 0
+
+
+@pytest.mark.slow
+def test_folders_that_a_dead_launch_left_behind_are_removed_by_the_next(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    def left() -> set[Path]:
+        """Folders of Ray's sessions that are its, as its processes tell."""
+        tree = psutil.Process(one.process.pid).children()
+        named = {word for child in tree for word in child.cmdline() for word in re.findall(r"/tmp/fsg-\w+", word)}
+        return {Path(path) for path in named}
+
+    one = launch()
+    until(lambda: checkpoints(ledger_of(folder)), one)
+    (session,) = left()
+    assert list(session.glob("session_*"))
+    one.kill()
+    assert session.exists(), "nothing was put away"
+    one = launch()
+    assert one.wait() == 0, one.text
+    assert not session.exists()
+
+
+@pytest.mark.slow
+def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exactly(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    (folder / "tiny.yaml").write_text(SHORT.replace("checkpoint_every: 0.3", "checkpoint_every: 0.01"))
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    one = launch()
+    draw, half = random.Random(0), list[Path]()
+    while not half:
+        until(lambda: checkpoints(ledger), one)
+        newest = [ledger.attempts(cell.id)[-1]["pid"] for cell in checkpoints(ledger)]
+        worker = psutil.Process(newest[0])
+        worker.suspend()
+        half = list(ledger.folder.glob(f"trials/*/*/.checkpoint-*.pt.{worker.pid}.*"))
+        if not half:
+            worker.resume()
+            time.sleep(draw.uniform(0.01, 0.1))
+    (path,) = half
+    one.process.kill()
+    one.process.wait()
+    with suppress(psutil.Error):
+        worker.kill()  # as its raylet's death does, in its own time
+    psutil.wait_procs([worker], timeout=60)
+    assert path.exists(), "the checkpoint has no name yet"
+    assert not path.with_name(path.name.split(".pt")[0][1:] + ".json").exists()
+    last = launch()
+    assert last.wait() == 0, last.text
+    assert_exact(ledger, planned, folder)
+    assert max(len(ledger.attempts(cell.id)) for cell in planned) == 2
+
+
+# the disk
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Where the results are: a file system of 48 MB."""
+    results = folder / "results"
+    results.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(results)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"NOT RUN: {error}")
+    if mounted.returncode:
+        pytest.skip(f"NOT RUN: no file system can be mounted here: {mounted.stderr.strip()}")
+    yield results
+    subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+@pytest.mark.slow
+def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_room(
+    folder: Path, small_disk: Path, launch: Callable[..., Launched]
+) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    one = launch()
+    until(lambda: checkpoints(ledger), one)
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    assert one.wait() == 1, one.text
+    (told,) = (line for line in one.text.splitlines() if "broke off" in line)
+    assert told.startswith("The launch broke off: No space left on device (")
+    assert told.endswith("; what is in results is whole. Once there is room, it goes on with: fsg launch tiny.yaml"), (
+        told
+    )
+    assert "Traceback" not in one.text
+
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = launch()
+    assert refused.wait() == 2
+    assert refused.text == "results/tiny: cannot be written to (Read-only file system)\n"
+
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    (small_disk / "filler").unlink()
+    last = launch()
+    assert last.wait() == 0, last.text
+    assert_exact(ledger, planned, folder)
+    assert compared(ledger, small_disk / "mlflow.db") == (0, 0)
 
 
 # MLflow
@@ -59,12 +199,12 @@ def test_mlflow_that_is_down_at_the_start_dies_on_the_way_and_is_down_at_the_end
         one = launch("--tracking-uri", server.uri)
         until(lambda: any(ledger.outcome(cell.id).state == "done" for cell in planned), one)
         server.start()
-        until(lambda: in_mlflow(server)[1].total() > 1, one)
+        until(lambda: in_mlflow(server.database)[1].total() > 1, one)
         server.kill()
         assert one.wait() == 0, one.text
         assert one.text.count("cannot be written to") == 1
         assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
-        missing = compared(ledger, server)
+        missing = compared(ledger, server.database)
         assert missing[0] > 0, "or there is nothing to bring level"
         assert missing[1] == 0
 
@@ -75,17 +215,17 @@ def test_mlflow_that_is_down_at_the_start_dies_on_the_way_and_is_down_at_the_end
         for _ in range(2):
             assert sync_of(Path("results/tiny")) == 0
             assert "MLflow is level with results/tiny" in capsys.readouterr().out
-        assert compared(ledger, server) == (0, 0)
-        _, runs, statuses = in_mlflow(server)
+        assert compared(ledger, server.database) == (0, 0)
+        _, runs, statuses = in_mlflow(server.database)
         assert runs == Counter([*(cell.id for cell in planned), "experiment"])
         assert statuses == {"FINISHED"}
     finally:
         server.kill()
 
 
-def compared(ledger: Ledger, server: TrackingServer) -> tuple[int, int]:
+def compared(ledger: Ledger, database: Path) -> tuple[int, int]:
     """Rows of the ledger that MLflow lacks, and that it has once too often."""
-    sent, _, _ = in_mlflow(server)
+    sent, _, _ = in_mlflow(database)
     lost = doubled = 0
     for cell in ledger.cells():
         kept = values_of(ledger, cell.id, whole=True)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -321,11 +322,12 @@ def test_checkpoint_whose_rows_are_damaged_is_not_resumed_from(ledger: Ledger) -
     assert steps(ledger) == [10]
 
 
-def test_rows_after_a_damaged_segment_do_not_count(ledger: Ledger) -> None:
+@pytest.mark.parametrize("lose", [damage, Path.unlink], ids=["damaged", "missing"])
+def test_rows_after_a_segment_that_is_lost_do_not_count(ledger: Ledger, lose: Callable[[Path], None]) -> None:
     attempt = ledger.claim(ID, {})
     for step in (10, 20, 30):
         checkpointed(attempt, step, step)
-    damage(the(ledger, "0001/rows-0001-*"))
+    lose(the(ledger, "0001/rows-0001-*"))
     assert steps(ledger) == steps(ledger, durable_only=False) == [10]
     again = ledger.claim(ID, {})
     assert again.resume is None, "its checkpoints cover rows that are lost"
