@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -90,6 +91,7 @@ def test_a_bundle_is_run_again_in_another_place_and_reproduces_every_cell(tmp_pa
     assert fsg("bundle", tmp_path / "results" / "tiny", "--output", packed)[0] == 0
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    shutil.copy(tmp_path / "tiny.npz", elsewhere)  # a bundle has no images
     command = [*FSG, "open", str(packed), "--into", "opened", "--run"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
