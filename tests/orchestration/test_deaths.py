@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from launches import SHORT, Launched, assert_exact, checkpoints, ledger_of, processes, until
 
 from benchmarks.chaos import TrackingServer, in_mlflow, multiset, values_of
+from orchestration import ray_settings
 from orchestration.launching import sync_of
 from orchestration.ledger import Ledger
 from orchestration.plan import cells
+from orchestration.scratch import scratch
 from orchestration.specs import load_spec
 
 
@@ -180,6 +183,46 @@ def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_
     assert last.wait() == 0, last.text
     assert_exact(ledger, planned, folder)
     assert compared(ledger, small_disk / "mlflow.db") == (0, 0)
+
+
+# nodes
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without processors, on loopback."""
+    noticed = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "3"}
+    for name, value in noticed.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", value)
+    ray_settings.prepare(None)
+    from ray.cluster_utils import Cluster
+
+    with scratch("fsg-", "/tmp") as sessions:
+        monkeypatch.setenv("RAY_TMPDIR", str(sessions))
+        (sessions / "ray").mkdir()
+        head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        yield made
+        made.shutdown()
+
+
+@pytest.mark.slow
+def test_nodes_that_leave_and_others_that_join_change_nothing(
+    folder: Path, cluster: Any, launch: Callable[..., Launched]
+) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    one = launch("--address", cluster.address)
+    until(lambda: checkpoints(ledger), one)
+    cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    before = {cell.id for cell in checkpoints(ledger)}
+    cluster.remove_node(first, allow_graceful=False)
+    until(lambda: any(len(ledger.attempts(name)) > 1 for name in before), one)
+    cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    assert one.wait() == 0, one.text
+    assert "goes again" in one.text
+    assert_exact(ledger, planned, folder)
+    assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)
 
 
 # MLflow
