@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestration import store
+
 if TYPE_CHECKING:
     from orchestration.bundle import Opened
 
@@ -21,15 +23,40 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _anywhere(text: str) -> Path:
+    try:
+        return store.place(text)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _on_disk(text: str) -> Path:
+    folder = _anywhere(text)
+    if store.is_remote(folder):
+        hint = f"expected a copy on a disk, as from: aws s3 cp --recursive {text} FOLDER"
+        print(f"{text}: this command works on a folder ({hint})", file=sys.stderr)
+        raise typer.Exit(2)
+    return folder
+
+
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The experiment: a YAML file.")]
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Another value for a field.")]
-Results = Annotated[Path, typer.Option(envvar="FSG_RESULTS", help="Where results are kept.")]
+Results = Annotated[
+    Path,
+    typer.Option(envvar="FSG_RESULTS", parser=_anywhere, metavar="PATH", help="Where: a folder, or s3://BUCKET/…."),
+]
 NoPilot = Annotated[bool, typer.Option("--no-pilot", help="Plan without measuring how long a step takes.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow's; a SQLite file in RESULTS unless MLFLOW_TRACKING_URI says otherwise.")
 ]
-Folder = Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")]
+_OF_AN_EXPERIMENT = "An experiment's folder of results"
+Anywhere = Annotated[
+    Path, typer.Argument(parser=_anywhere, metavar="RESULTS", help=f"{_OF_AN_EXPERIMENT}, or s3://BUCKET/….")
+]
+Folder = Annotated[Path, typer.Argument(parser=_on_disk, metavar="RESULTS", help=f"{_OF_AN_EXPERIMENT}.")]
 Address = Annotated[
     str | None,
     typer.Option(help="A running Ray cluster: on a node of it auto or HOST:PORT, from anywhere http://HOST:8265."),
@@ -88,7 +115,7 @@ def plan(
 
 @app.command()
 def report(
-    folder: Folder,
+    folder: Anywhere,
 ) -> None:
     """Write the report of an experiment from its ledger, and print its table."""
     from orchestration.launching import report_of
@@ -98,7 +125,10 @@ def report(
 
 @app.command()
 def ui(
-    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder, or that of all of them.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(parser=_anywhere, metavar="RESULTS", help="An experiment's folder, or that of all of them."),
+    ],
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow's, where the launch was given one.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The first to try on this machine.")] = 5000,
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
@@ -156,7 +186,7 @@ def verify(
 
 
 @app.command()
-def sync(folder: Folder, tracking_uri: TrackingUri = None) -> None:
+def sync(folder: Anywhere, tracking_uri: TrackingUri = None) -> None:
     """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
     from orchestration.launching import sync_of
 
@@ -176,8 +206,8 @@ def accept(folder: Folder) -> None:
 
 @app.command()
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="An experiment's folder of results.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    before: Annotated[Path, typer.Argument(parser=_on_disk, metavar="A", help=f"{_OF_AN_EXPERIMENT}.")],
+    after: Annotated[Path, typer.Argument(parser=_on_disk, metavar="B", help="Another one.")],
 ) -> None:
     """Show what two experiments differ in, field by field, and how the metric moved, with intervals."""
     from rich.console import Console
@@ -190,7 +220,7 @@ def diff(
 
 @app.command()
 def bundle(
-    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")],
+    folder: Folder,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; RESULTS.fsg.zip unless said.")
     ] = None,
@@ -228,7 +258,7 @@ def open_bundle(
 
 @app.command()
 def reproduce(
-    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="An experiment's folder of results.")],
+    folder: Folder,
     cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, its beginning, or its label.")],
 ) -> None:
     """Train one cell anew, and say whether it agrees: bit for bit, or by its metrics.

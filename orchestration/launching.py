@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fsg
-from orchestration import provenance, ray_settings, submitted
+from orchestration import provenance, ray_settings, store, submitted
 from orchestration.checks import other_study, unrunnable
 from orchestration.duration import duration
-from orchestration.ledger import Held, Ledger, Outcome, Unwritable
+from orchestration.ledger import Held, Ledger, Outcome, Unwritable, write_new
 from orchestration.mlflow_server import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, standings
@@ -130,6 +130,8 @@ class Launch:
         if problems:
             raise _Refused(*problems)
         ledger = Ledger(self.results / spec.folder_name)
+        with _refusing_oserrors(ledger.folder):
+            store.of(ledger.folder).names(ledger.folder)  # one that does not answer is told before anything else
         others = other_study(spec, ledger, self.source, self.sets)
         if others:
             raise _Refused(*others)
@@ -153,6 +155,9 @@ class Launch:
     # handing over
 
     def _hand_over(self, words: list[str]) -> int:
+        if store.is_remote(self.results):
+            hint = "expected --address auto, on a node of the cluster, or a folder that all nodes share"
+            raise _Refused(f"--results {self.results}: not with a job server ({hint})")
         spec = load_spec(self.source, self.profile, self.sets)
         ray_settings.prepare(self.address)
         from orchestration import handover
@@ -211,6 +216,8 @@ class Launch:
 
     def _run(self) -> int:
         spec, planned, ledger = self._prepared()
+        if store.is_remote(ledger.folder):
+            self._refuse_databases_in_a_bucket(spec)
         with _refusing_oserrors(ledger.folder), ExitStack() as stack:
             stack.enter_context(ledger.held())
             self._agree_to_orphans(planned, ledger)
@@ -220,6 +227,14 @@ class Launch:
             held = stack.pop_all()
         with held:
             return self._run_held(spec, planned, ledger, number)
+
+    def _refuse_databases_in_a_bucket(self, spec: ExperimentSpec) -> None:
+        if self._mlflow is None:
+            hint = "expected --tracking-uri or MLFLOW_TRACKING_URI: a server's address, or sqlite:////FOLDER/mlflow.db"
+            raise _Refused(f"--results {self.results}: MLflow's database cannot lie there ({hint})")
+        if spec.studies and self.study_storage is None:
+            hint = "expected --study-storage postgresql://… or sqlite:////FOLDER/study.db"
+            raise _Refused(f"--results {self.results}: Optuna's journal cannot lie there ({hint})")
 
     def _agree_to_orphans(self, planned: list[Cell], ledger: Ledger) -> None:
         """Finished cells that counted until now and would no longer: asks, and without an answer refuses."""
@@ -289,13 +304,14 @@ class Launch:
             return FAILED
         except Exception as error:
             log = ledger.folder / "launches" / f"{number:04d}-log.txt"
-            log.write_text(traceback.format_exc())
+            with suppress(FileExistsError):
+                write_new(log, traceback.format_exc().encode())
             print(f"the launch broke off: {type(error).__name__}: {_first_line(error)} (log: {log})", file=sys.stderr)
             return FAILED
         states = {ledger.outcome(cell.id).state for cell in trained}
         if settled and states <= {"done", "diverged", "pruned"}:
             return DONE
-        return INTERRUPTED if stop_file.exists() else FAILED
+        return INTERRUPTED if store.exists(stop_file) else FAILED
 
     def _train_on_ray(
         self, spec: ExperimentSpec, left: list[Cell], ledger: Ledger, number: int, shown: LiveView | PlainLines
@@ -467,7 +483,11 @@ def sync_of(folder: Path, tracking_uri: str | None = None) -> int:
     from orchestration.tracking import Tracker
 
     ledger = Ledger(folder)
-    launches = ledger.launches()
+    try:
+        launches = ledger.launches()
+    except OSError as error:
+        print(_first_line(error), file=sys.stderr)
+        return BAD_INPUT
     if not launches:
         print(f"{folder}: no launch is recorded there", file=sys.stderr)
         return BAD_INPUT
@@ -478,7 +498,7 @@ def sync_of(folder: Path, tracking_uri: str | None = None) -> int:
     tracker = Tracker(ledger, recorded_spec(launches[-1]), uri)
     try:
         sent = tracker.sync()
-        if (folder / "report.html").exists():
+        if store.exists(folder / "report.html"):
             tracker.log_report(folder)
     except Exception as error:
         print(without_password(f"MLflow ({tracker.uri}) cannot be written to: {_first_line(error)}"), file=sys.stderr)
@@ -513,9 +533,9 @@ def stopping_at(stop_file: Path, shown: LiveView | PlainLines) -> Iterator[None]
 
     def stop(signum: int, frame: FrameType | None) -> None:
         try:
-            if stop_file.exists():
+            if store.exists(stop_file):
                 raise KeyboardInterrupt
-            stop_file.touch()
+            write_new(stop_file, b"")
         except OSError:  # a full disk
             raise KeyboardInterrupt from None
         shown.stopping()

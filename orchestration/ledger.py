@@ -16,9 +16,9 @@
         end.json                             how the attempt ended; it covers the segments it counts
         log.txt                              the traceback, where there was one
 
-Every file is written whole under a temporary name, flushed to the disk and linked to its own; nothing is appended to
-or renamed over. Every file is sealed by a SHA-256: one that is torn or damaged is as good as absent, and what came
-before it is used. Rows and diagnostics are durable before the checkpoint that covers them.
+Every file appears whole and durable or not at all (`store` says how, on a disk and in an object store); nothing is
+appended to or renamed over. Every file is sealed by a SHA-256: one that is torn or damaged is as good as absent, and
+what came before it is used. Rows and diagnostics are durable before the checkpoint that covers them.
 
 Splice. The newest attempt rules. It names the attempt and the last step whose rows were covered when it was claimed
 (`rows_from`): those rows count, and its own after that step. It resumes from the newest checkpoint at or before that
@@ -30,28 +30,23 @@ Retention. An attempt keeps its two newest checkpoints to resume from and remove
 deleted.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import secrets
-import socket
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import psutil  # type: ignore[import-untyped]
-
+from orchestration import store
 from orchestration.plan import Cell, orphans
+from orchestration.store import Held, Unreachable, Unwritable, alive, this_process
+
+__all__ = ["Attempt", "Held", "Ledger", "Superseded", "Unwritable", "read_sealed", "write_new", "write_sealed"]
 
 State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted", "pruned"]
 CHECKPOINTS_KEPT = 2
-SILENCE = 60.0
 
 
 class LedgerRow(NamedTuple):
@@ -105,22 +100,14 @@ class Superseded(Exception):
     """A newer attempt at the same cell exists: this one's writer has to stop."""
 
 
-class Held(Exception):
-    """Another launch holds the experiment."""
-
-
-class Unwritable(OSError):
-    """The ledger cannot be written to: the disk is full, say, or read-only. Nothing that was written is harmed."""
-
-
 class Ledger:
-    """One experiment's folder. Constructing it touches nothing.
+    """One experiment's folder, on a disk or in an object store (`store`). Constructing it touches nothing.
 
     What one such object has once found whole it does not check again.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = store.place(folder)
         self._seen: dict[Path, _View] = {}
 
     # cells
@@ -131,10 +118,10 @@ class Ledger:
         known, versions = self._cell_record(cell.id)
         if known == json.loads(json.dumps(record)):
             return
-        folder = self._cell_folder(cell.id)
-        folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another process enters the same
-            write_sealed(folder / (f"cell-{versions + 1:04d}.json" if versions else "cell.json"), record)
+            write_sealed(
+                self._cell_folder(cell.id) / (f"cell-{versions + 1:04d}.json" if versions else "cell.json"), record
+            )
 
     def cell(self, cell_id: str) -> Cell:
         """A cell by its id. Raises KeyError."""
@@ -150,7 +137,7 @@ class Ledger:
 
     def cells(self) -> list[Cell]:
         """Every cell that was ever entered, by id."""
-        records = (self._cell_record(folder.name)[0] for folder in sorted(self.folder.glob("trials/*")))
+        records = (self._cell_record(folder.name)[0] for folder in store.matching(self.folder / "trials", "*"))
         return [Cell.from_dict(record) for record in records if record is not None]
 
     def accept(self, cell: Cell, instead_of: str, record: dict[str, Any]) -> None:
@@ -189,13 +176,10 @@ class Ledger:
             number += 1
             folder = self._cell_folder(cell_id) / f"{number:04d}"
             try:
-                folder.mkdir(parents=True)
+                store.of(folder).claim(folder)
                 break
             except FileExistsError:
                 continue
-            except OSError as error:
-                raise _unwritable(error, folder) from error
-        _flush_folder(folder.parent)
         history = self._history(cell_id, before=number)
         resume, passed_over = history.resume_point()
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
@@ -210,7 +194,9 @@ class Ledger:
             write_sealed(folder / "attempt.json", record | about)
         except Unwritable:
             with suppress(OSError):
-                folder.rmdir()  # no writer has it: an attempt without a record would hide the rows before it
+                store.of(folder).release(
+                    folder
+                )  # no writer has it: an attempt without a record would hide the rows before it
             raise
         return Attempt(folder, number, resume, passed_over)
 
@@ -244,14 +230,14 @@ class Ledger:
             return self._never_tried(cell_id)
         log = newest.folder / "log.txt"
         common: dict[str, Any] = {
-            "log": log if log.exists() else None,
+            "log": log if store.exists(log) else None,
             "started_ms": history.views[0].record["started_at"],
             "attempts": len(history.views),
             "step": max(history.reached, 0),
             "seconds": newest.seconds,
         }
         if newest.end is None:
-            return Outcome("running" if _alive(newest.record) else "interrupted", **common)
+            return Outcome("running" if alive(newest.record) else "interrupted", **common)
         if newest.end["state"] == "done" and not history.complete:
             return Outcome("interrupted", "a file of recorded rows is damaged", damaged=True, **common)
         if newest.end["state"] == "done" and not newest.has_weights("final.pt"):
@@ -292,12 +278,11 @@ class Ledger:
     def record_plan(self, record: dict[str, Any]) -> None:
         """Keep what a plan expects of its cells, by id, and when it was `made`."""
         folder = self.folder / "plans"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_sealed(folder / f"{len(list(folder.glob('*.json'))) + 1:04d}.json", record)
+        write_sealed(folder / f"{len(store.matching(folder, '*.json')) + 1:04d}.json", record)
 
     def plans(self) -> list[dict[str, Any]]:
         """What plans expected, oldest first."""
-        records = (read_sealed(path) for path in sorted(self.folder.glob("plans/*.json")))
+        records = (read_sealed(path) for path in store.matching(self.folder / "plans", "*.json"))
         return [record for record in records if record is not None]
 
     def stop_file(self, number: int) -> Path:
@@ -307,58 +292,22 @@ class Ledger:
     def launches(self) -> list[dict[str, Any]]:
         """The records of the launches, oldest first."""
         found = []
-        for path in sorted(self.folder.glob("launches/[0-9]*.json")):
+        for path in store.matching(self.folder / "launches", "[0-9]*.json"):
             record = read_sealed(path) if path.stem.isdigit() else None
             if record is not None:
                 found.append(record | (read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
         return found
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the experiment: one launch at a time. Raises Held, saying who holds it and since when.
-
-        The kernel gives the lock of a dead process back. Of another machine's it may know nothing: such a holder is
-        taken for dead once it has not touched the lock for `SILENCE` seconds.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            holder = _holder(path)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = holder or {}
-                raise Held(_who_holds(self.folder, holder)) from None
-            if holder is not None and holder.get("machine", "") != _machine():
-                silent = self._seconds_since(descriptor)
-                if silent < SILENCE:
-                    last = f"last heard of {silent:.0f} s ago, and taken for dead after {SILENCE:.0f} s"
-                    raise Held(f"{_who_holds(self.folder, holder)} ({last})")
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(this_process() | {"machine": _machine(), "since": _now_ms()}).encode(), 0)
-            os.fsync(descriptor)
-            with _touched(descriptor):
-                yield
-            os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the experiment: one launch at a time. Raises Held, saying who holds it and since when."""
+        return store.of(self.folder).held(self.folder)
 
     # reading
 
-    def _seconds_since(self, descriptor: int) -> float:
-        """Since a file was last touched, by the clock of the file system."""
-        probe = self.folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}"
-        _write_exclusively(probe, b"")
-        try:
-            return max(0.0, probe.stat().st_mtime - os.fstat(descriptor).st_mtime)
-        finally:
-            probe.unlink()
-
     def _numbered(self, kind: str, record: dict[str, Any]) -> int:
         folder = self.folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()), default=0)
+        found = (path.stem for path in store.matching(folder, "[0-9]*.json"))
+        number = max((int(stem) for stem in found if stem.isdigit()), default=0)
         while True:
             number += 1
             try:
@@ -372,7 +321,9 @@ class Ledger:
 
     def _cell_record(self, cell_id: str) -> tuple[dict[str, Any] | None, int]:
         """The newest record of a cell that holds, and how many there are."""
-        paths = sorted(self._cell_folder(cell_id).glob("cell*.json"), key=lambda path: (len(path.name), path.name))
+        paths = sorted(
+            store.matching(self._cell_folder(cell_id), "cell*.json"), key=lambda path: (len(path.name), path.name)
+        )
         return next((record for path in reversed(paths) if (record := read_sealed(path)) is not None), None), len(paths)
 
     def _history(self, cell_id: str, before: int | None = None) -> "_History":
@@ -449,9 +400,9 @@ class Attempt:
         write_sealed(self.folder / f"{name}.json", commit)
         self._checkpoints.append(step)
         while len(self._checkpoints) > CHECKPOINTS_KEPT:
-            superseded = self.folder / f"checkpoint-{self._checkpoints.pop(0):08d}"
-            superseded.with_suffix(".json").unlink(missing_ok=True)
-            superseded.with_suffix(".pt").unlink(missing_ok=True)
+            superseded = f"checkpoint-{self._checkpoints.pop(0):08d}"
+            for suffix in (".json", ".pt"):
+                store.of(self.folder).remove(self.folder / f"{superseded}{suffix}")
 
     def take_over(self, rows: Iterable[LedgerRow]) -> None:
         """Take rows that another cell recorded, with their times."""
@@ -535,7 +486,7 @@ class _View:
         record = read_sealed(folder / "attempt.json") if before is None else before.record
         if record is None:
             return None
-        names = sorted(os.listdir(folder))
+        names = store.of(folder).names(folder)
         commits = [read_sealed(folder / n) for n in names if n.startswith("checkpoint-") and n.endswith(".json")]
         end = read_sealed(folder / "end.json")
         paths = _segment_paths(folder, names)
@@ -561,7 +512,7 @@ class _View:
 
     def has_weights(self, name: str) -> bool:
         seal, path = self._seal(name), self.folder / name
-        return bool(seal and path.exists() and path.stat().st_size == seal["size"])
+        return bool(seal and store.of(path).size(path) == seal["size"])
 
     def weights(self, name: str) -> Path | None:
         seal, path = self._seal(name), self.folder / name
@@ -582,17 +533,17 @@ class _Piece:
     def rows(self, durable_only: bool, after: int) -> Iterator[LedgerRow]:
         count = self.view.covered if durable_only or self.until is not None else self.view.segments
         after = max(after, self.after)
-        for path in _segment_paths(self.view.folder, sorted(os.listdir(self.view.folder)))[:count]:
+        for path in _segment_paths(self.view.folder, store.of(self.view.folder).names(self.view.folder))[:count]:
             if _last_step(path) <= after:
                 continue
-            for line in path.read_bytes().splitlines()[1:]:
+            for line in store.of(path).read(path).splitlines()[1:]:
                 row = LedgerRow(*json.loads(line))
                 if after < row.step and (self.until is None or row.step <= self.until):
                     yield row
 
     def diagnostics(self) -> Iterator[dict[str, Any]]:
         last = self.view.reached if self.until is None else self.until
-        for path in sorted(self.view.folder.glob("diagnostics-*.json")):
+        for path in store.matching(self.view.folder, "diagnostics-*.json"):
             counts = self.after < int(path.stem.split("-")[1]) <= last
             if counts and (table := read_sealed(path)) is not None:
                 yield table
@@ -662,10 +613,7 @@ def _last_step(segment: Path) -> int:
 
 
 def _attempt_numbers(folder: Path) -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
-    except FileNotFoundError:
-        return []
+    return sorted(int(name) for name in store.of(folder).names(folder) if name.isdigit())
 
 
 # Sealed files
@@ -673,47 +621,7 @@ def _attempt_numbers(folder: Path) -> list[int]:
 
 def write_new(path: Path, data: bytes) -> None:
     """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        try:
-            _write_exclusively(temporary, data)
-            _link(temporary, path, data)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _flush_folder(path.parent)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise _unwritable(error, path) from error
-
-
-def _link(temporary: Path, path: Path, data: bytes) -> None:
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        _write_exclusively(path, data)  # a file system without links: a torn file is known by its seal
-
-
-def _unwritable(error: OSError, path: Path) -> Unwritable:
-    return Unwritable(error.errno, error.strerror or str(error), str(path))
-
-
-def _write_exclusively(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    store.of(path).create(path, data)
 
 
 def _seal_of(data: bytes) -> dict[str, Any]:
@@ -722,16 +630,21 @@ def _seal_of(data: bytes) -> dict[str, Any]:
 
 def _holds(path: Path, seal: dict[str, Any]) -> bool:
     try:
-        return bool(path.stat().st_size == seal["size"] and _seal_of(path.read_bytes())["sha256"] == seal["sha256"])
+        content = store.of(path).read(path)
+    except Unreachable:
+        raise
     except OSError:
         return False
+    return len(content) == seal["size"] and _seal_of(content)["sha256"] == seal["sha256"]
 
 
 def _segment_holds(path: Path) -> bool:
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
+        head, _, body = store.of(path).read(path).partition(b"\n")
         seal = json.loads(head)
         return isinstance(seal, dict) and {key: seal.get(key) for key in ("size", "sha256")} == _seal_of(body)
+    except Unreachable:
+        raise
     except (OSError, ValueError):
         return False
 
@@ -746,7 +659,9 @@ def write_sealed(path: Path, record: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """A record that is there and whole, or None."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(store.of(path).read(path))
+    except Unreachable:
+        raise
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict):
@@ -757,65 +672,6 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-# Processes
-
-
-def this_process() -> dict[str, Any]:
-    """Who is writing."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "process_started": psutil.Process().create_time()}
-
-
-def _machine() -> str:
-    """This machine, since it was started: the same in each of its containers."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
-@contextmanager
-def _touched(descriptor: int) -> Iterator[None]:
-    """Within, a file is touched again and again, for other machines to see."""
-    stop = threading.Event()
-
-    def touch() -> None:
-        while not stop.wait(SILENCE / 10):
-            with suppress(OSError):
-                os.utime(descriptor)
-
-    thread = threading.Thread(target=touch, name="lock", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _alive(record: dict[str, Any]) -> bool:
-    """Whether the process of a record runs; of another host's nothing is known, and it is taken to."""
-    if record["host"] != socket.gethostname():
-        return True
-    try:
-        return bool(abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 2)
-    except psutil.Error:
-        return False
-
-
-def _holder(path: Path) -> dict[str, Any] | None:
-    try:
-        holder = json.loads(path.read_bytes())
-        return holder if {"host", "pid", "since"} <= holder.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _who_holds(folder: Path, holder: dict[str, Any]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder["since"] / 1000)) if holder else "now"
-    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-    return f"{folder} is held by {who} since {since}"
 
 
 def _now_ms() -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from orchestration import comparison_view
+from orchestration import comparison_view, store
 
 HOST, PORT = "127.0.0.1", 5000
 _STARTED_WITHIN = 120.0  # seconds; a database of an older version is migrated first
@@ -56,7 +56,12 @@ def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Call
         server = uri.rstrip("/")
         _tell(server + place(server, folder.name), open_browser, say)
         return 0
-    if not folder.is_dir():
+    if store.is_remote(folder):
+        if uri is None:
+            raise ValueError(
+                f"{folder}: MLflow's database does not lie there (expected --tracking-uri, as in the launch)"
+            )
+    elif not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
     if uri is None:
         uri = database(folder)

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fsg.config import to_dict
 from fsg.starting_points import File
-from orchestration import provenance
+from orchestration import provenance, store
 from orchestration.cluster import first_line
 from orchestration.plan import Cell
 
@@ -60,8 +60,9 @@ def _look(wanted: dict[str, Any]) -> list[str]:
         for name, ours in wanted["versions"].items()
         if versions.get(name) != ours
     ]
-    if not Path(wanted["record"]).exists():
-        found.append(f"does not see {wanted['results']} (expected a folder on a file system that all nodes share)")
+    if not store.exists(store.place(wanted["record"])):
+        what = "a folder on a file system that all nodes share, or s3:// and its credentials on each"
+        found.append(f"does not see {wanted['results']} (expected {what})")
     if os.path.isdir(wanted["directory"]):
         os.chdir(wanted["directory"])
     sys.path[:0] = [path for path in wanted["python_path"] if path not in sys.path]

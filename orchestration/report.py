@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from orchestration import difference_plot, figures, layer_maps, report_tables
+from orchestration import difference_plot, figures, layer_maps, report_tables, store
 from orchestration.evidence import Report, build
 from orchestration.judgement import Line, Trial
 from orchestration.ledger import Ledger
@@ -24,7 +24,12 @@ __all__ = ["Report", "build", "table", "write"]
 
 def write(report: Report) -> list[Path]:
     """`report.html`, `.md`, `.tex`, `.csv`, `report.cells.csv` and `figures/` in the experiment's folder."""
-    folder = report.folder
+    with store.of(report.folder).drafts(report.folder) as drafts:
+        paths = _written(report, drafts)
+    return [report.folder / path.relative_to(drafts).as_posix() for path in paths]
+
+
+def _written(report: Report, folder: Path) -> list[Path]:
     drawn = figures.save(report.panels, folder / "figures", "convergence")
     svgs = [[figures.inline_svg(panel) for panel in row] for row in report.panels]
     differences = difference_plot.drawn(report.lines, report.unit, report.baseline, report.primary)
@@ -37,7 +42,9 @@ def write(report: Report) -> list[Path]:
         figure = layer_maps.drawn(title, found)
         layers[title] = figures.inline(figure, title, f"{title}, by layer and epoch")
         drawn += figures.save_figure(figure, folder / "figures", "layers-" + re.sub(r"\W+", "-", title.lower()))
-    searches = [(one, one.drawn(folder / "figures")) for one in sections(Ledger(folder), report.launches[-1]["spec"])]
+    searches = [
+        (one, one.drawn(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
+    ]
     shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
     more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}
     written = {

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsg
 from fsg.starting_points import Pretrain
+from orchestration import store
 from orchestration.ledger import Ledger, read_sealed, write_sealed
 from orchestration.plan import Cell
 from orchestration.search_settings import StudySpec, dimension_dict
@@ -102,7 +103,7 @@ class StudyRecords:
     def trials(self) -> list[TrialRecord]:
         """Every trial, by number, up to the first that is missing or damaged."""
         parts: dict[int, dict[str, dict[str, Any]]] = {}
-        for path in sorted(self.folder.glob("trials/[0-9]*.json")):
+        for path in store.matching(self.folder / "trials", "[0-9]*.json"):
             record = read_sealed(path)
             if record is not None:
                 at, _, part = path.stem.partition("-")
@@ -124,13 +125,11 @@ class StudyRecords:
 
     def choices(self) -> list[dict[str, Any]]:
         """Each opening of the test set, oldest first."""
-        records = (read_sealed(path) for path in sorted(self.folder.glob("choice-*.json")))
+        records = (read_sealed(path) for path in store.matching(self.folder, "choice-*.json"))
         return [record for record in records if record is not None]
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, record)
+        write_sealed(self.folder / name, record)
 
 
 def described(study: StudySpec) -> dict[str, Any]:

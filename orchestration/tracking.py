@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 
 from fsg import checkpoint
 from fsg.config import to_dict
-from orchestration import comparison_view, mlflow_model, mlflow_server
+from orchestration import comparison_view, mlflow_model, mlflow_server, store
 from orchestration.exported import Exporter
 from orchestration.ledger import Ledger, LedgerRow, Outcome
 from orchestration.mlflow_server import is_server, without_password
@@ -116,18 +116,28 @@ class Tracker:
         with self._lock:
             client = self._client()
             parent = self._parent(client)
-            for file in sorted(folder.glob("report.*")):
-                client.log_artifact(parent, str(file), "report")
-            if (folder / "figures").is_dir():
-                client.log_artifacts(parent, str(folder / "figures"), "report/figures")
+            for file in store.matching(folder, "report.*"):
+                _log_artifact(client, parent, file, "report")
+            for file in store.matching(folder / "figures", "*"):
+                _log_artifact(client, parent, file, "report/figures")
 
     def ui(self) -> str:
         """What to type, and the address that it opens: this experiment's comparison by variant."""
         uri = without_password(self.uri)
-        own = uri == mlflow_server.database(self._ledger.folder)
+        own = not store.is_remote(self._results) and uri == mlflow_server.database(self._ledger.folder)
         server = uri.rstrip("/") if self._remote else f"http://{mlflow_server.HOST}:{mlflow_server.PORT}"
         typed = mlflow_server.command(self._ledger.folder, None if own else uri)
         return f"{typed}   ({server}{comparison_view.address(self._experiment_id)})"
+
+    @property
+    def _artifacts(self) -> Path | None:
+        """The folder of MLflow's artifacts, where it is not for a server to say: beside the results or the database."""
+        if self._remote:
+            return None
+        if not store.is_remote(self._results):
+            return self._results / "mlartifacts"
+        database = self.uri.removeprefix("sqlite:///")
+        return None if database == self.uri else Path(database).resolve().parent / "mlartifacts"
 
     @property
     def _remote(self) -> bool:
@@ -151,7 +161,7 @@ class Tracker:
     def _find_experiment(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._spec.folder_name)
         if found is None:
-            place = None if self._remote else (self._results / "mlartifacts").as_uri()
+            place = None if self._artifacts is None else self._artifacts.as_uri()
             tags = {"mlflow.note.content": self._spec.question, **_KIND}
             return str(client.create_experiment(self._spec.folder_name, artifact_location=place, tags=tags))
         if found.lifecycle_stage == "deleted":
@@ -288,7 +298,8 @@ class Tracker:
     def _send_weights(self, client: Any, run: str, cell: Cell) -> int:
         paths = {self._ledger.best_weights(cell.id), self._ledger.final_weights(cell.id)} - {None}
         for path in paths:
-            client.log_artifact(run, str(path), "checkpoints")
+            if path is not None:
+                _log_artifact(client, run, path, "checkpoints")
         return len(paths)
 
     def _send_diagnostics(self, client: Any, run: str, cell: Cell) -> dict[str, str]:
@@ -305,7 +316,9 @@ class Tracker:
 
         path = self._ledger.final_weights(cell.id)
         try:
-            program = self._exporter.program(cell.train, checkpoint.from_bytes(path.read_bytes())) if path else None
+            program = (
+                self._exporter.program(cell.train, checkpoint.from_bytes(store.of(path).read(path))) if path else None
+            )
         except Exception as error:  # torch's tracing raises what it likes, and so does a network of the user's own
             return None, f"not exported: {_one_line(error)}"
         if program is None:
@@ -439,6 +452,11 @@ def _outcome_tags(outcome: Outcome, rows: list[LedgerRow]) -> dict[str, str]:
     lost = sorted({name for row in rows for name, value in row.values.items() if not math.isfinite(value)})
     reason = {"reason": outcome.reason} if outcome.reason else {}
     return {"outcome": outcome.state} | reason | ({"not_finite": ", ".join(lost)} if lost else {})
+
+
+def _log_artifact(client: Any, run: str, path: Path, folder: str) -> None:
+    with store.of(path).on_disk(path) as file:
+        client.log_artifact(run, str(file), folder)
 
 
 def _tell_status(client: Any, run: str, state: str, ended: int | None) -> None:

@@ -3,32 +3,16 @@
 import os
 import signal
 import sys
-import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ray import tune
 
+from orchestration import store
 from orchestration.ledger import Ledger
 from orchestration.training import CellTraining
 
 SECONDS_A_STEP = 1.0
-SECONDS_BETWEEN_LOOKS = 0.2
-
-
-class _Watched:
-    """Whether a file exists, asked of a file system, which may be a slow one, now and then."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._asked = path, 0.0
-
-    def exists(self) -> bool:
-        now = time.monotonic()
-        if now - self._asked < SECONDS_BETWEEN_LOOKS:
-            return False
-        self._asked = now
-        return self._path.exists()
 
 
 class CellTrainable(tune.Trainable):
@@ -70,8 +54,8 @@ class CellTrainable(tune.Trainable):
         self._running.interrupt("stopped")
 
     def _take(self, config: dict[str, Any]) -> None:
-        stop_file = _Watched(Path(config["stop_file"]))
-        ledger = Ledger(Path(config["results"]))
+        stop_file = store.Awaited(store.place(config["stop_file"]))
+        ledger = Ledger(config["results"])
         self._running = CellTraining(
             ledger,
             ledger.cell(config["cell"]),

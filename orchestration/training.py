@@ -21,9 +21,9 @@ from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
 from fsg.imported import source_sha256
 from fsg.trainer import Row, Training
-from orchestration import provenance
+from orchestration import provenance, store
 from orchestration.fresh import as_fresh
-from orchestration.ledger import Attempt, Ledger, ResumePoint, Superseded, Unwritable
+from orchestration.ledger import Attempt, Ledger, ResumePoint, Superseded, Unwritable, write_new
 from orchestration.plan import Cell, imported
 from orchestration.system_metrics import SystemMetrics
 
@@ -144,7 +144,7 @@ class CellTraining:
         path = self.ledger.final_weights(self.cell.depends_on)
         if path is None:
             raise RuntimeError(f"the weights of its pretraining (cell {self.cell.depends_on}) are missing or damaged")
-        return checkpoint.from_bytes(path.read_bytes())
+        return checkpoint.from_bytes(store.of(path).read(path))
 
     def _end(self, state: Literal["failed", "diverged", "interrupted"], reason: str) -> None:
         self.ended, self.reason = state, reason
@@ -158,7 +158,7 @@ class CellTraining:
     def _keep_traceback(self) -> None:
         if self._attempt is not None:
             with suppress(OSError):
-                self._attempt.log.write_text(traceback.format_exc())
+                write_new(self._attempt.log, traceback.format_exc().encode())
                 self.log = self._attempt.log
 
 
@@ -226,7 +226,7 @@ class _Going:
 
 def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
     """Put a training where it was kept; returns the best weights so far."""
-    state = checkpoint.from_bytes(point.path.read_bytes())
+    state = checkpoint.from_bytes(store.of(point.path).read(point.path))
     training.load_state_dict(state["training"])
     best: dict[str, Any] = state["best"]
     return best

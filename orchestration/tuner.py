@@ -25,7 +25,7 @@ from ray.air._internal import usage
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestration import submitted
+from orchestration import store, submitted
 from orchestration.ledger import Ledger, Unwritable
 from orchestration.plan import Cell, Leg
 from orchestration.provenance import cores
@@ -226,7 +226,9 @@ def run(
     Returns the cells that were handed out or waited. Raises Unwritable where a worker could not write to the ledger.
     """
     at_a_time = at_a_time or in_parallel(cells, slots)
-    queue = Queue(cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, stop_file.exists, source)
+    queue = Queue(
+        cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, store.Awaited(stop_file).exists, source
+    )
     listener.waits = queue.waits
     fixed = {
         "results": str(ledger.folder.resolve()),

@@ -1,8 +1,12 @@
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from launches import SPEC, Launched, images
+
+_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -26,3 +30,38 @@ def launch(folder: Path) -> Iterator[Callable[..., Launched]]:
     yield start
     for one in started:
         one.kill()
+
+
+# A real S3 server, moto's
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://` and the name of an empty bucket, which this process and its children find by their environment."""
+    import boto3
+
+    said = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    name = f"results-{os.getpid()}-{next(_numbers)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 
 from fsg.trainer import TrainConfig
 from orchestration import ledger as module
+from orchestration import store
 from orchestration.ledger import Attempt, Held, Ledger, Superseded, Unwritable, write_new
 from orchestration.plan import Cell
 
@@ -32,10 +33,23 @@ CELL = Cell(ID, "train", "ste", {}, 0, TrainConfig())
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def on_disk(tmp_path: Path) -> Ledger:
     filled = Ledger(tmp_path / "experiment")
     filled.add(CELL)
     return filled
+
+
+@pytest.fixture
+def in_bucket(bucket: str) -> Ledger:
+    filled = Ledger(f"{bucket}/results/experiment")
+    filled.add(CELL)
+    return filled
+
+
+@pytest.fixture(params=["on_disk", pytest.param("in_bucket", marks=pytest.mark.slow)])
+def ledger(request: pytest.FixtureRequest) -> Ledger:
+    """The same contract, wherever a ledger lies."""
+    return cast(Ledger, request.getfixturevalue(request.param))
 
 
 def rows(*steps: int) -> list[Row]:
@@ -137,12 +151,12 @@ def test_row_carries_the_time_at_which_it_was_recorded(ledger: Ledger, monkeypat
     assert [row.time_ms for row in ledger.rows(ID)] == [1234]
 
 
-def test_rows_after_a_step_are_the_end_of_all_rows(ledger: Ledger) -> None:
-    checkpointed(ledger.claim(ID, {}), 20, 5, 10, 15, 20)
-    second = ledger.claim(ID, {})
+def test_rows_after_a_step_are_the_end_of_all_rows(on_disk: Ledger) -> None:
+    checkpointed(on_disk.claim(ID, {}), 20, 5, 10, 15, 20)
+    second = on_disk.claim(ID, {})
     checkpointed(second, 40, 25, 30, 35, 40)
     for step in range(-1, 42):
-        assert ledger.rows(ID, after=step) == [row for row in ledger.rows(ID) if row.step > step]
+        assert on_disk.rows(ID, after=step) == [row for row in on_disk.rows(ID) if row.step > step]
 
 
 def test_ledger_that_was_read_before_sees_what_is_written_after(ledger: Ledger) -> None:
@@ -209,11 +223,11 @@ def test_rows_covered_by_an_end_are_kept_and_not_doubled_by_the_attempt_that_res
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_rows_are_exact_after_any_sequence_of_deaths(ledger: Ledger, seed: int) -> None:
+def test_rows_are_exact_after_any_sequence_of_deaths(on_disk: Ledger, seed: int) -> None:
     """Attempts that die anywhere, some with damage to a newest file, against a training that is simply written down."""
     draw, total, shown = random.Random(seed), 60, list[tuple[int, int]]()
-    while ledger.outcome(ID).state != "done":
-        attempt = ledger.claim(ID, {})
+    while on_disk.outcome(ID).state != "done":
+        attempt = on_disk.claim(ID, {})
         step = attempt.resume.step if attempt.resume else 0
         if attempt.resume:
             assert attempt.resume.path.read_bytes() == f"state at {step}".encode()
@@ -231,10 +245,10 @@ def test_rows_are_exact_after_any_sequence_of_deaths(ledger: Ledger, seed: int) 
             attempt.finish("failed", "an exception")
         elif draw.random() < 0.5 and (checkpoints := sorted(attempt.folder.glob("checkpoint-*.pt"))):
             damage(checkpoints[-1])
-        now = [(row.step, row.time_ms) for row in ledger.rows(ID)]
+        now = [(row.step, row.time_ms) for row in on_disk.rows(ID)]
         assert now[: len(shown)] == shown, "what was shown once is never taken back or given another time"
         shown = now
-    assert steps(ledger) == [step for step in range(1, total + 1) if step % 3 == 0 or step % 10 == 0]
+    assert steps(on_disk) == [step for step in range(1, total + 1) if step % 3 == 0 or step % 10 == 0]
 
 
 def test_cut_off_attempt_that_goes_on_writing_changes_nothing(ledger: Ledger) -> None:
@@ -273,7 +287,7 @@ def test_checkpoint_that_a_cut_off_attempt_was_just_writing_does_not_count(
 
 def test_nothing_is_durable_while_an_attempt_is_being_claimed(ledger: Ledger) -> None:
     checkpointed(ledger.claim(ID, {}), 10, 10)
-    (ledger.folder / "trials" / ID / "0002").mkdir()
+    store.of(ledger.folder).claim(ledger.folder / "trials" / ID / "0002")
     assert steps(ledger) == []
     assert steps(ledger, durable_only=False) == [10]
     assert ledger.resume_point(ID) is not None
@@ -466,11 +480,11 @@ def test_outcome_follows_the_newest_attempt(ledger: Ledger) -> None:
     assert (outcome.state, outcome.digest, outcome.attempts, outcome.step, outcome.log) == ("done", "abc", 2, 7, None)
 
 
-def test_attempt_whose_process_is_gone_is_interrupted(ledger: Ledger) -> None:
-    child = FORKED.Process(target=lambda: checkpointed(ledger.claim(ID, {}), 10, 10))
+def test_attempt_whose_process_is_gone_is_interrupted(on_disk: Ledger) -> None:
+    child = FORKED.Process(target=lambda: checkpointed(on_disk.claim(ID, {}), 10, 10))
     child.start()
     child.join()
-    outcome = ledger.outcome(ID)
+    outcome = on_disk.outcome(ID)
     assert (outcome.state, outcome.step) == ("interrupted", 10)
 
 
@@ -504,9 +518,9 @@ def test_attempt_records_who_made_it_and_what_it_resumed_from(ledger: Ledger) ->
 # concurrency
 
 
-def test_concurrent_claims_each_get_a_folder_of_their_own(ledger: Ledger) -> None:
+def test_concurrent_claims_each_get_a_folder_of_their_own(on_disk: Ledger) -> None:
     def claim_ten(queue: "multiprocessing.Queue[list[int]]") -> None:
-        queue.put([ledger.claim(ID, {}).number for _ in range(10)])
+        queue.put([on_disk.claim(ID, {}).number for _ in range(10)])
 
     queue: multiprocessing.Queue[list[int]] = FORKED.Queue()
     children = [FORKED.Process(target=claim_ten, args=(queue,)) for _ in range(4)]
@@ -516,14 +530,14 @@ def test_concurrent_claims_each_get_a_folder_of_their_own(ledger: Ledger) -> Non
     for child in children:
         child.join()
     assert sorted(numbers) == list(range(1, 41))
-    assert [attempt["number"] for attempt in ledger.attempts(ID)] == list(range(1, 41))
+    assert [attempt["number"] for attempt in on_disk.attempts(ID)] == list(range(1, 41))
 
 
-def test_killed_writer_leaves_a_ledger_that_reads(ledger: Ledger) -> None:
+def test_killed_writer_leaves_a_ledger_that_reads(on_disk: Ledger) -> None:
     """A writer is killed at a random moment, over and over; after each death the rows are whole and resumable."""
 
     def write_for_ever() -> None:
-        attempt = ledger.claim(ID, {})
+        attempt = on_disk.claim(ID, {})
         step = attempt.resume.step if attempt.resume else 0
         while True:
             step += 1
@@ -537,9 +551,9 @@ def test_killed_writer_leaves_a_ledger_that_reads(ledger: Ledger) -> None:
         time.sleep(draw.uniform(0.02, 0.15))
         child.kill()
         child.join()
-        recorded = steps(ledger, durable_only=False)
+        recorded = steps(on_disk, durable_only=False)
         assert recorded == list(range(1, len(recorded) + 1))
-        point = ledger.resume_point(ID)
+        point = on_disk.resume_point(ID)
         reached = point.step if point else 0
         assert reached >= before
         assert point is None or point.path.read_bytes() == f"state at {reached}".encode() * 1000
@@ -562,8 +576,8 @@ def test_launch_records_are_numbered_and_joined_with_their_ends(ledger: Ledger) 
     ]
 
 
-HOLD = "import sys, time; from pathlib import Path; from orchestration.ledger import Ledger\n"
-HOLD += "with Ledger(Path(sys.argv[1])).held(): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from orchestration.ledger import Ledger\n"
+HOLD += "with Ledger(sys.argv[1]).held(): print('held', flush=True); time.sleep(60)"
 
 
 def test_experiment_is_held_by_one_and_taken_over_from_the_dead(ledger: Ledger) -> None:
@@ -581,22 +595,22 @@ def test_experiment_is_held_by_one_and_taken_over_from_the_dead(ledger: Ledger) 
         pass
 
 
-def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(ledger: Ledger) -> None:
-    lock = ledger.folder / "lock"
+def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(on_disk: Ledger) -> None:
+    lock = on_disk.folder / "lock"
     lock.write_text(json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "since": 0}))
     with pytest.raises(Held, match=r"process 1 on elsewhere since .* \(last heard of \d+ s ago, and taken for dead"):
-        with ledger.held():
+        with on_disk.held():
             pass
-    os.utime(lock, (0, time.time() - module.SILENCE - 1))
-    with ledger.held():
+    os.utime(lock, (0, time.time() - store.SILENCE - 1))
+    with on_disk.held():
         pass
-    assert not list(ledger.folder.glob(".clock*"))
+    assert not list(on_disk.folder.glob(".clock*"))
 
 
-def test_lock_is_touched_while_it_is_held(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SILENCE", 0.1)
-    lock = ledger.folder / "lock"
-    with ledger.held():
+def test_lock_is_touched_while_it_is_held(on_disk: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SILENCE", 0.1)
+    lock = on_disk.folder / "lock"
+    with on_disk.held():
         os.utime(lock, (0, 0))
         end = time.monotonic() + 30
         while lock.stat().st_mtime == 0 and time.monotonic() < end:
@@ -604,11 +618,11 @@ def test_lock_is_touched_while_it_is_held(ledger: Ledger, monkeypatch: pytest.Mo
         assert lock.stat().st_mtime > 0
 
 
-def test_lock_of_another_container_of_this_machine_is_free_when_its_process_is_dead(ledger: Ledger) -> None:
+def test_lock_of_another_container_of_this_machine_is_free_when_its_process_is_dead(on_disk: Ledger) -> None:
     """They share the kernel, and with it what is locked, but not the name."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (ledger.folder / "lock").write_text(json.dumps({"host": "container", "machine": boot, "pid": 1, "since": 0}))
-    with ledger.held():
+    (on_disk.folder / "lock").write_text(json.dumps({"host": "container", "machine": boot, "pid": 1, "since": 0}))
+    with on_disk.held():
         pass
 
 
@@ -621,7 +635,7 @@ def test_accepted_cell_has_the_attempts_of_the_one_that_it_stands_for(ledger: Le
     attempt.weights("final.pt", b"weights")
     attempt.finish("done", digest="d", step=2)
     new = replace(CELL, id="new")
-    before = {path: path.read_bytes() for path in ledger.folder.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in ledger.folder.glob("**/*") if path.is_file()}
     ledger.accept(new, ID, {"steps": 50})
     assert ledger.outcome("new") == ledger.outcome(ID)
     assert ledger.rows("new") == ledger.rows(ID) != []
@@ -657,15 +671,15 @@ def test_damaged_acceptance_is_as_good_as_absent(ledger: Ledger) -> None:
     assert ledger.outcome("new").state == "waiting"
 
 
-def test_full_disk_is_told_and_leaves_no_attempt_behind(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpointed(ledger.claim(ID, {}), 2, 1, 2)
+def test_full_disk_is_told_and_leaves_no_attempt_behind(on_disk: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointed(on_disk.claim(ID, {}), 2, 1, 2)
 
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_write_exclusively", full)
+        patched.setattr(store, "_write_exclusively", full)
         with pytest.raises(Unwritable, match=r"No space left on device: .*attempt\.json"):
-            ledger.claim(ID, {})
-    assert steps(ledger) == [1, 2]
-    assert ledger.claim(ID, {}).number == 2
+            on_disk.claim(ID, {})
+    assert steps(on_disk) == [1, 2]
+    assert on_disk.claim(ID, {}).number == 2

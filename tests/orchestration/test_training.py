@@ -21,7 +21,7 @@ from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.starting_points import Pretrain
 from fsg.trainer import TrainConfig
-from orchestration import ledger as ledger_module
+from orchestration import store
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
 from orchestration.training import CellTraining
@@ -351,7 +351,7 @@ def test_full_disk_leaves_the_cell_open_until_there_is_room(
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger_module, "_write_exclusively", full)
+        patched.setattr(store, "_write_exclusively", full)
         training.go_on(3600)
         assert training.ended == "unwritable"
         assert training.reason.startswith("No space left on device (")
