@@ -246,7 +246,7 @@ def _provenance(launches: Sequence[dict[str, Any]]) -> dict[str, str]:
         "Launched": _when(launch["started"]) + (f" (launch {len(launches)})" if len(launches) > 1 else ""),
         "Commit": (launch["git_commit"] or "none: not run from a git checkout") + changed,
         "Training code": f"SHA-256 {launch['fsg_source_sha256']}",
-        "Spec": f"{launch['spec_source']}, resolved SHA-256 {launch['spec_sha256']}",
+        "Spec": f"{Path(launch['spec_source']).name}, resolved SHA-256 {launch['spec_sha256']}",
         "Images": _text(launch.get("data", {})) or "not recorded",
         "Versions": _text(launch["versions"]),
         "Hardware": _text(launch["hardware"]),
