@@ -96,7 +96,9 @@ def test_a_bundle_is_run_again_in_another_place_and_reproduces_every_cell(tmp_pa
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "Spec: the same" in run.stdout
+    told = run.stdout[run.stdout.index("\nSpec\n") :]
+    assert re.findall(r"^  (\S+):$", told, flags=re.MULTILINE) == ["train.data.file", "images"]  # they lie elsewhere
+    assert "Code: the same" in told
     assert len(re.findall(r"\+0\.00 .*1 same cells", run.stdout)) == 2, run.stdout
     again = elsewhere / "opened" / "again" / "tiny"
     assert fsg("reproduce", again, "fsg · seed 0")[:1] == (0,)
