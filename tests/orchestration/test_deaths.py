@@ -104,6 +104,11 @@ def test_folders_that_a_dead_launch_left_behind_are_removed_by_the_next(
     assert not session.exists()
 
 
+def stands_still(process: psutil.Process) -> bool:
+    """A stop is a request: a thread inside a call to the system first ends it."""
+    return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())
+
+
 @pytest.mark.slow
 def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exactly(
     folder: Path, launch: Callable[..., Launched]
@@ -117,15 +122,16 @@ def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exact
         newest = [ledger.attempts(cell.id)[-1]["pid"] for cell in checkpoints(ledger)]
         worker = psutil.Process(newest[0])
         worker.suspend()
+        until(lambda: stands_still(worker), one)
         half = list(ledger.folder.glob(f"trials/*/*/.checkpoint-*.pt.{worker.pid}.*"))
         if not half:
             worker.resume()
             time.sleep(draw.uniform(0.01, 0.1))
     (path,) = half
+    psutil.Process(one.process.pid).suspend()  # so that it cannot answer its worker's death
+    worker.kill()
     one.process.kill()
     one.process.wait()
-    with suppress(psutil.Error):
-        worker.kill()  # as its raylet's death does, in its own time
     psutil.wait_procs([worker], timeout=60)
     assert path.exists(), "the checkpoint has no name yet"
     assert not path.with_name(path.name.split(".pt")[0][1:] + ".json").exists()
