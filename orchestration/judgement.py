@@ -173,6 +173,8 @@ class Unit(NamedTuple):
         name = metric.replace("papers_protocol/", "papers' protocol ").replace("/", " ").replace("_", " ")
         if metric.endswith("accuracy"):
             return cls(name, 100.0, 2, "%", "points", 0.0, True)
+        if metric in _OF_COST:
+            return _OF_COST[metric]
         return cls(name, 1.0, 4, "", "", math.inf)
 
     def write(self, value: float, signed: bool = False) -> str:
@@ -197,6 +199,12 @@ class Unit(NamedTuple):
     def comparison(self, comparison: Comparison) -> str:
         interval = comparison.interval
         return self.write(comparison.mean, True) + (f" {self.interval(interval)}" if interval else "")
+
+
+_OF_COST = {
+    "time/step": Unit("time of a step", 1e3, 1, "ms", "ms", math.inf),
+    "memory/peak": Unit("peak memory", 1.0, 2, "MB", "MB", math.inf),
+}
 
 
 class Measure(NamedTuple):

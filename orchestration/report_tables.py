@@ -12,6 +12,7 @@ from orchestration import statistics
 from orchestration.duration import duration
 from orchestration.evidence import Measured, Report
 from orchestration.judgement import SIGNIFICANCE, Line, Spread, Trial, Unit
+from orchestration.peak_memory import METRIC as PEAK_MEMORY
 from orchestration.verdict import Contrast, Family, p_text
 
 NONE = "–"
@@ -284,7 +285,7 @@ CONVERGENCE_NOTE = (
 
 def cost(report: Report) -> TextTable:
     """What each line took, and what was expected of it."""
-    header = ("variant", "cells", "time a cell", "all cells", "peak memory", "peak GPU memory")
+    header = ("variant", "cells", "time a cell", "all cells", "peak of tensors", "of the process", "of its GPU")
     groups = [(line.label, _kind(report, line), line.trials) for line in report.lines]
     groups += [("pretraining", "", report.pretraining)] if report.pretraining else []
     rows = [TextRow((label, *_cost(report, trials)), kind) for label, kind, trials in groups]
@@ -304,15 +305,16 @@ def _cost(report: Report, trials: Sequence[Trial]) -> Iterable[str]:
 
 
 def _peaks(trials: Sequence[Trial]) -> Iterable[str]:
-    for metric in ("system/memory_megabytes", "system/gpu_memory_megabytes"):
+    for metric in (PEAK_MEMORY, "system/memory_megabytes", "system/gpu_memory_megabytes"):
         seen = [row.values[metric] for trial in trials for row in trial.rows if metric in row.values]
         yield f"{max(seen):,.0f}\u00a0MB" if seen else NONE
 
 
 def _about_cost(report: Report) -> Iterable[str]:
     yield (
-        "Time: training and evaluation, over all attempts that count. "
-        "Memory: the largest seen of the process that trained it, looked at every ten seconds and at the end."
+        "Time: training and evaluation, over all attempts that count. Peak of tensors: the most that weights, history, "
+        "images and all that a step makes took at once, over the last step of the first epoch. Of the process: the "
+        "largest seen, looked at every ten seconds and at the end; a warm process keeps some of what it trained before."
     )
 
 

@@ -36,8 +36,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fsg.trainer import TrainConfig
 from orchestration import search_settings as settings
+from orchestration.judgement import Unit
 from orchestration.ledger import Ledger
 from orchestration.mlflow_server import without_password
+from orchestration.peak_memory import METRIC as PEAK_MEMORY
 from orchestration.plan import Cell, Leg, cells_of, steps_per_epoch
 from orchestration.search_settings import Dimension, StudySpec, short_names, value_at, with_settings
 from orchestration.specs import ExperimentSpec
@@ -273,20 +275,32 @@ class Study:
         for rung in self.spec.rungs:
             if rung not in running.reported:
                 values = [self._value(cell, self.spec.objectives[0], rung) for cell in running.cells]
-                if any(value is None for value in values):
+                if None in values and self._is_over(running):
+                    self._end_without(running, self.spec.objectives[0])
+                    return
+                if None in values:
                     self._go_on(running, rung)
                     return
                 if self._decide(running, rung, _mean(values)):
                     return
-        outcomes = [self._ledger.outcome(cell.id) for cell in running.cells]
-        if all(outcome.state in ("done", "diverged") for outcome in outcomes):
-            values_by_objective = [
-                _mean([self._value(cell, objective, self.spec.train.epochs) for cell in running.cells])
-                for objective in self.spec.objectives
-            ]
-            self._end(running.record, TrialState.COMPLETE, values_by_objective, "")
-        else:
+        if not self._is_over(running):
             self._go_on(running, None)
+            return
+        found = {
+            objective: [self._value(cell, objective, self.spec.train.epochs) for cell in running.cells]
+            for objective in self.spec.objectives
+        }
+        missing = next((objective for objective, values in found.items() if None in values), None)
+        if missing is None:
+            self._end(running.record, TrialState.COMPLETE, [_mean(values) for values in found.values()], "")
+        else:
+            self._end_without(running, missing)
+
+    def _is_over(self, running: _Running) -> bool:
+        return all(self._ledger.outcome(cell.id).state in ("done", "diverged") for cell in running.cells)
+
+    def _end_without(self, running: _Running, objective: str) -> None:
+        self._end(running.record, TrialState.FAIL, None, f"{objective} was not recorded of its cells")
 
     def _go_on(self, running: _Running, rung: int | None) -> None:
         until = None if rung is None else rung * self._steps
@@ -475,6 +489,9 @@ def value_after(ledger: Ledger, cell: Cell, objective: str, epoch: int, steps: i
     if objective == "time/step":
         times = [(row.step, row.values["time/train_seconds"]) for row in rows if "time/train_seconds" in row.values]
         found = times[-1][1] / times[-1][0] if times and times[-1][0] and reached else None
+    elif objective == "memory/peak":
+        peaks = [row.values[PEAK_MEMORY] for row in rows if PEAK_MEMORY in row.values]
+        found = max(peaks) if peaks and reached else None
     elif objective == "train/loss":
         losses = [row.values[objective] for row in rows if objective in row.values]
         found = losses[-1] if losses and reached else None
@@ -853,8 +870,13 @@ def drawn(trials: Sequence[TrialRecord], objectives: Sequence[str], folder: Path
         wanted["Contour"] = lambda: pictures.plot_contour(study, params=two, **only)
     if any(len(trial.intermediate_values) > 1 for trial in study.get_trials(deepcopy=False)):
         wanted["Rungs"] = lambda: pictures.plot_intermediate_values(study)
-    if len(objectives) == 2:
-        wanted["Pareto front"] = lambda: pictures.plot_pareto_front(study, target_names=list(objectives))
+    if len(objectives) in (2, 3):
+        units = [Unit.of(one) for one in objectives]
+        wanted["Pareto front"] = lambda: pictures.plot_pareto_front(
+            study,
+            target_names=[f"{unit.name} ({unit.value})" if unit.value else unit.name for unit in units],
+            targets=lambda trial: [value * unit.factor for value, unit in zip(trial.values, units, strict=True)],
+        )
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for title, draw in wanted.items():

@@ -23,7 +23,7 @@ Number = int | float
 Written = Annotated[int, Constraint(strict=True)] | Annotated[float, Constraint(strict=True)]
 Scalar = bool | int | float | str | None
 
-Objective = Literal["validation/accuracy", "validation/loss", "train/loss", "time/step"]
+Objective = Literal["validation/accuracy", "validation/loss", "train/loss", "time/step", "memory/peak"]
 MAXIMISED = ("validation/accuracy",)
 
 
@@ -148,7 +148,8 @@ class Search(_Searching):
     space: Space = choice(description="Paths below `train`, each with a range or choices.")
     trials: int = setting(description="Settings that are tried.", ge=1)
     objectives: tuple[Objective, ...] = choice(
-        ("validation/accuracy",), "What is looked for: the highest accuracy, the lowest loss or time of a step."
+        ("validation/accuracy",),
+        "What is looked for: the highest accuracy, the lowest loss, time of a step or peak of memory.",
     )
     warm_start: str | None = setting(
         None, "The results of an earlier search: its trials are taken over, or where they are not alike, tried first."

@@ -16,7 +16,12 @@ from orchestration.ledger import Ledger
 from orchestration.search_settings import MAXIMISED, short_names
 from orchestration.study_records import StudyRecords, TrialRecord
 
-_SHOWN = 10
+_SHOWN, _SHOWN_OF_A_FRONT = 10, 30
+_BEST = "The best trials that were trained to the end."
+_FRONT = (
+    "The Pareto front: {n} trials that were trained to the end, and than which none is better in one objective without "
+    "being worse in another."
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class StudySection:
     summary: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    about_rows: str
     rungs: tuple[RungCorrelation, ...]
     choice: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -79,12 +85,17 @@ def _section(
 
     objectives = tuple(study["objectives"])
     best = _ranked(trials, objectives[0])
+    front = pareto_front(best, objectives)
     short = short_names(path for trial in trials for path in trial.params)
     return StudySection(
         name=study["name"],
         summary=_summary(study, trials),
         header=("trial", *(Unit.of(one).name for one in objectives), "settings"),
-        rows=tuple(_row(trial, objectives, short) for trial in best[:_SHOWN]),
+        rows=tuple(
+            _row(trial, objectives, short)
+            for trial in (best[:_SHOWN] if len(objectives) == 1 else front[:_SHOWN_OF_A_FRONT])
+        ),
+        about_rows=_BEST if len(objectives) == 1 else _FRONT.format(n=len(front)),
         rungs=tuple(rung_correlations(trials)),
         choice=tuple(_choice(choices, short)),
         warnings=tuple(_warnings(choices, trials, best)),
@@ -113,6 +124,20 @@ def _ranked(trials: Iterable[TrialRecord], objective: str) -> list[TrialRecord]:
     complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.end is not None]
     sign = -1 if objective in MAXIMISED else 1
     return sorted(complete, key=lambda trial: (sign * (trial.end or {})["values"][0], trial.number))
+
+
+def pareto_front(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Those of some complete trials that no other is better than in one objective and as good in the rest."""
+    signs = [-1 if objective in MAXIMISED else 1 for objective in objectives]
+    costs = [
+        (trial, tuple(sign * value for sign, value in zip(signs, (trial.end or {})["values"], strict=True)))
+        for trial in trials
+    ]
+    return [
+        trial
+        for trial, cost in costs
+        if not any(other != cost and all(a <= b for a, b in zip(other, cost, strict=True)) for _, other in costs)
+    ]
 
 
 def _row(trial: TrialRecord, objectives: Sequence[str], short: Mapping[str, str]) -> tuple[str, ...]:

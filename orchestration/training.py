@@ -21,7 +21,7 @@ from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
 from fsg.imported import source_sha256
 from fsg.trainer import Row, Training
-from orchestration import provenance, store
+from orchestration import peak_memory, provenance, store
 from orchestration.fresh import as_fresh
 from orchestration.ledger import Attempt, Ledger, ResumePoint, Superseded, Unwritable, write_new
 from orchestration.plan import Cell, imported
@@ -174,13 +174,14 @@ class _Going:
 
     def __post_init__(self) -> None:
         self.system = SystemMetrics(self.training.device)
+        self._peak_is_due = True
 
     def advance(self) -> dict[str, float]:
         """One step; returns the metrics that it gave."""
         began = time.monotonic()
-        rows = self.training.advance()
+        rows, peak = self._advance()
         self.seconds += time.monotonic() - began
-        self.attempt.record(rows + self._beside())
+        self.attempt.record(rows + self._beside(peak))
         if self.training.table is not None:
             self.attempt.diagnostics(self.training.table)
         values: dict[str, float] = {}
@@ -194,9 +195,19 @@ class _Going:
                 }
         return values
 
-    def _beside(self) -> list[Row]:
-        """What is known of a step besides its metrics: the machine's load, now and then, and flips over all layers."""
-        values = self.system.sample() if self.training.done else self.system.due()
+    def _advance(self) -> tuple[list[Row], dict[str, float]]:
+        """One step, and its peak of memory where it is the last of the attempt's first epoch: the history is filled."""
+        training = self.training
+        ends_an_epoch = (training.step + 1) % training.steps_per_epoch == 0 and training.step < training.total_steps
+        if not (self._peak_is_due and ends_an_epoch):
+            return training.advance(), {}
+        self._peak_is_due = False
+        rows, megabytes = peak_memory.during(training, training.advance)
+        return rows, {peak_memory.METRIC: megabytes}
+
+    def _beside(self, peak: dict[str, float]) -> list[Row]:
+        """What is known of a step besides its metrics: its peak, the machine's load now and then, flips."""
+        values = peak | (self.system.sample() if self.training.done else self.system.due())
         if self.training.table is not None:
             values |= over_all_layers(self.training.table)
         return [Row(self.training.step, values)] if values else []

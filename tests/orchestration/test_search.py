@@ -18,6 +18,7 @@ from fsg.estimators import FSG, STE
 from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.trainer import TrainConfig
+from orchestration import peak_memory
 from orchestration import search_settings as settings
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, Leg, cell_id, total_steps
@@ -25,6 +26,7 @@ from orchestration.search import SearchError, Searches, at_bounds, frozen_of
 from orchestration.search_settings import Condition, Dimension, StudySpec, with_settings
 from orchestration.specs import ExperimentSpec, Report, Resources
 from orchestration.study_records import StudyRecords, differences, expected_cells
+from orchestration.study_report import pareto_front
 
 EPOCHS, STEPS = 9, 5
 
@@ -61,6 +63,11 @@ def accuracy(cell: Cell, epoch: float) -> float:
     """The best learning rate is 10^-2.5; seeds differ a little, and every training gets better."""
     lr = cell.train.optimizer.lr
     return 0.9 - 0.1 * (math.log10(lr) + 2.5) ** 2 - 0.3 / epoch + 0.001 * (cell.seed % 7)
+
+
+def megabytes(cell: Cell) -> float:
+    """More weight on the slow net takes more of it, and a better learning rate does not help."""
+    return 20 + 10 * getattr(cell.train.estimator, "slow_weight", 0.0)
 
 
 def study(**changes: Any) -> StudySpec:
@@ -105,6 +112,8 @@ class Killed(Exception):
 class Work:
     """Trains what a search asks for, one leg after the other, without training anything."""
 
+    counts_memory = True
+
     def __init__(self, folder: Path, *studies: StudySpec, fate: Callable[[Cell], str] = lambda cell: "done") -> None:
         self.ledger, self.spec, self.fate = Ledger(folder), spec_of(*studies), fate
         self.searches = self.opened()
@@ -137,6 +146,8 @@ class Work:
         for epoch in range(begun // STEPS + 1, steps // STEPS + 1):
             values = {"validation/accuracy": accuracy(cell, epoch), "train/loss": 1 / epoch}
             attempt.record([Row(epoch * STEPS, values | {"time/train_seconds": 0.1 * epoch * STEPS})])
+            if epoch == 1 and self.counts_memory:
+                attempt.record([Row(STEPS, {peak_memory.METRIC: megabytes(cell)})])
         fate = self.fate(cell)
         if fate != "done":
             attempt.finish(fate, "no luck", step=steps)  # type: ignore[arg-type]
@@ -363,6 +374,36 @@ def test_several_objectives_are_told_together(tmp_path: Path) -> None:
         assert trial.end is not None
         assert trial.end["values"][1] == pytest.approx(0.1)
     assert_told(work)
+
+
+@pytest.mark.parametrize("sampler", [settings.TPE(startup=3), settings.NSGA2(population=4)], ids=lambda s: s.name)
+def test_accuracy_and_peak_of_memory_are_sought_together(tmp_path: Path, sampler: settings.SamplerConfig) -> None:
+    one = study(objectives=("validation/accuracy", "memory/peak"), sampler=sampler, trials=12)
+    work = Work(tmp_path, one).go()
+    cells = {cell.id: cell for cell in work.ledger.cells()}
+    for trial in work.records.trials():
+        assert trial.end is not None
+        peaks = [megabytes(cells[cell]) for cell in trial.cells.values()]
+        assert trial.end["values"][1] == pytest.approx(sum(peaks) / len(peaks))
+    assert_told(work)
+    study_there = work.searches.studies[0].study
+    assert [one.name for one in study_there.directions] == ["MAXIMIZE", "MINIMIZE"]
+    front = pareto_front(work.records.trials(), one.objectives)
+    assert {trial.number for trial in front} == {trial.number for trial in study_there.best_trials}
+
+
+@pytest.mark.parametrize("pruner", [settings.NoPruning(), HALVING], ids=lambda p: p.name)
+def test_trial_whose_cells_know_no_peak_of_memory_fails_and_says_so(
+    tmp_path: Path, pruner: settings.PrunerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Work, "counts_memory", False)
+    work = Work(tmp_path, study(objectives=("memory/peak",), pruner=pruner, trials=1))
+    for _, cell in work.searches.studies[0]._cells(replace(TRAIN, test="never"), "trial", 0, (1000, 1001)):
+        work.ledger.add(cell)
+        work.train_whole(cell)
+    work.go()
+    assert work.states == ["FAIL"]
+    assert work.records.trials()[0].end["reason"] == "memory/peak was not recorded of its cells"  # type: ignore[index]
 
 
 # what survives

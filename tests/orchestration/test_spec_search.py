@@ -189,7 +189,7 @@ MISTAKES = {
     "an objective on the test images": (
         trials("objectives: [test/accuracy]"),
         "7:16: search.objectives[0]: got 'test/accuracy' (expected one of validation/accuracy, validation/loss, "
-        "train/loss, time/step; did you mean validation/accuracy?)",
+        "train/loss, time/step, memory/peak; did you mean validation/accuracy?)",
     ),
     "a seed of the table": (
         trials("seeds: [7, 1]"),

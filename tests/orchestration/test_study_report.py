@@ -4,7 +4,9 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from test_search import HALVING, LR, NET, STATES, TRAIN, WEIGHT, Work, study
 
@@ -102,8 +104,34 @@ def test_report_of_a_search_is_written_with_its_figures(tmp_path: Path) -> None:
 def test_pareto_front_is_drawn_of_two_objectives(tmp_path: Path) -> None:
     one = study(objectives=("validation/accuracy", "time/step"), sampler=settings.NSGA2(population=4), trials=6)
     found = section_of(Work(tmp_path, one).go())
-    assert found.header == ("trial", "validation accuracy", "time step", "settings")
+    assert found.header == ("trial", "validation accuracy", "time of a step", "settings")
     assert found.drawn(tmp_path / "figures")["Pareto front"].exists()
+
+
+@pytest.mark.parametrize("more", [(), ("time/step",)], ids=["two", "three"])
+def test_pareto_front_has_memory_with_its_unit(tmp_path: Path, more: tuple[settings.Objective, ...]) -> None:
+    objectives: tuple[settings.Objective, ...] = ("validation/accuracy", "memory/peak", *more)
+    one = study(objectives=objectives, sampler=settings.NSGA2(population=4), trials=12)
+    work = Work(tmp_path, one).go()
+    found = section_of(work)
+    assert found.header[:3] == ("trial", "validation accuracy", "peak memory")
+    values = [tuple(float(cell.split()[0]) for cell in row[1:3]) for row in found.rows]
+    assert all(row[2].endswith(" MB") for row in found.rows)
+    assert all(row[1].endswith(" %") for row in found.rows)
+    assert values == sorted(values, reverse=True), "on a front, more accuracy takes more memory"
+    assert 1 < len(found.rows) < 12
+    assert found.about_rows.startswith(f"The Pareto front: {len(found.rows)} trials")
+    axes: list[str] = []
+    original = optuna.visualization.matplotlib.plot_pareto_front
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        axes.extend(options["target_names"])
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(optuna.visualization.matplotlib, "plot_pareto_front", watched)
+        assert found.drawn(tmp_path / "figures")["Pareto front"].exists()
+    assert axes[:2] == ["validation accuracy (%)", "peak memory (MB)"]
 
 
 def test_study_of_which_nothing_is_over_is_told_all_the_same(tmp_path: Path) -> None:
