@@ -296,7 +296,7 @@ class Launch:
         try:
             with stopping_at(stop_file, shown), shown.shown(), Path(os.devnull).open("w") as nowhere:
                 with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
-                    trained, settled = self._train_on_ray(spec, left, ledger, number, shown)
+                    trained, unsettled = self._train_on_ray(spec, left, ledger, number, shown)
         except (_Refused, Unusable):
             raise
         except Unwritable as error:
@@ -308,15 +308,21 @@ class Launch:
                 write_new(log, traceback.format_exc().encode())
             print(f"the launch broke off: {type(error).__name__}: {_first_line(error)} (log: {log})", file=sys.stderr)
             return FAILED
-        states = {ledger.outcome(cell.id).state for cell in trained}
-        if settled and states <= {"done", "diverged", "pruned"}:
+        short = [(cell, ledger.outcome(cell.id)) for cell in trained]
+        short = [(cell, outcome) for cell, outcome in short if outcome.state not in ("done", "diverged", "pruned")]
+        if not unsettled and not short:
             return DONE
-        return INTERRUPTED if store.exists(stop_file) else FAILED
+        if store.exists(stop_file):
+            return INTERRUPTED
+        why = falling_short(short, unsettled)
+        if why:
+            print(f"The launch ended short: {why}. It goes on with: {self.command}", file=sys.stderr)
+        return FAILED
 
     def _train_on_ray(
         self, spec: ExperimentSpec, left: list[Cell], ledger: Ledger, number: int, shown: LiveView | PlainLines
-    ) -> tuple[list[Cell], bool]:
-        """What was trained, and whether the searches came to their end."""
+    ) -> tuple[list[Cell], list[str]]:
+        """What was trained, and the searches that did not come to their end."""
         ray_settings.prepare(self.address)
         from orchestration import tuner
 
@@ -353,7 +359,7 @@ class Launch:
                 source=source,
                 at_a_time=at_a_time,
             )
-            return trained, source is None or source.settled
+            return trained, [] if source is None else source.unsettled
 
     def _searches(
         self, spec: ExperimentSpec, ledger: Ledger, at_a_time: int, shown: LiveView | PlainLines
@@ -546,6 +552,13 @@ def stopping_at(stop_file: Path, shown: LiveView | PlainLines) -> Iterator[None]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def falling_short(short: Sequence[tuple[Cell, Outcome]], unsettled: Sequence[str]) -> str:
+    """What a launch ends without, in a line, but for cells that failed: each of these is told with its reason."""
+    left = [f"{cell.label} is {outcome.state}" for cell, outcome in short if outcome.state != "failed"]
+    more = [f"{len(left) - _MOST_NAMED} more"] if len(left) > _MOST_NAMED else []
+    return ", ".join([*left[:_MOST_NAMED], *more, *(f"the search of {name} came to no choice" for name in unsettled)])
 
 
 def _is_over(outcome: Outcome) -> bool:

@@ -102,9 +102,9 @@ class Searches:
         return all(study.finished for study in self.studies)
 
     @property
-    def settled(self) -> bool:
-        """Whether every study has come to its end, and to a choice where one is to be made."""
-        return all(study.settled for study in self.studies)
+    def unsettled(self) -> list[str]:
+        """The studies that have not come to their end, and to a choice where one is to be made."""
+        return [study.spec.name for study in self.studies if not study.settled]
 
 
 @dataclass
@@ -141,9 +141,13 @@ class Study:
         self.study = _opened(name, spec, self.records, url, self._trials)
         self._first = self._to_try_first()
         self._running: dict[int, _Running] = {}
+        self._stopped: dict[str, int] = {}  # cells that are out, by the epoch after which their trial was stopped
         self._ready: deque[Leg] = deque()
         self._confirmed = self._stuck = False
         self._news = True  # since it was last asked for what is to be confirmed
+        for record in self._trials:
+            if record.state == "PRUNED" and record.rungs:  # the driver may have died before all of its cells were told
+                self._mark_pruned(record.cells.values(), max(record.rungs))
         for record in self._trials:
             if record.end is None:
                 self._begin(record)
@@ -179,6 +183,8 @@ class Study:
         self._news = True
         if state == "failed":
             self._shared.failed[cell.id] = reason
+        if cell.id in self._stopped:
+            self._mark_pruned([cell.id], self._stopped.pop(cell.id))
         for running in list(self._running.values()):
             if any(cell.id == one.id for one in running.cells):
                 self._advance(running)
@@ -324,14 +330,18 @@ class Study:
         return pruned
 
     def _stop(self, running: _Running, rung: int) -> None:
-        for cell in running.cells:
-            state = self._ledger.outcome(cell.id).state
-            if state not in ("done", "diverged", "pruned") and cell.id not in self._shared.out:
-                with suppress(OSError):
-                    attempt = self._ledger.claim(cell.id, {"device": "", "by": "driver"})
-                    attempt.finish("pruned", f"pruned after epoch {rung}", seconds=0.0)
+        """What a worker kept at the rung can be seen before it is heard of: its cell is out until it is."""
+        self._stopped |= {cell.id: rung for cell in running.cells if cell.id in self._shared.out}
+        self._mark_pruned([cell.id for cell in running.cells if cell.id not in self._stopped], rung)
         self._shared.pruned(running.cells)
         self._end(running.record, TrialState.PRUNED, None, f"after epoch {rung}")
+
+    def _mark_pruned(self, cell_ids: Iterable[str], rung: int) -> None:
+        for cell_id in cell_ids:
+            if self._ledger.outcome(cell_id).state in ("waiting", "running", "interrupted"):
+                with suppress(OSError):
+                    attempt = self._ledger.claim(cell_id, {"device": "", "by": "driver"})
+                    attempt.finish("pruned", f"pruned after epoch {rung}", seconds=0.0)
 
     def _end(self, record: TrialRecord, state: TrialState, values: Sequence[float] | None, reason: str) -> None:
         """The ledger first, then Optuna: what is told to the one alone is told to the other at the next opening."""

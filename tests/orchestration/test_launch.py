@@ -14,7 +14,8 @@ import pytest
 from launches import SPEC, Launched, assert_exact, checkpoints, ledger_of, leftovers, until
 
 from orchestration.launching import Launch
-from orchestration.plan import cells
+from orchestration.ledger import Ledger
+from orchestration.plan import Cell, cells
 from orchestration.specs import load_spec
 
 
@@ -148,6 +149,24 @@ def test_second_ctrl_c_ends_at_once_and_nothing_is_lost(folder: Path, launch: Ca
     last = launch()
     assert last.wait() == 0, last.text
     assert_exact(ledger, planned, folder)
+
+
+def test_launch_that_ends_with_something_undone_says_what(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(launch: Launch, spec: Any, left: list[Cell], ledger: Ledger, *rest: Any) -> tuple[list[Cell], list[str]]:
+        ledger.claim(left[1].id, {}).finish("interrupted", "stopped")
+        ledger.claim(left[2].id, {}).finish("failed", "no luck")
+        return left, ["tuned"]
+
+    monkeypatch.setattr(Launch, "_train_on_ray", train)
+    assert Launch(Path("tiny.yaml")).run() == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "short" in line)
+    left = "pretrain · seed 0 is waiting, pretrain · seed 1 is interrupted, ste · seed 0 is waiting, fsg · seed 1 is"
+    assert line == (
+        f"The launch ended short: {left} waiting, 1 more, the search of tuned came to no choice. "
+        "It goes on with: fsg launch tiny.yaml"
+    )
 
 
 def test_results_that_cannot_be_written_to_are_refused_in_one_line(

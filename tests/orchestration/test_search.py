@@ -331,6 +331,28 @@ def test_pruned_trials_stop_at_the_rung_with_all_their_seeds(tmp_path: Path, pru
             assert value == pytest.approx(sum(accuracy(cell, epoch) for cell in cells) / 2)
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_cells_of_a_stopped_trial_are_pruned_though_a_worker_is_heard_of_after_the_decision(
+    tmp_path: Path, dies: bool
+) -> None:
+    """What two workers have kept is in the ledger; the driver hears of the one, decides, and then of the other."""
+    one = study(trials=12, pruner=HALVING, sampler=settings.Random())
+    work = Work(tmp_path, one)
+    while not work.searches.finished:
+        legs = work.searches.more()
+        told = [(leg.cell, *work.train(leg)) for leg in legs]
+        for number, news in enumerate(told):
+            if dies and number and work.records.trials()[-1].state == "PRUNED":
+                work.searches = work.opened()
+                break
+            work.searches.ended(*news)
+    pruned = [trial for trial in work.records.trials() if trial.state == "PRUNED"]
+    assert len(pruned) > 3
+    for trial in pruned:
+        outcomes = [work.ledger.outcome(cell_id) for cell_id in trial.cells.values()]
+        assert {(outcome.state, outcome.step) for outcome in outcomes} == {("pruned", max(trial.rungs) * STEPS)}
+
+
 def test_nothing_is_decided_at_a_rung_before_every_seed_has_come_there(tmp_path: Path) -> None:
     work = Work(tmp_path, study(trials=2, pruner=HALVING))
     first, second = work.searches.more()
@@ -590,10 +612,10 @@ def test_candidate_that_fails_leaves_no_choice(tmp_path: Path) -> None:
         return "failed" if cell.kind == "candidate" and cell.seed == 2 else "done"
 
     work = Work(tmp_path, study(trials=2, best=2), fate=fate).go()
-    assert not work.searches.settled
+    assert work.searches.unsettled == ["tuned"]
     assert work.records.choices() == []
     again = Work(tmp_path, study(trials=2, best=2)).go()
-    assert again.searches.settled
+    assert not again.searches.unsettled
     assert [leg.cell.kind for leg in again.legs] == ["candidate"] * 2 + ["train"] * 3
 
 
