@@ -169,18 +169,28 @@ class Tracker:
         return str(found.experiment_id)
 
     def _find_runs(self, client: Any) -> dict[str, tuple[str, _Mark]]:
-        """The run of each cell that has one; of two that two drivers started at once, the same one for both."""
-        runs: dict[str, tuple[str, _Mark]] = {}
+        """The run of each cell that has one. Of two (a slow server made one after all, two drivers started one each) it
+        is the one that got further, the same for all who ask; the other one is put away if it got nowhere.
+        """
+        found: dict[str, list[tuple[str, _Mark]]] = {}
         token = None
         while True:
             page = client.search_runs([self._experiment_id], max_results=1000, page_token=token)
-            ours = [run for run in page if "fsg.cell_id" in run.data.tags]
-            for run in sorted(ours, key=lambda run: str(run.info.run_id), reverse=True):
+            for run in page:
                 step, told = json.loads(run.data.tags.get("fsg.synced", "[-1, []]"))
-                runs[run.data.tags["fsg.cell_id"]] = (run.info.run_id, _Mark(step, tuple(told)))
+                if "fsg.cell_id" in run.data.tags:
+                    mark = _Mark(step, tuple(told))
+                    found.setdefault(run.data.tags["fsg.cell_id"], []).append((run.info.run_id, mark))
             token = page.token
             if not token:
-                return runs
+                break
+        runs = {}
+        for key, several in found.items():
+            runs[key], *others = sorted(several, key=lambda run: (-run[1].step, not run[1].told, run[0]))
+            for run_id, mark in others:
+                if mark == _Mark() != runs[key][1]:
+                    client.delete_run(run_id)
+        return runs
 
     # what is sent
 

@@ -2,19 +2,22 @@
 
 import random
 import re
+import sqlite3
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from late import Late
 from launches import SHORT, Launched, assert_exact, checkpoints, ledger_of, processes, until
 
-from benchmarks.chaos import TrackingServer, in_mlflow, multiset, values_of
+from benchmarks.chaos import TrackingServer, in_mlflow, multiset, serving, values_of
 from orchestration import ray_settings
 from orchestration.launching import sync_of
 from orchestration.ledger import Ledger
@@ -122,7 +125,7 @@ def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exact
         newest = [ledger.attempts(cell.id)[-1]["pid"] for cell in checkpoints(ledger)]
         worker = psutil.Process(newest[0])
         worker.suspend()
-        until(lambda: stands_still(worker), one)
+        until(partial(stands_still, worker), one)
         half = list(ledger.folder.glob(f"trials/*/*/.checkpoint-*.pt.{worker.pid}.*"))
         if not half:
             worker.resume()
@@ -261,15 +264,98 @@ def test_mlflow_that_is_down_at_the_start_dies_on_the_way_and_is_down_at_the_end
         assert f"MLflow ({server.uri}) cannot be written to" in capsys.readouterr().err
         server.start()
         server.wait()
-        for _ in range(2):
-            assert sync_of(Path("results/tiny")) == 0
-            assert "MLflow is level with results/tiny" in capsys.readouterr().out
-        assert compared(ledger, server.database) == (0, 0)
-        _, runs, statuses = in_mlflow(server.database)
-        assert runs == Counter([*(cell.id for cell in planned), "experiment"])
-        assert statuses == {"FINISHED"}
+        assert_brought_level(ledger, server.database, capsys)
     finally:
         server.kill()
+
+
+@pytest.mark.slow
+def test_locked_database_of_mlflow_holds_nothing_up_and_is_brought_level_later(
+    folder: Path, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tiny.yaml").write_text(SHORT.replace("seeds: [0]", "seeds: [0, 1, 2]"))
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    database = folder / "results" / "mlflow.db"
+
+    def done() -> int:
+        return sum(ledger.outcome(cell.id).state == "done" for cell in planned)
+
+    def begun() -> bool:
+        with suppress(sqlite3.Error):  # there is none yet
+            return done() > 0 and in_mlflow(database)[1].total() > 1
+        return False
+
+    one = launch()
+    until(begun, one)
+    with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        before = done()
+        assert before < len(planned), "or there is nothing to hold up"
+        assert one.wait() == 0, one.text
+        other.execute("rollback")
+    assert done() == len(planned)
+    assert one.text.count("database is locked") == 2, one.text
+    assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+    assert "Traceback" not in one.text
+    missing = compared(ledger, database)
+    assert missing[0] > 0, "or there is nothing to bring level"
+    assert missing[1] == 0
+    assert_brought_level(ledger, database, capsys)
+
+
+@pytest.mark.slow
+def test_slow_mlflow_holds_no_training_up_and_is_level_at_the_end(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    with serving(folder / "mlflow") as server, closing(Late(server.port, answering=3.0)) as late:
+        one = launch("--tracking-uri", late.uri)
+        until(lambda: all(ledger.outcome(cell.id).state == "done" for cell in planned), one)
+        assert compared(ledger, server.database)[0] > 0, "the trainings have not waited for MLflow"
+        late.answering = 0.0
+        assert one.wait() == 0, one.text
+        assert "cannot be written to" not in one.text
+        assert_level(ledger, server.database)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["asking", "answering"])
+def test_mlflow_that_is_too_slow_to_be_waited_for_is_brought_level_later(
+    folder: Path,
+    launch: Callable[..., Launched],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
+) -> None:
+    """What it was asked for and given up, it may still do, late."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    with serving(folder / "mlflow") as server, closing(Late(server.port)) as late:
+        one = launch("--tracking-uri", late.uri)
+        until(lambda: in_mlflow(server.database)[1].total() > 1, one)
+        setattr(late, way, 6.0)
+        assert one.wait() == 0, one.text
+        assert all(ledger.outcome(cell.id).state == "done" for cell in planned)
+        assert one.text.count("cannot be written to") == 1, one.text
+        assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+        setattr(late, way, 0.0)
+        assert_brought_level(ledger, server.database, capsys)
+
+
+def assert_brought_level(ledger: Ledger, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert sync_of(Path("results/tiny")) == 0
+        assert "MLflow is level with results/tiny" in capsys.readouterr().out
+    assert_level(ledger, database)
+
+
+def assert_level(ledger: Ledger, database: Path) -> None:
+    """Every row once, a run a cell, all finished."""
+    assert compared(ledger, database) == (0, 0)
+    _, runs, statuses = in_mlflow(database)
+    assert runs == Counter([*(cell.id for cell in ledger.cells()), "experiment"])
+    assert statuses == {"FINISHED"}
 
 
 def compared(ledger: Ledger, database: Path) -> tuple[int, int]:

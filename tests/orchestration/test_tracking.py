@@ -204,6 +204,30 @@ def test_batch_that_was_sent_but_not_marked_is_sent_again_without_harm(results: 
     assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
 
 
+def test_run_that_a_slow_server_made_after_all_is_put_away(results: Path, uri: str) -> None:
+    """What was asked for was given up and asked for anew; then there are two, and the empty one may sort first."""
+    from mlflow.entities import ViewType
+    from mlflow.tracking import MlflowClient
+
+    spec = spec_of(seeds=(0,), name="late")
+    ledger = trained(results / "late", spec)
+    tracker = Tracker(ledger, spec, uri)
+    tracker.sync()
+    runs, client = in_mlflow(tracker), MlflowClient(uri)
+    for run in runs.values():
+        for _ in range(4):
+            tags = {"fsg.cell_id": run.data.tags["fsg.cell_id"]}
+            client.create_run(run.info.experiment_id, 1, tags, run_name=run.info.run_name)
+    assert Tracker(ledger, spec, uri).sync() == NOTHING
+    assert {name: run.info.run_id for name, run in in_mlflow(tracker).items()} == {
+        name: run.info.run_id for name, run in runs.items()
+    }
+    deleted = client.search_runs([run.info.experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=5000)
+    assert len(deleted) == 4 * len(runs)
+    for cell in cells_of(spec):
+        assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
+
+
 def test_states_are_told(results: Path, sqlite: str) -> None:
     spec = spec_of(("fsg", "ste"), (0, 1, 2))
     cells = cells_of(spec, contaminated=True)
