@@ -1,7 +1,7 @@
 """What a valid spec asks for and this machine does not have: found before anything starts."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,22 @@ def unrunnable(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), rem
         what = "auto is measured on this machine, and the trainings run elsewhere (expected a number)"
         problems.append(("resources.gpus", what))
     return _lines(spec, source, sets, [*problems, *_searches(spec)])
+
+
+def unplaceable(
+    spec: ExperimentSpec, source: Path, sets: Sequence[str], nodes: Sequence[Mapping[str, float]]
+) -> list[str]:
+    """One line for what a training asks for and no node of a cluster has; a training is on one node, whole."""
+    gpus, most = spec.resources.gpu_share, max(node["GPU"] for node in nodes)
+    if gpus > most:
+        what = f"a training asks for {gpus:g} (expected ≤ {most:g}, the most that a node of the cluster has)"
+        return _lines(spec, source, sets, [("resources.gpus", what)])
+    cpus, field = _cpus(spec)
+    most = max(node["CPU"] for node in nodes if node["GPU"] >= gpus)
+    if cpus > most > 0:  # a cluster without any may be about to grow
+        what = f"a training asks for {cpus} CPUs (expected ≤ {most:g}, the most that a node of the cluster has)"
+        return _lines(spec, source, sets, [(field, what)])
+    return []
 
 
 def other_study(spec: ExperimentSpec, ledger: Ledger, source: Path, sets: Sequence[str] = ()) -> list[str]:
@@ -82,10 +98,16 @@ def _resources(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             "resources.gpus",
             f"a training asks for {gpus:g} (expected ≤ {have}, the CUDA GPUs of this machine)",
         )
-    threads = max(train.threads for train in spec.trains)
-    cpus, field = (spec.resources.cpus, "resources.cpus") if spec.resources.cpus else (threads, "train.threads")
+    cpus, field = _cpus(spec)
     if cpus > cores():
         yield field, f"a training asks for {cpus} CPUs (expected ≤ {cores()}, those of this machine)"
+
+
+def _cpus(spec: ExperimentSpec) -> tuple[int, str]:
+    """What a training asks for at most, and the field that says so."""
+    if spec.resources.cpus:
+        return spec.resources.cpus, "resources.cpus"
+    return max(train.threads for train in spec.trains), "train.threads"
 
 
 def _distinct(spec: ExperimentSpec, what: Callable[[TrainConfig], object]) -> Sequence[TrainConfig]:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import fsg
 from orchestration import provenance, ray_settings, store, submitted
-from orchestration.checks import other_study, unrunnable
+from orchestration.checks import other_study, unplaceable, unrunnable
 from orchestration.duration import duration
 from orchestration.ledger import Held, Ledger, Outcome, Unwritable, write_new
 from orchestration.mlflow_server import without_password
@@ -341,7 +341,7 @@ class Launch:
             tuner.connected(self.address, packages, own, lambda name: self._start_anew(name, ledger, number)),
             stopping_at(stop_file, shown),
         ):  # Ray has put its own in place
-            self._refuse_what_the_cluster_lacks(spec, tuner.capacity())
+            self._refuse_what_no_node_has(spec)
             if self.address is not None:
                 shown.tally.phase = "looking at the nodes"
                 self._refuse_unlike_nodes([*left, *expected_cells(spec, ledger)], ledger, taken.python_path, number)
@@ -402,12 +402,12 @@ class Launch:
                 os.set_inheritable(int(name), int(name) <= 2)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_DEATHS: str(deaths)})
 
-    def _refuse_what_the_cluster_lacks(self, spec: ExperimentSpec, have: dict[str, float]) -> None:
-        if spec.resources.gpu_share > have["GPU"]:
-            what = (
-                f"a training asks for {spec.resources.gpu_share:g} (expected ≤ {have['GPU']:g}: what the cluster has)"
-            )
-            raise _Refused(f"{self.source}: resources.gpus: {what}")
+    def _refuse_what_no_node_has(self, spec: ExperimentSpec) -> None:
+        from orchestration import nodes
+
+        problems = unplaceable(spec, self.source, self.sets, nodes.resources())
+        if problems:
+            raise _Refused(*problems)
 
     def _refuse_unlike_nodes(self, left: list[Cell], ledger: Ledger, python_path: Sequence[str], number: int) -> None:
         from orchestration import nodes

@@ -22,6 +22,12 @@ from orchestration.plan import Cell
 SECONDS_FOR_A_LOOK = 60
 
 
+def resources() -> list[dict[str, float]]:
+    """CPUs and GPUs of each node."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [{"CPU": one.get("CPU", 0.0), "GPU": one.get("GPU", 0.0)} for one in found]
+
+
 def unlike(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:
     """One line for each node that trains and cannot: it lacks the results' folder, the data, or our versions."""
     wanted = {

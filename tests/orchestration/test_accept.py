@@ -1,6 +1,7 @@
 """Finished cells under a change: what asks, what is refused, and what `fsg accept` keeps."""
 
 import io
+import itertools
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from orchestration.accept import accept
 from orchestration.launching import Launch
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, cell_id, standings
+from orchestration.system_metrics import SystemMetrics
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,21 @@ def test_epochs_that_end_among_the_first_steps_are_compared_too(
     ledger = Ledger(Path("results/tiny"))
     assert accept(ledger.folder) == 0
     assert "accepted fsg · seed 0: its first 10 steps are the same under NUMERICS" in capsys.readouterr().out
+    assert states(ledger) == ["done"] * 3
+
+
+def test_what_the_machine_did_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never is the same twice."""
+    looks = itertools.count(1.0)
+    monkeypatch.setattr(SystemMetrics, "due", lambda self: {"system/cpu_percent": next(looks)})
+    monkeypatch.chdir(tmp_path)
+    ledger = tiny_experiment.trained(tiny_experiment.written(tmp_path), Path("results/tiny"))
+    assert all("system/cpu_percent" in row.values for row in ledger.rows(planned()[0].id)[:1])
+    monkeypatch.setattr(module, "STEPS", 4)
+    monkeypatch.setattr(fsg, "NUMERICS", fsg.NUMERICS + 1)
+    assert accept(ledger.folder) == 0, capsys.readouterr().out
     assert states(ledger) == ["done"] * 3
 
 

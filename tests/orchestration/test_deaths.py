@@ -234,6 +234,25 @@ def test_nodes_that_leave_and_others_that_join_change_nothing(
     assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("resources.gpus=1", "a training asks for 1 (expected ≤ 0, the most that a node of the cluster has)"),
+        ("resources.cpus=2", "a training asks for 2 CPUs (expected ≤ 1, the most that a node of the cluster has)"),
+    ],
+)
+def test_more_than_a_cluster_has_is_refused_before_anything_starts(
+    folder: Path, cluster: Any, launch: Callable[..., Launched], asked: str, told: str
+) -> None:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    one = launch("--address", cluster.address, "--set", asked)
+    assert one.wait(120) == 2, one.text
+    assert one.text.splitlines()[-1] == f"--set {asked}: {asked.partition('=')[0]}: {told}"
+    assert all(not ledger_of(folder).attempts(cell.id) for cell in ledger_of(folder).cells())
+
+
 # MLflow
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from launches import SPEC, Launched, assert_exact, checkpoints, ledger_of, leftovers, until
 
+from orchestration.checks import unplaceable
 from orchestration.launching import Launch
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, cells
@@ -207,6 +208,29 @@ def test_more_gpus_than_there_are_are_refused(folder: Path, capsys: pytest.Captu
 def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "train.threads=4096")
     assert "train.threads: a training asks for 4096 CPUs (expected ≤ " in line
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["resources.gpus=2"], "--set resources.gpus=2: resources.gpus: a training asks for 2 (expected ≤ 1, the most"),
+        (["resources.cpus=9"], "--set resources.cpus=9: resources.cpus: a training asks for 9 CPUs (expected ≤ 8, the"),
+        (["resources.gpus=1", "train.threads=5"], "train.threads: a training asks for 5 CPUs (expected ≤ 4, the most"),
+        (["train.threads=9"], "--set train.threads=9: train.threads: a training asks for 9 CPUs (expected ≤ 8, the "),
+        (["resources.gpus=1", "train.threads=4"], ""),
+        (["train.threads=8"], ""),
+    ],
+)
+def test_more_than_any_node_of_a_cluster_has_is_refused(folder: Path, sets: list[str], told: str) -> None:
+    """All of them together may have as much."""
+    nodes = [{"CPU": 0.0, "GPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 0.0}]
+    lines = unplaceable(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, nodes)
+    assert len(lines) == bool(told)
+    assert told in "".join(lines)
+
+
+def test_cluster_that_has_no_processors_yet_is_waited_for(folder: Path) -> None:
+    assert unplaceable(load_spec(Path("tiny.yaml")), Path("tiny.yaml"), [], [{"CPU": 0.0, "GPU": 0.0}]) == []
 
 
 def test_arithmetic_of_gpus_is_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
