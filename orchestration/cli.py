@@ -134,12 +134,12 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
 ) -> None:
     """Show an experiment in MLflow: its runs by variant, and their curves. Ctrl-C ends it."""
-    from orchestration import mlflow_server
+    from orchestration import mlflow_server, passwords
 
     try:
         raise typer.Exit(mlflow_server.show(folder, tracking_uri, port, browser, lambda line: print(line, flush=True)))
     except (OSError, ValueError) as error:
-        print(mlflow_server.without_password(str(error)), file=sys.stderr)
+        print(passwords.without_password(str(error)), file=sys.stderr)
         raise typer.Exit(2) from None
 
 

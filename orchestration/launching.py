@@ -24,13 +24,13 @@ from orchestration import provenance, ray_settings, store, submitted
 from orchestration.checks import other_study, unplaceable, unrunnable
 from orchestration.duration import duration
 from orchestration.ledger import Held, Ledger, Outcome, Unwritable, write_new
-from orchestration.mlflow_server import without_password
+from orchestration.passwords import without_password
 from orchestration.pilot import Pilots, predicted, wall_clock
 from orchestration.plan import Cell, Standing, cells, imported, standings
 from orchestration.progress import LiveView, PlainLines, view
 from orchestration.ray_settings import Unusable
 from orchestration.specs import ExperimentSpec, SpecErrors, load_spec, recorded_spec
-from orchestration.study_records import expected_cells
+from orchestration.study_records import SearchError, expected_cells
 from orchestration.tracking import flat
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class Launch:
         if self._mlflow is None:
             hint = "expected --tracking-uri or MLFLOW_TRACKING_URI: a server's address, or sqlite:////FOLDER/mlflow.db"
             raise _Refused(f"--results {self.results}: MLflow's database cannot lie there ({hint})")
-        if spec.studies and self.study_storage is None:
+        if spec.studies and (self.study_storage or spec.study_storage) is None:
             hint = "expected --study-storage postgresql://… or sqlite:////FOLDER/study.db"
             raise _Refused(f"--results {self.results}: Optuna's journal cannot lie there ({hint})")
 
@@ -302,6 +302,9 @@ class Launch:
         except Unwritable as error:
             print(f"{self._broken_off(error)} Once there is room, it goes on with: {self.command}", file=sys.stderr)
             return FAILED
+        except SearchError as error:
+            print(f"The launch broke off: {error}. It goes on with: {self.command}", file=sys.stderr)
+            return FAILED
         except Exception as error:
             log = ledger.folder / "launches" / f"{number:04d}-log.txt"
             with suppress(FileExistsError):
@@ -364,7 +367,7 @@ class Launch:
     def _searches(
         self, spec: ExperimentSpec, ledger: Ledger, at_a_time: int, shown: LiveView | PlainLines
     ) -> "Searches":
-        from orchestration.search import SearchError, Searches
+        from orchestration.search import Searches
 
         try:
             return Searches(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import signal
 import socket
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestration import comparison_view, store
+from orchestration.passwords import without_password
 
 HOST, PORT = "127.0.0.1", 5000
 _STARTED_WITHIN = 120.0  # seconds; a database of an older version is migrated first
@@ -114,11 +114,6 @@ def free_port(wanted: int) -> int:
             except OSError:
                 continue
     raise OSError(f"no port from {wanted} on is free")
-
-
-def without_password(text: str) -> str:
-    """Text with the password of each URI in it left out: `postgresql://user:***@host/mlflow`."""
-    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
 
 
 def _answers(server: str) -> bool:

@@ -21,8 +21,8 @@ import math
 import socket
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,25 +33,22 @@ from optuna import distributions
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from fsg.trainer import TrainConfig
 from orchestration import search_settings as settings
 from orchestration.judgement import Unit
 from orchestration.ledger import Ledger
-from orchestration.mlflow_server import without_password
+from orchestration.passwords import without_password
 from orchestration.peak_memory import METRIC as PEAK_MEMORY
 from orchestration.plan import Cell, Leg, cells_of, steps_per_epoch
 from orchestration.search_settings import Dimension, StudySpec, short_names, value_at, with_settings
 from orchestration.specs import ExperimentSpec
-from orchestration.study_records import StudyRecords, TrialRecord, described, without
+from orchestration.study_records import SearchError, StudyRecords, TrialRecord, described, without
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 _WARM_TRIED = 5  # of an earlier search that cannot be taken over, so many of its best settings are tried first
-
-
-class SearchError(Exception):
-    """What keeps a search from starting, in one line."""
 
 
 @dataclass
@@ -80,22 +77,31 @@ class Searches:
         pruned: Callable[[Sequence[Cell]], None] = lambda cells: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        url = storage or spec.study_storage
+        self._url = storage or spec.study_storage
         shared = _Shared(ledger, set(), {}, pruned, say)
-        self.studies = [Study(one, spec.folder_name, shared, url, at_a_time > 1) for one in spec.studies]
+        self.studies = [Study(one, spec.folder_name, shared, self._url, at_a_time > 1) for one in spec.studies]
 
     def more(self) -> Sequence[Leg]:
-        """Work for a free place; none: wait, or nothing is left."""
-        for study in sorted(self.studies, key=lambda study: study.begun):
-            legs = study.more()
-            if legs:
-                return legs
+        """Work for a free place; none: wait, or nothing is left. Raises SearchError where the storage is lost."""
+        with self._storage_is_there():
+            for study in sorted(self.studies, key=lambda study: study.begun):
+                legs = study.more()
+                if legs:
+                    return legs
         return []
 
     def ended(self, cell: Cell, state: str, reason: str) -> None:
-        """A cell from here is no longer trained."""
-        for study in self.studies:
-            study.ended(cell, state, reason)
+        """A cell from here is no longer trained. Raises SearchError where the storage is lost."""
+        with self._storage_is_there():
+            for study in self.studies:
+                study.ended(cell, state, reason)
+
+    @contextmanager
+    def _storage_is_there(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise _unkept(self._url or "", error.__cause__ or error) from error
 
     @property
     def finished(self) -> bool:
@@ -696,11 +702,14 @@ def _opened(
                 optuna.delete_study(study_name=name, storage=storage)
             study = _created(name, spec, storage)
     except Exception as error:
-        where = without_password(url) if url else str(records.journal)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SearchError(without_password(f"the study cannot be kept in {where}: {reason}")) from error
+        raise _unkept(url or str(records.journal), error) from error
     _filled(study, spec, trials)
     return study
+
+
+def _unkept(where: str, error: BaseException) -> SearchError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SearchError(without_password(f"the study cannot be kept in {where}: {reason}"))
 
 
 def _sqlalchemy(url: str) -> str:

@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from fsg.trainer import TrainConfig
+from orchestration.passwords import without_password
 from orchestration.search_settings import (
     ALWAYS_TUNED,
     Condition,
@@ -387,12 +388,15 @@ def _list(node: Node, name: str) -> list[Node]:
 
 
 def _unable(section: Node, settings: Search | Tuning, space: _Space) -> Iterator[Problem]:
-    """What the sampler or the pruner cannot do."""
+    """What the sampler or the pruner cannot do, and a storage that would give its password away."""
 
     def at(name: str) -> tuple[Any, str]:
         node = section.items().get(name)
         return (node.mark if node else section.key_mark), f"{section.label}.{name}"
 
+    if settings.storage and without_password(settings.storage) != settings.storage:
+        what = "has a password, and the spec is kept with the results (expected --study-storage, or a ~/.pgpass)"
+        yield Problem(*at("storage"), what)
     if isinstance(settings, Search) and len(settings.objectives) > 1:
         if len(set(settings.objectives)) < len(settings.objectives):
             yield Problem(*at("objectives"), "an objective comes twice (expected each once)")

@@ -28,6 +28,11 @@ from orchestration.search_settings import StudySpec, dimension_dict
 if TYPE_CHECKING:
     from orchestration.specs import ExperimentSpec
 
+
+class SearchError(Exception):
+    """What keeps a search from starting or from going on, in one line."""
+
+
 TO_COME = ""  # the id of a cell that a search will find
 
 

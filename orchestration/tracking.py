@@ -32,7 +32,8 @@ from fsg.config import to_dict
 from orchestration import comparison_view, mlflow_model, mlflow_server, store
 from orchestration.exported import Exporter
 from orchestration.ledger import Ledger, LedgerRow, Outcome
-from orchestration.mlflow_server import is_server, without_password
+from orchestration.mlflow_server import is_server
+from orchestration.passwords import without_password
 from orchestration.plan import Cell
 from orchestration.specs import ExperimentSpec
 

@@ -191,6 +191,16 @@ MISTAKES = {
         "7:16: search.objectives[0]: got 'test/accuracy' (expected one of validation/accuracy, validation/loss, "
         "train/loss, time/step, memory/peak; did you mean validation/accuracy?)",
     ),
+    "a password": (
+        trials("storage: postgresql://me:secret@host/optuna"),
+        "7:12: search.storage: has a password, and the spec is kept with the results (expected --study-storage, or a "
+        "~/.pgpass)",
+    ),
+    "a password elsewhere": (
+        trials('storage: "postgresql://host/optuna?user=me&password=secret"'),
+        "7:12: search.storage: has a password, and the spec is kept with the results (expected --study-storage, or a "
+        "~/.pgpass)",
+    ),
     "a seed of the table": (
         trials("seeds: [7, 1]"),
         "7:14: search.seeds[1]: 1 is a seed of the table too (expected fresh ones there)",

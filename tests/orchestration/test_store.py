@@ -140,6 +140,10 @@ def test_launch_into_a_bucket_wants_places_for_the_databases(
     Path("tiny.yaml").write_text(SHORT.replace("seeds: [0]", "seeds: [0]\ntuning: {budget: 2}"))
     assert Launch(Path("tiny.yaml"), results=results, tracking_uri="sqlite:////nowhere/mlflow.db").run() == 2
     assert "Optuna's journal cannot lie there (expected --study-storage" in capsys.readouterr().err
+    monkeypatch.setattr(Launch, "_run_held", lambda *arguments: 0)
+    storage = "seeds: [0]\ntuning: {budget: 2, storage: 'sqlite:////nowhere/study.db'}"
+    Path("tiny.yaml").write_text(SHORT.replace("seeds: [0]", storage))
+    assert Launch(Path("tiny.yaml"), results=results, tracking_uri="sqlite:////nowhere/mlflow.db").run() == 0
 
 
 # a launch

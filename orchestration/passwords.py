@@ -1,0 +1,9 @@
+"""Addresses as they may be kept and printed: without their password."""
+
+import re
+
+
+def without_password(text: str) -> str:
+    """Text with the password of each URI in it left out: `postgresql://user:***@host/mlflow`, `…?password=***`."""
+    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^\s&#]*", r"\1***", text)

@@ -1,0 +1,169 @@
+"""Studies in a real PostgreSQL, Debian's: drivers that are killed, a study that is lost there, and the password."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import optuna
+import pytest
+from launches import Launched, ledger_of, until
+from optuna.trial import FrozenTrial
+from test_search import HALVING, SAMPLERS, Work, study
+from test_search_launch import SEARCH
+
+from benchmarks.tracking import postgresql
+from orchestration import search_settings as settings
+from orchestration.ledger import Ledger
+from orchestration.study_records import SearchError, StudyRecords, TrialRecord
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The address of a database, with its password."""
+    with _started() as address:
+        yield address.replace("postgresql+psycopg2://", "postgresql://")
+
+
+@contextmanager
+def _started() -> Iterator[str]:
+    try:
+        server = postgresql()
+        address = server.__enter__()
+    except SystemExit as absent:
+        pytest.skip(str(absent))
+    try:
+        yield address
+    finally:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def empty(database: str) -> str:
+    """The same, without any study in it."""
+    storage = _storage(database)
+    for one in optuna.get_all_study_summaries(storage):
+        optuna.delete_study(study_name=one.study_name, storage=storage)
+    return database
+
+
+def _storage(address: str) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(address.replace("postgresql://", "postgresql+psycopg2://"))
+
+
+def stored(address: str) -> list[FrozenTrial]:
+    """The trials as another process reads them, of the one study that there is."""
+    storage = _storage(address)
+    (summary,) = optuna.get_all_study_summaries(storage)
+    return optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
+
+
+def assert_same(found: list[FrozenTrial], records: list[TrialRecord]) -> None:
+    assert [one.number for one in found] == [record.number for record in records]
+    for frozen, record in zip(found, records, strict=True):
+        assert frozen.state.name == record.state
+        assert frozen.params == record.params
+        assert frozen.intermediate_values == record.intermediate
+        if record.state == "COMPLETE":
+            assert record.end is not None
+            assert frozen.values == record.end["values"]
+
+
+class InDatabase(Work):
+    """A driver whose study is there, and that does not die by leaving its connections open."""
+
+    address = ""
+
+    def opened(self, **options: object) -> object:  # type: ignore[override]
+        return super().opened(storage=self.address, **options)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda one: one.name)
+def test_driver_may_die_at_any_leg_and_the_database_lose_its_study(
+    tmp_path: Path, empty: str, sampler: settings.SamplerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InDatabase, "address", empty)
+    pruner = settings.NoPruning() if isinstance(sampler, settings.NSGA2) else HALVING
+    one = study(sampler=sampler, pruner=pruner, trials=6, seeds=(1000,))
+    undisturbed = Work(tmp_path / "journal", one).go()
+    work = InDatabase(tmp_path / "database", one)
+    legs = 0
+    while not work.searches.finished:
+        legs += 1
+        work.go(until=legs)
+        if legs == 3:
+            storage = _storage(empty)
+            (summary,) = optuna.get_all_study_summaries(storage)
+            optuna.delete_study(study_name=summary.study_name, storage=storage)
+            work.searches = work.opened()
+    assert (work.params, work.states) == (undisturbed.params, undisturbed.states)
+    assert_same(stored(empty), work.records.trials())
+
+
+def test_experiments_of_one_name_share_a_database_but_no_study(
+    tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InDatabase, "address", empty)
+    works = [InDatabase(tmp_path / folder, study(trials=2, seed=seed)).go() for seed, folder in enumerate("ab")]
+    summaries = optuna.get_all_study_summaries(_storage(empty))
+    assert sorted(one.n_trials for one in summaries) == [2, 2]
+    assert works[0].params[1] != works[1].params[1]
+
+
+def test_wrong_password_is_one_line_without_it(tmp_path: Path, empty: str) -> None:
+    password = urlsplit(empty).password
+    assert password is not None
+    with pytest.raises(SearchError, match="password authentication failed") as refused:
+        Work(tmp_path, study()).opened(storage=empty.replace(password, "planted-wrong"))
+    assert "planted-wrong" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_launch_that_is_killed_goes_on_with_the_study_in_the_database(
+    folder: Path, launch: Callable[..., Launched], empty: str
+) -> None:
+    password = urlsplit(empty).password
+    assert password is not None
+    said = []
+
+    def finished(trials: int, *more: str) -> StudyRecords:
+        (folder / "tiny.yaml").write_text(SEARCH.replace("trials: 4", f"trials: {trials}"))
+        last = launch("--study-storage", empty, *more)
+        assert last.wait(480) == 0, last.text
+        said.append(last.text)
+        return StudyRecords(ledger_of(folder), "tuned")
+
+    (folder / "tiny.yaml").write_text(SEARCH)
+    records = StudyRecords(ledger_of(folder), "tuned")
+    one = launch("--study-storage", empty)
+    until(lambda: len(records.trials()) >= 2, one, 480)
+    one.process.kill()
+    one.wait(480)
+    said.append(one.text)
+    before = records.trials()
+    finished(4)
+    assert [trial.params for trial in records.trials()[: len(before)]] == [trial.params for trial in before]
+    assert_same(stored(empty), records.trials())
+    assert len(stored(empty)) == 4
+    assert not records.journal.exists()
+
+    storage = _storage(empty)
+    (summary,) = optuna.get_all_study_summaries(storage)
+    optuna.delete_study(study_name=summary.study_name, storage=storage)
+    four = records.trials()
+    finished(5)
+    assert [trial.params for trial in records.trials()[:4]] == [trial.params for trial in four]
+    assert_same(stored(empty), records.trials())
+    assert len(stored(empty)) == 5
+    cells = [cell for trial in records.trials() for cell in trial.cells.values()]
+    assert len(cells) == len(set(cells)) == 10
+    assert {Ledger(ledger_of(folder).folder).outcome(cell).state for cell in cells} <= {"done", "pruned"}
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "report.html" for path in files)
+    assert any(path.name == "mlflow.db" for path in files)
+    assert [str(path) for path in files if password.encode() in path.read_bytes()] == []
+    assert not any(password in text for text in said)
+    assert "postgresql://fsg:***@" in str(ledger_of(folder).launches()[-1]["command"])
