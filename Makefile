@@ -29,7 +29,7 @@ cluster-up:  ## a Ray cluster of containers with MLflow: WORKERS=2, GPUS=1 on GP
 cluster-down:  ## stop it; its volumes stay
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docker/cluster.sh down
 
-test-browser: .venv/.installed  ## MLflow's pages in a real browser, Debian's chromium; pictures in .ci/out/browser
+test-browser: .venv/.installed  ## MLflow's pages and Optuna's in a real browser, Debian's chromium; pictures in .ci/out/browser
 	tests/browser/with_chromium $(BIN)/python -m pytest -q -m browser tests/browser
 
 lint: .venv/.installed  ## ruff, and its formatter as a check

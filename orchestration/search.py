@@ -738,9 +738,14 @@ def _put_aside(path: Path) -> None:
 
 
 def _created(name: str, spec: StudySpec, storage: Any) -> optuna.Study:
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=name, storage=storage, directions=_directions(spec), pruner=_pruner(spec), load_if_exists=True
     )
+    with warnings.catch_warnings():  # names for a dashboard are called experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if study.metric_names != list(spec.objectives):
+            study.set_metric_names(list(spec.objectives))
+    return study
 
 
 def _agrees(study: optuna.Study, trials: Sequence[TrialRecord]) -> bool:
