@@ -218,9 +218,10 @@ class Training:
         """Epochs that are over."""
         return self.step // self.steps_per_epoch
 
-    def advance(self) -> list[Row]:
+    def advance(self, around_step: AbstractContextManager[Any] | None = None) -> list[Row]:
         """One step, with the validation after it where an epoch ends and the test where the training does.
 
+        The step alone is made within `around_step`.
         Where an epoch has ended, `table` holds its diagnostics until the next call; otherwise it is None.
         Raises Diverged, naming the step and the first tensor, where data, loss or a gradient is no longer finite:
         whenever a row of losses is due, and before an evaluation.
@@ -228,7 +229,8 @@ class Training:
         rows: list[Row] = []
         self.table = None
         if self.step < self.total_steps:
-            rows += self._train()
+            with around_step or nullcontext():
+                rows += self._train()
             if self.step % self.steps_per_epoch == 0 and self.diagnostics is not None:
                 self._check()
                 self.table = self.diagnostics.finish(self.epoch, self.step)

@@ -645,7 +645,7 @@ def _expected(found: Sequence[Standing], at_a_time: int) -> str:
 
 def _foretold(found: Sequence[Standing]) -> dict[str, Any]:
     return {
-        one.cell.id: {"seconds": one.seconds, "megabytes": one.megabytes}
+        one.cell.id: {"seconds": one.seconds, "peak_megabytes": one.peak_megabytes}
         for one in found
         if one.cell.id and not one.over and one.seconds is not None
     }

@@ -1,6 +1,6 @@
 """The most memory that a training's tensors take at once: what its process holds says little, as it may be warm.
 
-    system/peak_tensor_megabytes   over one step, and the validation after it where there is one
+    system/peak_tensor_megabytes   over one step
 
 Counted are weights, gradients, the gradient history, the optimizer's state, the images, and all that the step makes.
 On a GPU its allocator counts them; on a CPU, where the allocator keeps no such count, every operation's results are
@@ -9,9 +9,10 @@ kind of device, gives the same number whatever was trained in the process before
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,18 +26,18 @@ METRIC = f"{PREFIX}peak_tensor_megabytes"
 _MEGABYTE = 1e6
 _HOLDS_NONE = (str, bytes, int, float, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 
-T = TypeVar("T")
 
-
-def during(training: Training, work: Callable[[], T]) -> tuple[T, float]:
-    """What `work`, a step of the training, returns, and the most megabytes meanwhile."""
+@contextmanager
+def seen(training: Training, values: dict[str, float]) -> Iterator[None]:
+    """Within, a step of the training; afterwards its peak is among the values."""
     if training.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(training.device)
-        result = work()
-        return result, torch.cuda.max_memory_allocated(training.device) / _MEGABYTE
+        yield
+        values[METRIC] = torch.cuda.max_memory_allocated(training.device) / _MEGABYTE
+        return
     with _Followed(tensors_of(training)) as followed:
-        result = work()
-    return result, followed.peak / _MEGABYTE
+        yield
+    values[METRIC] = followed.peak / _MEGABYTE
 
 
 class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]

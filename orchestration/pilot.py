@@ -20,6 +20,7 @@ from fsg.data import Dataset
 from fsg.metrics import evaluate
 from fsg.starting_points import Scratch
 from fsg.trainer import TrainConfig
+from orchestration import peak_memory
 from orchestration.fresh import as_fresh
 from orchestration.plan import Cell, Standing, total_steps
 from orchestration.system_metrics import SystemMetrics
@@ -27,11 +28,15 @@ from orchestration.system_metrics import SystemMetrics
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step of training and of one image's evaluation, and the megabytes that a training holds."""
+    """Seconds of a step of training and of one image's evaluation, and the megabytes that a training holds.
+
+    `megabytes` are its process's, or of a GPU those that it has reserved; `peak` is what a step's tensors take at once.
+    """
 
     step: float
     image: float
     megabytes: float = 0.0
+    peak: float = 0.0
 
     def seconds(self, cell: Cell, dataset: Dataset) -> float:
         """Training and evaluation of a whole cell."""
@@ -71,13 +76,16 @@ def pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
     training.advance()  # the first one warms up
     while training.step < per_epoch - 1 and (len(times) < 3 or sum(times) < seconds):
         times.append(_timed(training.advance, device))
+    peak: dict[str, float] = {}
+    if training.step < training.total_steps:
+        training.advance(peak_memory.seen(training, peak))
     images = min(1000, len(training.dataset.test_labels))
     batches = list(itertools.islice(training.dataset.evaluation("test", batch_size=500), -(-images // 500)))
     images = sum(len(labels) for _, labels in batches)
     evaluation = _timed(lambda: evaluate(training.model, batches), device)
     held = SystemMetrics(training.device).sample()
     memory = held.get("system/gpu_memory_megabytes", held["system/memory_megabytes"])
-    return Cost(median(times) if times else 0.0, evaluation / images, memory)
+    return Cost(median(times) if times else 0.0, evaluation / images, memory, peak.get(peak_memory.METRIC, 0.0))
 
 
 def _timed(work: Callable[[], object], device: str) -> float:
@@ -117,8 +125,8 @@ class Pilots:
         except BrokenProcessPool:
             self._processes = None
             raise
-        held = max(cost.megabytes for cost in costs)
-        return Cost(mean(cost.step for cost in costs), mean(cost.image for cost in costs), held)
+        held, peak = max(cost.megabytes for cost in costs), max(cost.peak for cost in costs)
+        return Cost(mean(cost.step for cost in costs), mean(cost.image for cost in costs), held, peak)
 
 
 def predicted(
@@ -151,7 +159,7 @@ def predicted(
         cost = costs.get(kind)
         if cost is not None:
             seconds = cost.seconds(cell, cell.train.data.load())
-            standing = replace(standing, seconds=seconds, megabytes=cost.megabytes or None)
+            standing = replace(standing, seconds=seconds, peak_megabytes=cost.peak or None)
         found.append(standing)
     return found
 

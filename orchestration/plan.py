@@ -224,7 +224,7 @@ class Standing:
     outcome: "Outcome"
     steps: int
     seconds: float | None = None
-    megabytes: float | None = None
+    peak_megabytes: float | None = None
 
     @property
     def over(self) -> bool:

@@ -8,15 +8,15 @@ from typing import Any
 from orchestration.duration import duration
 from orchestration.judgement import Trial
 from orchestration.ledger import Ledger
+from orchestration.peak_memory import METRIC as PEAK_MEMORY
 from orchestration.statistics import mean
 
-_MEMORY = ("system/gpu_memory_megabytes", "system/memory_megabytes")
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Foretold:
-    """A variant's cells that are done: seconds and megabytes of one, as the plan said and as it was, means."""
+    """A variant's cells that are done: seconds of one and its peak of memory, as the plan said and as it was, means."""
 
     variant: str
     cells: int
@@ -26,27 +26,34 @@ class Foretold:
     @property
     def row(self) -> tuple[str, ...]:
         (said, took), (thought, held) = self.seconds, self.megabytes
-        memory = [f"{value:.0f} MB" if math.isfinite(value) else "–" for value in (thought, held)]
-        return (self.variant, str(self.cells), duration(said), duration(took), f"{said / took:.2f}", *memory)
+        memory = [f"{value:.1f} MB" if math.isfinite(value) else "–" for value in (thought, held)]
+        ratio = f"{thought / held:.2f}" if math.isfinite(thought / held) else "–"
+        return (self.variant, str(self.cells), duration(said), duration(took), f"{said / took:.2f}", *memory, ratio)
 
 
-HEADER = ("variant", "cells", "planned time", "actual time", "planned / actual", "planned memory", "actual memory")
+_OF = ("planned", "actual", "planned / actual")
+HEADER = ("variant", "cells", *(f"{one} time" for one in _OF), *(f"{one} memory" for one in _OF))
 
 
 def foretold(ledger: Ledger, trials: Sequence[Trial]) -> list[Foretold]:
-    """Of every variant, the cells that are done and that a plan spoke of before they began."""
+    """Of every variant, and of all, the cells that are done and that a plan spoke of before they began."""
     plans = ledger.plans()
     pairs: dict[str, list[tuple[Trial, Mapping[str, Any]]]] = {}
     for trial in trials:
         said = _said(plans, trial)
         if said is not None and trial.state == "done" and trial.outcome.seconds and trial.cell.continues is None:
             pairs.setdefault(trial.cell.variant, []).append((trial, said))
+    if len(pairs) > 1:
+        pairs["all"] = [pair for found in pairs.values() for pair in found]
     return [
         Foretold(
             variant,
             len(found),
             (mean([said["seconds"] for _, said in found]), mean([trial.outcome.seconds for trial, _ in found])),
-            (mean([said["megabytes"] or math.nan for _, said in found]), mean([_held(trial) for trial, _ in found])),
+            (
+                mean([said.get("peak_megabytes") or math.nan for _, said in found]),
+                mean([trial.last(PEAK_MEMORY) or math.nan for trial, _ in found]),
+            ),
         )
         for variant, found in pairs.items()
     ]
@@ -56,14 +63,6 @@ def _said(plans: Sequence[Mapping[str, Any]], trial: Trial) -> Mapping[str, Any]
     """The last word on a cell before it began."""
     before = [plan for plan in plans if plan["made"] <= (trial.outcome.started_ms or 0)]
     return next((plan["cells"][trial.cell.id] for plan in reversed(before) if trial.cell.id in plan["cells"]), None)
-
-
-def _held(trial: Trial) -> float:
-    for name in _MEMORY:
-        values = [row.values[name] for row in trial.rows if name in row.values]
-        if values:
-            return max(values)
-    return math.nan
 
 
 def unlike_pairs(ledger: Ledger, trials: Sequence[Trial], baseline: str) -> Iterable[str]:

@@ -313,7 +313,7 @@ def _peaks(trials: Sequence[Trial]) -> Iterable[str]:
 def _about_cost(report: Report) -> Iterable[str]:
     yield (
         "Time: training and evaluation, over all attempts that count. Peak of tensors: the most that weights, history, "
-        "images and all that a step makes took at once, over the last step of the first epoch. Of the process: the "
+        "images and all that a step makes took at once, in the last step of the first epoch. Of the process: the "
         "largest seen, looked at every ten seconds and at the end; a warm process keeps some of what it trained before."
     )
 

@@ -202,8 +202,8 @@ class _Going:
         if not (self._peak_is_due and ends_an_epoch):
             return training.advance(), {}
         self._peak_is_due = False
-        rows, megabytes = peak_memory.during(training, training.advance)
-        return rows, {peak_memory.METRIC: megabytes}
+        peak: dict[str, float] = {}
+        return training.advance(peak_memory.seen(training, peak)), peak
 
     def _beside(self, peak: dict[str, float]) -> list[Row]:
         """What is known of a step besides its metrics: its peak, the machine's load now and then, flips."""

@@ -12,6 +12,7 @@ from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG, STE
 from fsg.trainer import TrainConfig
 from orchestration.ledger import Ledger
+from orchestration.peak_memory import METRIC as PEAK_MEMORY
 from orchestration.plan import Cell
 from orchestration.specs import ExperimentSpec, Point, Report, Resources
 
@@ -134,7 +135,7 @@ def rows_of(cell: Cell, accuracy: float | None = None, until: int | None = None)
     return rows
 
 
-def finish(ledger: Ledger, cell: Cell, accuracy: float | None = None, **record: Any) -> None:
+def finish(ledger: Ledger, cell: Cell, accuracy: float | None = None, peak: float | None = None, **record: Any) -> None:
     """Train it: rows, weights, end."""
     attempt = ledger.claim(cell.id, RECORD | {"device": "cpu"} | record)
     rows = (
@@ -143,6 +144,7 @@ def finish(ledger: Ledger, cell: Cell, accuracy: float | None = None, **record: 
         else [*rows_of(cell)[:-1], Row(rows_of(cell)[-1].step, {"test/accuracy": accuracy})]
     )
     attempt.record(rows)
+    attempt.record([Row(STEPS_AN_EPOCH, {PEAK_MEMORY: peak})] if peak is not None else [])
     attempt.weights("best-00000040.pt", b"the best weights")
     attempt.weights("final.pt", b"the final weights")
     attempt.finish("done", digest="d" * 64, step=rows[-1].step, seconds=75.0)

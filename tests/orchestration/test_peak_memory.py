@@ -1,10 +1,9 @@
 """What a training's tensors take at once: bytes that can be counted by hand, and the same ones on a warm process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from fsg.trainer import TrainConfig, Training
 from orchestration import peak_memory
 from orchestration.ledger import Ledger
 from orchestration.peak_memory import METRIC
+from orchestration.pilot import pilot
 from orchestration.plan import Cell
 from orchestration.training import CellTraining
 
@@ -49,8 +49,12 @@ def megabytes(count: int) -> torch.Tensor:
     return torch.zeros(count * MEGABYTE, dtype=torch.uint8)
 
 
-def during(work: Any, **held: Any) -> float:
-    return peak_memory.during(SimpleNamespace(device=torch.device("cpu"), **held), work)[1]  # type: ignore[arg-type]
+def during(work: Callable[[], object], held: object = None, device: str = "cpu") -> float:
+    """The peak while something works, beside what is held."""
+    training, values = SimpleNamespace(device=torch.device(device), held=held), dict[str, float]()
+    with peak_memory.seen(training, values):  # type: ignore[arg-type]
+        work()
+    return values[METRIC]
 
 
 def test_peak_is_of_all_that_is_alive_at_once() -> None:
@@ -64,17 +68,17 @@ def test_peak_is_of_all_that_is_alive_at_once() -> None:
         del b, c
 
     assert during(work) == pytest.approx(10)
-    assert during(work, weights=[megabytes(3)], state={"of": {"step": megabytes(2)}}) == pytest.approx(15)
+    assert during(work, [[megabytes(3)], {"of": {"step": megabytes(2)}}]) == pytest.approx(15)
 
 
 def test_what_a_training_held_before_counts_until_it_lets_go_of_it() -> None:
-    held = SimpleNamespace(device=torch.device("cpu"), gradient=megabytes(8))
+    held = SimpleNamespace(gradient=megabytes(8))
 
     def work() -> None:
         held.gradient = None
         megabytes(5)
 
-    assert peak_memory.during(held, work)[1] == pytest.approx(8)  # type: ignore[arg-type]
+    assert during(work, held) == pytest.approx(8)
 
 
 def test_backward_pass_is_seen() -> None:
@@ -84,10 +88,10 @@ def test_backward_pass_is_seen() -> None:
         (weight.exp() * 2).sum().backward()
 
     # The weight, its exponential, kept for the derivative, and twice that; on the way back at most as much again.
-    without = during(step, weight=weight)
+    without = during(step, weight)
     assert 3 <= without < 5
     assert weight.grad is not None
-    assert during(lambda: weight.exp(), weight=weight) == pytest.approx(3), "the gradient of the step before is there"
+    assert during(lambda: weight.exp(), weight) == pytest.approx(3), "the gradient of the step before is there"
 
 
 def test_training_says_the_same_on_a_process_that_has_trained_more(train: TrainConfig, tmp_path: Path) -> None:
@@ -126,6 +130,12 @@ def test_longer_history_takes_its_tensors_more(train: TrainConfig, tmp_path: Pat
     assert trained(tmp_path / "longer", longer) >= trained(tmp_path / "shorter", train) + more > 0
 
 
+def test_step_alone_is_seen_and_the_pilot_foretells_it(train: TrainConfig, tmp_path: Path) -> None:
+    seen = trained(tmp_path / "a", train)
+    assert seen == trained(tmp_path / "b", replace(train, evaluate_every=2.0)), "with and without a validation"
+    assert pilot(Cell("a" * 16, "train", "a", {}, 0, train)).peak == pytest.approx(seen, rel=0.02)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_peak_on_a_gpu_is_of_the_step_alone() -> None:
     device = torch.device("cuda")
@@ -135,5 +145,4 @@ def test_peak_on_a_gpu_is_of_the_step_alone() -> None:
     def work() -> None:
         torch.zeros(5 * MEGABYTE, dtype=torch.uint8, device=device)
 
-    _, peak = peak_memory.during(SimpleNamespace(device=device), work)  # type: ignore[arg-type]
-    assert peak == pytest.approx(5 + before / 1e6, abs=0.6)
+    assert during(work, device="cuda") == pytest.approx(5 + before / 1e6, abs=0.6)

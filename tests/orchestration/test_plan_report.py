@@ -17,7 +17,7 @@ def trials_of(ledger: Ledger, cells: list[Cell]) -> list[Trial]:
 
 
 def plan(seconds: float, cells: list[Cell], made: int = 0) -> dict[str, object]:
-    return {"made": made, "cells": {cell.id: {"seconds": seconds, "megabytes": 300.0} for cell in cells}}
+    return {"made": made, "cells": {cell.id: {"seconds": seconds, "peak_megabytes": 300.0} for cell in cells}}
 
 
 def test_last_plan_before_a_cell_began_stands_beside_what_it_took(tmp_path: Path) -> None:
@@ -28,12 +28,15 @@ def test_last_plan_before_a_cell_began_stands_beside_what_it_took(tmp_path: Path
     ledger.record_plan(plan(60.0, cells))
     ledger.record_plan(plan(1.0, cells, made=10**15))
     for cell in cells[:-1]:
-        finish(ledger, cell)  # 75 seconds
+        finish(ledger, cell, peak=None if cell.variant == "ste" else 400.0)  # 75 seconds
     lines = {line.variant: line for line in foretold(ledger, trials_of(ledger, cells))}
     assert lines["fsg"].cells == 3
     assert lines["ste"].cells == 2
     assert lines["fsg"].seconds == (60.0, 75.0)
-    assert lines["fsg"].row == ("fsg", "3", "1 min", "1 min 15 s", "0.80", "300 MB", "–")
+    assert lines["fsg"].row == ("fsg", "3", "1 min", "1 min 15 s", "0.80", "300.0 MB", "400.0 MB", "0.75")
+    assert lines["ste"].row[-3:] == ("300.0 MB", "–", "–")
+    assert lines["all"].cells == len(cells) - 1
+    assert lines["all"].seconds == (60.0, 75.0)
     built = report.build(ledger)
     report.write(built)
     for name in ("report.html", "report.md"):
