@@ -157,7 +157,7 @@ class _Folders:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                _make(path.parent)
                 _write_exclusively(temporary, data)
                 _link(temporary, path, data)
             finally:
@@ -170,7 +170,8 @@ class _Folders:
 
     def claim(self, folder: Path) -> None:
         try:
-            folder.mkdir(parents=True)
+            _make(folder.parent)
+            folder.mkdir()
         except FileExistsError:
             raise
         except OSError as error:
@@ -203,7 +204,7 @@ class _Folders:
         """The kernel gives the lock of a dead process back. Of another machine's it may know nothing: such a holder is
         taken for dead once it has not touched the lock for `SILENCE` seconds.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         path = folder / "lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -390,6 +391,15 @@ def _link(temporary: Path, path: Path, data: bytes) -> None:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
         _write_exclusively(path, data)  # a file system without links: a torn file is known by its seal
+
+
+def _make(folder: Path) -> None:
+    """A folder and those that it is in, as far as they are missing, as durable as what comes into it."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        with suppress(FileExistsError):  # another process makes it, or a file is there: what comes next will tell
+            folder.mkdir()
+        _flush_folder(folder.parent)
 
 
 def _flush_folder(folder: Path) -> None:

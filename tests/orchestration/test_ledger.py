@@ -299,6 +299,15 @@ def test_nothing_is_durable_while_an_attempt_is_being_claimed(ledger: Ledger) ->
 # damage
 
 
+def test_newest_checkpoint_is_resumed_from(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    checkpointed(attempt, 10, 10)
+    checkpointed(attempt, 20, 20)
+    point = ledger.resume_point(ID)
+    assert point is not None
+    assert (point.step, point.path.read_bytes()) == (20, b"state at 20")
+
+
 def test_damaged_checkpoint_is_passed_over_for_the_one_before(ledger: Ledger) -> None:
     attempt = ledger.claim(ID, {})
     checkpointed(attempt, 10, 10)
@@ -435,6 +444,84 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
+def test_end_is_the_end(ledger: Ledger) -> None:
+    attempt = ledger.claim(ID, {})
+    attempt.finish("failed", "no luck")
+    with pytest.raises(FileExistsError):
+        attempt.finish("interrupted", "stopped")
+    assert (ledger.outcome(ID).state, ledger.outcome(ID).reason) == ("failed", "no luck")
+    number = ledger.record_launch({"cells": []})
+    ledger.record_launch_end(number, {"exit_status": 1})
+    with pytest.raises(FileExistsError):
+        ledger.record_launch_end(number, {"exit_status": 0})
+    assert ledger.launches()[-1]["exit_status"] == 1
+
+
+@pytest.mark.parametrize("unread", ["cell.json", "attempt.json", ".pt", ".jsonl"])
+def test_what_cannot_be_read_for_now_is_neither_absent_nor_damaged(
+    on_disk: Ledger, monkeypatch: pytest.MonkeyPatch, unread: str
+) -> None:
+    checkpointed(on_disk.claim(ID, {}), 10, 10)
+    read = store._Folders.read
+
+    def failing(self: store._Folders, path: Path) -> bytes:
+        if path.name.endswith(unread):
+            raise store.Unreachable(errno.EIO, "no answer", str(path))
+        return read(self, path)
+
+    monkeypatch.setattr(store._Folders, "read", failing)
+    with pytest.raises(store.Unreachable):
+        on_disk.cell(ID), on_disk.resume_point(ID)
+
+
+def test_folder_in_whose_place_a_file_is_cannot_be_written_to(on_disk: Ledger) -> None:
+    (on_disk.folder / "trials" / "f").write_text("")
+    with pytest.raises(Unwritable):
+        on_disk.claim("f", {})
+    with pytest.raises(Unwritable):
+        write_new(on_disk.folder / "trials" / "f" / "deeper" / "a", b"")
+
+
+def test_two_that_write_the_same_file_at_once_are_not_in_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, inner = store._write_exclusively, []
+
+    def writing(path: Path, data: bytes) -> None:
+        write(path, data)
+        if not inner:  # as far as this, when another one comes and is faster
+            inner.append(path)
+            write_new(tmp_path / "a", b"two")
+
+    monkeypatch.setattr(store, "_write_exclusively", writing)
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "a", b"one")
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_every_name_is_flushed_with_the_folder_that_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine that loses its power has kept: the folders as they were when they were last flushed."""
+    kept: dict[str, set[str]] = {}
+
+    def flush(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if place.is_dir():
+            kept[str(place)] = set(os.listdir(place))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    ledger = Ledger(tmp_path / "results" / "experiment")
+    with ledger.held():
+        ledger.add(CELL)
+        attempt = ledger.claim(ID, {})
+        checkpointed(attempt, 10, 10)
+        attempt.finish("done", step=10)
+    for path in ledger.folder.rglob("*"):
+        for one in (path, *path.parents):
+            if tmp_path in one.parents and one.name != "lock":
+                assert one.name in kept[str(one.parent)], one
+
+
 def test_file_system_without_links_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -486,6 +573,20 @@ def test_attempt_whose_process_is_gone_is_interrupted(on_disk: Ledger) -> None:
     child.join()
     outcome = on_disk.outcome(ID)
     assert (outcome.state, outcome.step) == ("interrupted", 10)
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [({}, "running"), ({"process_started": 1.0}, "interrupted"), ({"host": "elsewhere", "pid": 1}, "running")],
+    ids=["this process", "a number that another process has by now", "another host"],
+)
+def test_attempt_runs_as_long_as_its_process_may_be_alive(
+    on_disk: Ledger, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], state: str
+) -> None:
+    ours = store.this_process()
+    monkeypatch.setattr(module, "this_process", lambda: ours | changed)
+    on_disk.claim(ID, {})
+    assert on_disk.outcome(ID).state == state
 
 
 def test_seconds_are_summed_over_what_counts(ledger: Ledger) -> None:
@@ -605,6 +706,16 @@ def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(on_disk: 
     with on_disk.held():
         pass
     assert not list(on_disk.folder.glob(".clock*"))
+
+
+def test_lock_that_was_given_up_keeps_no_other_machine_waiting(
+    on_disk: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with on_disk.held():
+        pass
+    monkeypatch.setattr(store, "_machine", lambda: "another")
+    with on_disk.held():
+        pass
 
 
 def test_lock_is_touched_while_it_is_held(on_disk: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
