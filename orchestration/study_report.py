@@ -62,9 +62,9 @@ class StudySection:
 
     def drawn(self, folder: Path) -> dict[str, Path]:
         """The figures, as files in a folder."""
-        from orchestration import search
+        from orchestration import study_pictures
 
-        return search.drawn(self.trials, self.objectives, folder, f"search-{self.name}")
+        return study_pictures.drawn(self.trials, self.objectives, folder, f"search-{self.name}")
 
 
 def sections(ledger: Ledger, spec: Mapping[str, Any]) -> list[StudySection]:
@@ -81,11 +81,12 @@ def sections(ledger: Ledger, spec: Mapping[str, Any]) -> list[StudySection]:
 def _section(
     study: Mapping[str, Any], trials: Sequence[TrialRecord], choices: Sequence[Mapping[str, Any]]
 ) -> StudySection:
-    from orchestration import search
+    from orchestration import study_pictures
 
     objectives = tuple(study["objectives"])
     best = _ranked(trials, objectives[0])
     front = pareto_front(best, objectives)
+    shares = study_pictures.importances(trials, objectives)
     short = short_names(path for trial in trials for path in trial.params)
     return StudySection(
         name=study["name"],
@@ -99,7 +100,7 @@ def _section(
         rungs=tuple(rung_correlations(trials)),
         choice=tuple(_choice(choices, short)),
         warnings=tuple(_warnings(choices, trials, best)),
-        importances=tuple((short[path], share) for path, share in search.importances(trials, objectives).items()),
+        importances=tuple((short[path], share) for path, share in shares.items()),
         trials=tuple(trials),
         objectives=objectives,
     )

@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "ray": {
         "orchestration/tuner.py",
-        "orchestration/search.py",
         "orchestration/trainable.py",
         "orchestration/cluster.py",
         "orchestration/nodes.py",
     },
     "mlflow": {"orchestration/tracking.py", "orchestration/mlflow_model.py"},
-    "optuna": {"orchestration/search.py"},
+    "optuna": {"orchestration/suggesting.py", "orchestration/study_storage.py", "orchestration/study_pictures.py"},
+    "sqlalchemy": {"orchestration/study_storage.py"},
     "s3fs": {"orchestration/store.py"},
     "upath": {"orchestration/store.py"},
     "botocore": {"orchestration/store.py"},

@@ -22,11 +22,12 @@ from orchestration import peak_memory
 from orchestration import search_settings as settings
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, Leg, cell_id, total_steps
-from orchestration.search import Searches, at_bounds, frozen_of
+from orchestration.search import Searches, at_bounds
 from orchestration.search_settings import Condition, Dimension, StudySpec, with_settings
 from orchestration.specs import ExperimentSpec, Report, Resources
 from orchestration.study_records import SearchError, StudyRecords, differences, expected_cells
 from orchestration.study_report import pareto_front
+from orchestration.study_storage import frozen_of
 
 EPOCHS, STEPS = 9, 5
 
