@@ -34,7 +34,7 @@ from orchestration.study_records import SearchError, expected_cells
 from orchestration.tracking import flat
 
 if TYPE_CHECKING:
-    from orchestration.search import Searches
+    from orchestration.search import Guarded
     from orchestration.tracking import Tracker
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -362,15 +362,19 @@ class Launch:
                 source=source,
                 at_a_time=at_a_time,
             )
-            return trained, [] if source is None else source.unsettled
+            if source is None:
+                return trained, []
+            if source.broken is not None:
+                raise source.broken
+            return trained, source.searches.unsettled
 
     def _searches(
         self, spec: ExperimentSpec, ledger: Ledger, at_a_time: int, shown: LiveView | PlainLines
-    ) -> "Searches":
-        from orchestration.search import Searches
+    ) -> "Guarded":
+        from orchestration.search import Guarded, Searches
 
         try:
-            return Searches(
+            searches = Searches(
                 spec,
                 ledger,
                 storage=self.study_storage,
@@ -378,6 +382,7 @@ class Launch:
                 pruned=shown.pruned,
                 say=shown.message,
             )
+            return Guarded(searches)
         except SearchError as error:
             raise _Refused(f"{self.source}: {error}") from error
 

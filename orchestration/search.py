@@ -17,8 +17,8 @@ mean validation is chosen, the choice written down, and only then are the test i
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,40 @@ class Searches:
     def unsettled(self) -> list[str]:
         """The studies that have not come to their end, and to a choice where one is to be made."""
         return [study.spec.name for study in self.studies if not study.settled]
+
+
+class Guarded:
+    """Searches as Tune can stand them: it would take what they raise for the death of a worker, and say so.
+
+    `broken` is what they have raised; then they are asked nothing more, and what is being trained ends.
+    """
+
+    def __init__(self, searches: Searches) -> None:
+        self.searches = searches
+        self.broken: Exception | None = None
+
+    def more(self) -> Sequence[Leg]:
+        """Work for a free place; none: wait, or nothing is left."""
+        with self._keeping_what_breaks():
+            return self.searches.more() if self.broken is None else []
+        return []
+
+    def ended(self, cell: Cell, state: str, reason: str) -> None:
+        """A cell from here is no longer trained."""
+        with self._keeping_what_breaks():
+            if self.broken is None:
+                self.searches.ended(cell, state, reason)
+
+    @property
+    def finished(self) -> bool:
+        return self.broken is not None or self.searches.finished
+
+    @contextmanager
+    def _keeping_what_breaks(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.broken = self.broken or error
 
 
 @dataclass

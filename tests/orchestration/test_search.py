@@ -18,11 +18,11 @@ from fsg.estimators import FSG, STE
 from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.trainer import TrainConfig
-from orchestration import peak_memory
+from orchestration import peak_memory, study_storage
 from orchestration import search_settings as settings
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, Leg, cell_id, total_steps
-from orchestration.search import Searches, at_bounds
+from orchestration.search import Guarded, Searches, at_bounds
 from orchestration.search_settings import Condition, Dimension, StudySpec, with_settings
 from orchestration.specs import ExperimentSpec, Report, Resources
 from orchestration.study_records import SearchError, StudyRecords, differences, expected_cells
@@ -427,6 +427,27 @@ def test_trial_whose_cells_know_no_peak_of_memory_fails_and_says_so(
     work.go()
     assert work.states == ["FAIL"]
     assert work.records.trials()[0].end["reason"] == "memory/peak was not recorded of its cells"  # type: ignore[index]
+
+
+def test_search_that_breaks_is_kept_from_tune_and_has_no_more_to_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(tmp_path, study(seeds=(1000,)))
+    guarded = Guarded(work.searches)
+    (leg,) = guarded.more()
+    work.train_whole(leg.cell)
+
+    def gone(*arguments: object) -> None:
+        raise Killed("gone")
+
+    monkeypatch.setattr(study_storage, "tell", gone)
+    assert not guarded.finished
+    guarded.ended(leg.cell, "done", "")
+    guarded.ended(leg.cell, "done", "")
+    assert str(guarded.broken) == "gone"
+    assert guarded.more() == []
+    assert guarded.finished
+    assert not work.searches.finished
 
 
 # what survives

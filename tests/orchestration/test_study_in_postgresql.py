@@ -121,6 +121,28 @@ def test_wrong_password_is_one_line_without_it(tmp_path: Path, empty: str) -> No
     assert "\n" not in str(refused.value)
 
 
+def test_database_that_goes_away_is_told_in_one_line_and_the_search_goes_on_later(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    (folder / "tiny.yaml").write_text(SEARCH.replace("trials: 4", "trials: 3"))
+    records = StudyRecords(ledger_of(folder), "tuned")
+    with _started() as address:
+        one = launch("--study-storage", address)
+        until(lambda: len(records.trials()) >= 2, one, 480)
+    assert one.wait(480) == 1, one.text
+    (told,) = [line for line in one.text.splitlines() if line.startswith("The launch broke off: ")]
+    assert "the study cannot be kept in postgresql+psycopg2://fsg:***@127.0.0.1:" in told
+    assert told.endswith(f"It goes on with: {ledger_of(folder).launches()[-1]['command']}")
+    assert "Traceback" not in one.text
+    before = records.trials()
+    with _started() as address:  # another one, and empty
+        again = launch("--study-storage", address)
+        assert again.wait(480) == 0, again.text
+        assert_same(stored(address), records.trials())
+    assert len(records.trials()) == 3
+    assert [trial.params for trial in records.trials()[: len(before)]] == [trial.params for trial in before]
+
+
 def test_launch_that_is_killed_goes_on_with_the_study_in_the_database(
     folder: Path, launch: Callable[..., Launched], empty: str
 ) -> None:
