@@ -1,10 +1,12 @@
 """What a worker does with a cell, in this process."""
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +275,18 @@ def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig,
     assert training.ended == "again"
     assert training.reason.startswith(f"out of memory: {reason}")
     assert ledger.attempts(one.id)[0]["end"] is None
+
+
+def test_worker_that_waits_for_its_next_cell_keeps_nothing_of_the_last(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one)
+    training.go_on(0.0)
+    assert training._going is not None
+    network = weakref.ref(training._going.training)
+    training.go_on(3600)
+    gc.collect()
+    assert (training.ended, network()) == ("done", None)
 
 
 def test_attempt_that_is_superseded_stops(ledger: Ledger, train: TrainConfig) -> None:
