@@ -22,6 +22,9 @@ import ray
 from ray import tune
 from ray._private import services
 from ray.air._internal import usage
+from ray.air.execution._internal import RayActorManager
+from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -35,6 +38,7 @@ from orchestration.scratch import scratch
 from orchestration.trainable import CellTrainable
 
 _VITAL = ("raylet", "gcs_server")
+_KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_START, TRIES_TO_START = float(SECONDS_TO_BEGIN), 3
 
@@ -156,8 +160,8 @@ class Queue:
         self._running.add(cell_id)
         self.listener.started(self._out[cell_id])
 
-    def ended(self, cell_id: str, state: str, reason: str = "", log: str = "") -> str | None:
-        """Take a cell back: as ended, or as `again` (its process died, say).
+    def ended(self, cell_id: str, state: str, reason: str = "", log: str = "", blamed: bool = True) -> str | None:
+        """Take a cell back: as ended, or as `again` (its process died, say), which counts where it is to blame.
 
         Returns its final state; None where it goes out once more.
         """
@@ -169,7 +173,7 @@ class Queue:
             if self._handing_out_no_more():
                 state = "interrupted"
             else:
-                deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + 1
+                deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + blamed
                 if deaths <= self.max_retries:
                     self._waiting.appendleft(cell)
                     self.listener.again(cell, reason)
@@ -241,6 +245,7 @@ def run(
     }
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
     usage.tag_callbacks = lambda callbacks: False  # it is off, yet imports MLflow to count them: a second
+    tune_controller.RayActorManager = _Workers  # type: ignore[attr-defined]
     with scratch("fsg-tune-") as folder:
         tune.run(
             tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
@@ -261,6 +266,15 @@ def run(
     if queue.unwritable:
         raise Unwritable(queue.unwritable)
     return list(queue.taken.values())
+
+
+class _Workers(RayActorManager):
+    """Tune's; to these a worker that Ray kills for want of memory has died, where Tune itself would break off."""
+
+    def _actor_task_failed(self, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
+        if isinstance(exception, ray.exceptions.OutOfMemoryError):
+            exception = ray.exceptions.RayActorError(error_msg=str(exception))
+        super()._actor_task_failed(tracked_actor_task, exception)
 
 
 @contextmanager
@@ -492,12 +506,18 @@ class _Listening(tune.Callback):
         self._end(trial, result["state"], result["reason"], result["log"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, "again", _cause(trial), "")
+        told = _told(trial)
+        self._end(trial, "again", cause(told), "", blamed=not self._took_less(trial, told))
 
-    def _end(self, trial: Trial, state: str, reason: str, log: str) -> None:
+    def _end(self, trial: Trial, state: str, reason: str, log: str, blamed: bool = True) -> None:
         cell = self._cell(trial)
-        if self.queue.ended(cell.id, state, reason, log) == "failed" and state == "again":
+        if self.queue.ended(cell.id, state, reason, log, blamed) == "failed" and state == "again":
             self._record_death(cell, reason)
+
+    def _took_less(self, trial: Trial, told: Sequence[str]) -> bool:
+        with suppress(OSError):
+            return any(took_less(told, attempt["pid"]) for attempt in self.ledger.attempts(self._cell(trial).id)[-1:])
+        return False
 
     def _record_death(self, cell: Cell, reason: str) -> None:
         """The dead cannot write: an attempt of the driver's own says how the cell failed."""
@@ -508,16 +528,27 @@ class _Listening(tune.Callback):
         return self.queue.taken[trial.config["cell"]]
 
 
-def _cause(trial: Trial) -> str:
-    """Why a worker died, in one line: what Ray wrote down of it, without the advice around it."""
+def _told(trial: Trial) -> list[str]:
+    """What Ray wrote down of a worker's death."""
     try:
-        lines = Path(str(trial.error_file)).read_text().splitlines()
+        return Path(str(trial.error_file)).read_text().splitlines()
     except OSError:
-        lines = []
-    text = " ".join(lines)
+        return []
+
+
+def cause(told: Sequence[str]) -> str:
+    """Why a worker died, in one line: what Ray wrote down of it, without the advice around it."""
+    text = " ".join(told)
     if "creation task" in text or "RayTaskError" in text:
-        return "the worker failed: " + next((line for line in reversed(lines) if line.strip()), "").strip()
+        return "the worker failed: " + next((line for line in reversed(told) if line.strip()), "").strip()
     if "running low on memory" in text:
         return "the worker was killed: the machine ran low on memory"
     detail = re.search(r"Worker exit detail: (.*?)\.(\s|$)", text)
     return "the worker's process died" + (f": {detail[1]}" if detail else "")
+
+
+def took_less(told: Sequence[str], pid: int) -> bool:
+    """Whether Ray, for want of memory, killed a worker along with one that had taken more."""
+    killed = [found for line in told if (found := _KILLED.search(line))]
+    taken = {int(found[1]): float(found[2]) for found in killed}
+    return pid in taken and taken[pid] < max(taken.values())

@@ -2,8 +2,10 @@
 
 import random
 import re
+import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -142,6 +144,55 @@ def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exact
     assert last.wait() == 0, last.text
     assert_exact(ledger, planned, folder)
     assert max(len(ledger.attempts(cell.id)) for cell in planned) == 2
+
+
+# memory
+
+HUNGRY = SHORT.replace("{fsg: ", "{hungry: {estimator: {import: 'own:Unlucky', what: eats, at: 40}}, fsg: ").replace(
+    "checkpoint_every: 0.3}", "checkpoint_every: 0.3, max_retries: 1}"
+)
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes this machine to be short of memory as soon as 4 GB more are in use than are now."""
+    if sys.platform != "linux":
+        pytest.skip("NOT RUN: Ray looks after memory on Linux alone")
+    ray_settings.prepare(None)
+    from ray._common.utils import get_system_memory
+    from ray._private.utils import get_used_memory
+
+    whole, used = get_system_memory(), get_used_memory()
+    if whole - used < 10 * 2**30:
+        pytest.skip(f"NOT RUN: 10 GB of free memory are wanted, and {(whole - used) / 2**30:.1f} are there")
+    monkeypatch.setenv("RAY_memory_usage_threshold", str((used + 4 * 2**30) / whole))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("little_memory")
+def test_cell_that_is_killed_for_want_of_memory_is_tried_so_often_and_the_others_are_done(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    (folder / "tiny.yaml").write_text(HUNGRY)
+    shutil.copy(Path(__file__).with_name("unlucky.py"), folder / "own.py")
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    (hungry,) = (cell for cell in planned if cell.variant == "hungry")
+    one = launch()
+    assert one.wait() == 1, one.text
+
+    why = "the worker was killed: the machine ran low on memory"
+    assert one.text.count(f"hungry · seed 0 goes again: {why}") == 1, one.text
+    assert f"failed: hungry · seed 0: {why} (2 times)" in one.text
+    (row,) = (line for line in one.text.splitlines() if line.startswith("hungry "))
+    assert row.split()[1:3] == ["0/1", "–"]
+    outcome = ledger.outcome(hungry.id)
+    assert (outcome.state, outcome.reason) == ("failed", why)
+    trained = [attempt for attempt in ledger.attempts(hungry.id) if attempt.get("by") != "driver"]
+    assert len(trained) == 2
+    assert all(attempt["end"] is None for attempt in trained), "one that is killed writes nothing more"
+    assert_exact(ledger, [cell for cell in planned if cell is not hungry], folder)
+    assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)
 
 
 # the disk

@@ -6,7 +6,16 @@ from orchestration import ray_settings
 ray_settings.prepare(None)
 
 from orchestration.plan import Cell  # noqa: E402
-from orchestration.tuner import Queue, Slots  # noqa: E402
+from orchestration.tuner import Queue, Slots, cause, took_less  # noqa: E402
+
+LOW_ON_MEMORY = """Failure # 1 (occurred at 2026-01-01_00-00-00)
+2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used / 23.54GB limit
+Considered workers: [
+Selected to kill: (Actor(76d2): job ID=01, task name=A.__init__, pid=9081, actual memory used=0.45GB, worker ID=2fa8)
+Selected to kill: (Actor(5027): job ID=01, task name=A.__init__, pid=9082, actual memory used=2.68GB, worker ID=39b8)
+(Actor(1111): job ID=01, task name=A.__init__, pid=9083, actual memory used=0.10GB, worker ID=4444)
+]
+""".splitlines()
 
 
 class Heard:
@@ -100,6 +109,27 @@ def test_dead_cell_goes_out_first_again_so_often_and_then_fails() -> None:
     assert queue.ended("a", "again", "it died") == "failed"
     assert heard.said[-1] == "failed a: it died (3 times)"
     assert run_next(queue) == "b"
+
+
+def test_death_that_another_cell_is_to_blame_for_does_not_count() -> None:
+    queue = Queue([cell("a")], Heard(), max_retries=1)
+    for _ in range(5):
+        assert run_next(queue) == "a"
+        assert queue.ended("a", "again", "it died", blamed=False) is None
+    assert run_next(queue) == "a"
+    assert queue.ended("a", "again", "it died") is None
+    assert run_next(queue) == "a"
+    assert queue.ended("a", "again", "it died") == "failed"
+
+
+def test_of_workers_killed_together_for_want_of_memory_the_largest_is_to_blame() -> None:
+    assert cause(LOW_ON_MEMORY) == "the worker was killed: the machine ran low on memory"
+    assert took_less(LOW_ON_MEMORY, 9081)
+    assert not took_less(LOW_ON_MEMORY, 9082)
+    assert not took_less(LOW_ON_MEMORY, 9083), "not killed"
+    alone = [line for line in LOW_ON_MEMORY if "pid=9082" not in line]
+    assert not took_less(alone, 9081)
+    assert not took_less([], 9081)
 
 
 def test_exception_is_final() -> None:

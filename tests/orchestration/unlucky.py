@@ -66,12 +66,13 @@ class Unlucky(StraightThrough):
         torch.empty(2**50)
 
     def eats(self, model: nn.Module) -> None:
-        """Memory, 6 GB at most, and then waits for what comes of it."""
+        """Memory, 6 GB at most, and then waits a little for what comes of it."""
         eaten = []
         for _ in range(48):
             eaten.append(np.ones(2**24))
             time.sleep(0.05)
-        time.sleep(60)
+        time.sleep(5)
+        raise RuntimeError("nobody stopped it")
 
     def dies(self, model: nn.Module) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
