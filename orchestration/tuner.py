@@ -24,6 +24,7 @@ from ray._private import services
 from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+from ray.tune import registry
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
@@ -246,7 +247,7 @@ def run(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
     usage.tag_callbacks = lambda callbacks: False  # it is off, yet imports MLflow to count them: a second
     tune_controller.RayActorManager = _Workers  # type: ignore[attr-defined]
-    with scratch("fsg-tune-") as folder:
+    with scratch("fsg-tune-") as folder, _registered_once():
         tune.run(
             tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
             config=fixed,
@@ -275,6 +276,25 @@ class _Workers(RayActorManager):
         if isinstance(exception, ray.exceptions.OutOfMemoryError):
             exception = ray.exceptions.RayActorError(error_msg=str(exception))
         super()._actor_task_failed(tracked_actor_task, exception)
+
+
+@contextmanager
+def _registered_once() -> Iterator[None]:
+    """Within, Tune remembers what its trials run: it would ask Ray's head for it five times a trial."""
+    tune_registry: Any = registry
+    ask, known = tune_registry._internal_kv_get, dict[bytes, bytes]()
+
+    def get(key: bytes) -> bytes | None:
+        found = known.get(key) or ask(key)
+        if found is not None:
+            known[key] = found
+        return found
+
+    tune_registry._internal_kv_get = get
+    try:
+        yield
+    finally:
+        tune_registry._internal_kv_get = ask
 
 
 @contextmanager
