@@ -36,11 +36,14 @@ from orchestration.ledger import Ledger
 from orchestration.plan import Cell, cell_id
 from orchestration.specs import ExperimentSpec, Report, Resources
 
+_MANY = 400  # trials, from which on the driver's memory is looked at; a look takes as long as ten of them
+
 
 class _Silent:
-    """A listener that notes when cells end."""
+    """A listener that notes when cells end, and now and then, where that is asked for, what the driver takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: bool = False) -> None:
+        self.looks = memory
         self.waits: Callable[[], dict[str, int]] = dict
         self.ends: list[float] = []
         self.memory: list[int] = []
@@ -55,7 +58,7 @@ class _Silent:
 
     def note(self) -> None:
         self.ends.append(time.monotonic())
-        if len(self.ends) % 50 == 0:
+        if self.looks and len(self.ends) % 50 == 0:
             gc.collect()
             self.memory.append(psutil.Process().memory_info().rss)
 
@@ -84,7 +87,7 @@ def _ours(folder: Path, train: TrainConfig, count: int) -> tuple[_Silent, Ledger
     """Cells through the whole of it, ledger and all, MLflow apart."""
     from orchestration import tuner
 
-    ledger, heard = Ledger(folder), _Silent()
+    ledger, heard = Ledger(folder), _Silent(memory=count >= _MANY)
     cells = _cells(ledger, train, count)
     stop = folder / "stop"
     with contextlib.redirect_stdout(None):
@@ -112,7 +115,7 @@ def _bare(count: int) -> _Silent:
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.heard.note()
 
-    heard = _Silent()
+    heard = _Silent(memory=count >= _MANY)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         tune.run(
             Nothing, num_samples=count, reuse_actors=True, storage_path=folder, name="bare", verbose=0,
@@ -153,7 +156,7 @@ def empty_cells(folder: Path, count: int) -> list[Row]:
         )
     ]
     grown = _memory_a_trial(ours), _memory_a_trial(bare)
-    if count >= 400:
+    if count >= _MANY:
         rows.append(
             Row(
                 f"driver memory a finished trial over {count}, ours − bare Tune's",

@@ -277,6 +277,9 @@ class Launch:
                 try:
                     to_do = left or any(not one.over for one in found)
                     status = self._train(spec, left, ledger, number, shown) if to_do else DONE
+                except (_Refused, Unusable):
+                    status = BAD_INPUT
+                    raise
                 finally:
                     with suppress(Unwritable):
                         ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": status})

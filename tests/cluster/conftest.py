@@ -4,7 +4,7 @@ import pytest
 
 NOT_TESTED = (
     "the official images of Python and PostgreSQL where they cannot be pulled, NVIDIA GPUs, a cluster on Kubernetes, "
-    "results on an object store"
+    "results in an object store that several nodes share"
 )
 
 

@@ -85,7 +85,7 @@ def test_ray_that_never_starts_is_told_in_one_line(folder: Path, launch: Callabl
         "Ray does not start on this machine, tried 3 times: its raylet died (expected some memory"
     )
     assert "Traceback" not in one.text
-    assert ledger_of(folder).launches()[0]["exit_status"] != 0
+    assert ledger_of(folder).launches()[0]["exit_status"] == 2
 
 
 @pytest.mark.slow
