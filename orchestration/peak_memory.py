@@ -80,13 +80,13 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def tensors_of(held: object) -> Iterator[Tensor]:
     """Every tensor that an object holds, in whatever it holds, gradients included."""
-    seen: set[int] = set()
+    met: set[int] = set()
     left = [held]
     while left:
         one = left.pop()
-        if id(one) in seen or isinstance(one, _HOLDS_NONE):
+        if id(one) in met or isinstance(one, _HOLDS_NONE):
             continue
-        seen.add(id(one))
+        met.add(id(one))
         if isinstance(one, Tensor):
             yield one
             left += [one.grad] if one.is_leaf else []

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from databases import database
 from launches import Launched, images, ledger_of, until
 from playwright.sync_api import Page, expect
 
-from benchmarks.tracking import postgresql
+from orchestration.mlflow_server import free_port
 from orchestration.study_records import StudyRecords
 
 pytestmark = pytest.mark.browser
@@ -57,24 +58,14 @@ class Running(NamedTuple):
 
 
 @pytest.fixture
-def database() -> Iterator[str]:
-    try:
-        server = postgresql()
-        address = server.__enter__()
-    except SystemExit as absent:
-        pytest.skip(str(absent))
-    yield address
-    server.__exit__(None, None, None)
-
-
-@pytest.fixture
 def in_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     yield from _running(tmp_path, monkeypatch, PRUNED)
 
 
 @pytest.fixture
-def in_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: str) -> Iterator[Running]:
-    yield from _running(tmp_path, monkeypatch, PARETO, database)
+def in_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    with database() as address:
+        yield from _running(tmp_path, monkeypatch, PARETO, address)
 
 
 def _running(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, storage: str = "") -> Iterator[Running]:
@@ -90,9 +81,7 @@ def _running(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, storage: 
     try:
         until(lambda: sum(trial.end is not None for trial in records.trials()) >= 3, launched)
         where = without or str(records.journal.relative_to(folder))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port(8080)
         words = [*_documented(bool(storage)), where, "--port", str(port)]
         dashboard = subprocess.Popen(words, cwd=folder, start_new_session=True)
         until(lambda: _answers(port), launched, 60)

@@ -4,9 +4,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from launches import SPEC, Launched, images
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """A training sets the process up for itself; the other tests get theirs back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """What a training's tensors take at once: bytes that can be counted by hand, and the same ones on a warm process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from tiny_experiment import images
 
 from fsg.data import Arrays
 from fsg.estimators import FSG
@@ -23,19 +23,10 @@ from orchestration.training import CellTraining
 MEGABYTE = 1_000_000
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> TrainConfig:
-    draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(0, 255, (120, 8, 8), dtype=np.uint8), np.arange(120) % 4
     file = tmp_path / "tiny.npz"
-    np.savez(file, train_images=pixels[:96], train_labels=labels[:96], test_images=pixels[96:], test_labels=labels[96:])
+    images(file)
     return TrainConfig(
         data=Arrays(file=str(file), validation=16, crop_padding=1),
         model=ResNet.Config(depth=8, width=2),

@@ -1,12 +1,10 @@
 """One cell trained anew, and held against the ledger."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from synthetic_experiment import RECORD, spec_of
 
 from fsg.data import Arrays
@@ -18,13 +16,6 @@ from orchestration.ledger import Ledger, LedgerRow
 from orchestration.plan import Cell
 from orchestration.reproduce import find, reproduce
 from orchestration.training import CellTraining
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from orchestration.plan import Cell, Leg, cell_id, total_steps
 from orchestration.search import Guarded, Searches, at_bounds
 from orchestration.search_settings import Condition, Dimension, StudySpec, with_settings
 from orchestration.specs import ExperimentSpec, Report, Resources
-from orchestration.study_records import SearchError, StudyRecords, differences, expected_cells
+from orchestration.study_records import SearchError, StudyRecords, TrialRecord, differences, expected_cells
 from orchestration.study_report import pareto_front
 from orchestration.study_storage import frozen_of
 
@@ -184,24 +184,31 @@ class Work:
         return [trial.state for trial in self.records.trials()]
 
     def stored(self, path: Path | None = None) -> list[optuna.trial.FrozenTrial]:
-        """The trials as another process, a dashboard say, reads them from Optuna's journal."""
+        """The trials in Optuna's journal."""
         backend = optuna.storages.journal.JournalFileBackend(str(path or self.records.journal))
-        storage = optuna.storages.JournalStorage(backend)
-        (summary,) = optuna.get_all_study_summaries(storage)
-        return optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
+        return trials_in(optuna.storages.JournalStorage(backend))
+
+
+def trials_in(storage: optuna.storages.BaseStorage) -> list[optuna.trial.FrozenTrial]:
+    """As another process, a dashboard say, reads them, of the one study that there is."""
+    (summary,) = optuna.get_all_study_summaries(storage)
+    return optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
 
 
 def assert_told(work: Work) -> None:
+    assert_same(work.stored(), work.records.trials())
+
+
+def assert_same(stored: list[optuna.trial.FrozenTrial], records: list[TrialRecord]) -> None:
     """Optuna has what the ledger has, trial by trial."""
-    records = work.records.trials()
-    stored = work.stored()
     assert [one.number for one in stored] == [record.number for record in records]
     for record, frozen in zip(records, stored, strict=True):
         assert frozen.state.name == record.state
         assert frozen.params == record.params
         assert frozen.intermediate_values == record.intermediate
         if record.state == "COMPLETE":
-            assert frozen.values == record.end["values"]  # type: ignore[index]
+            assert record.end is not None
+            assert frozen.values == record.end["values"]
 
 
 HALVING = settings.SuccessiveHalving(first_epoch=1, reduction=3)

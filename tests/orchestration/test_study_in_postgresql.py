@@ -1,21 +1,20 @@
 """Studies in a real PostgreSQL, Debian's: drivers that are killed, a study that is lost there, and the password."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import optuna
 import pytest
+from databases import database as started
 from launches import Launched, ledger_of, until
 from optuna.trial import FrozenTrial
-from test_search import HALVING, SAMPLERS, Work, study
+from test_search import HALVING, SAMPLERS, Work, assert_same, study, trials_in
 from test_search_launch import SEARCH
 
-from benchmarks.tracking import postgresql
 from orchestration import search_settings as settings
 from orchestration.ledger import Ledger
-from orchestration.study_records import SearchError, StudyRecords, TrialRecord
+from orchestration.study_records import SearchError, StudyRecords
 
 pytestmark = pytest.mark.slow
 
@@ -23,21 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The address of a database, with its password."""
-    with _started() as address:
+    with started() as address:
         yield address.replace("postgresql+psycopg2://", "postgresql://")
-
-
-@contextmanager
-def _started() -> Iterator[str]:
-    try:
-        server = postgresql()
-        address = server.__enter__()
-    except SystemExit as absent:
-        pytest.skip(str(absent))
-    try:
-        yield address
-    finally:
-        server.__exit__(None, None, None)
 
 
 @pytest.fixture
@@ -54,21 +40,7 @@ def _storage(address: str) -> optuna.storages.RDBStorage:
 
 
 def stored(address: str) -> list[FrozenTrial]:
-    """The trials as another process reads them, of the one study that there is."""
-    storage = _storage(address)
-    (summary,) = optuna.get_all_study_summaries(storage)
-    return optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
-
-
-def assert_same(found: list[FrozenTrial], records: list[TrialRecord]) -> None:
-    assert [one.number for one in found] == [record.number for record in records]
-    for frozen, record in zip(found, records, strict=True):
-        assert frozen.state.name == record.state
-        assert frozen.params == record.params
-        assert frozen.intermediate_values == record.intermediate
-        if record.state == "COMPLETE":
-            assert record.end is not None
-            assert frozen.values == record.end["values"]
+    return trials_in(_storage(address))
 
 
 class InDatabase(Work):
@@ -126,7 +98,7 @@ def test_database_that_goes_away_is_told_in_one_line_and_the_search_goes_on_late
 ) -> None:
     (folder / "tiny.yaml").write_text(SEARCH.replace("trials: 4", "trials: 3"))
     records = StudyRecords(ledger_of(folder), "tuned")
-    with _started() as address:
+    with started() as address:
         one = launch("--study-storage", address)
         until(lambda: len(records.trials()) >= 2, one, 480)
     assert one.wait(480) == 1, one.text
@@ -135,7 +107,7 @@ def test_database_that_goes_away_is_told_in_one_line_and_the_search_goes_on_late
     assert told.endswith(f"It goes on with: {ledger_of(folder).launches()[-1]['command']}")
     assert "Traceback" not in one.text
     before = records.trials()
-    with _started() as address:  # another one, and empty
+    with started() as address:  # another one, and empty
         again = launch("--study-storage", address)
         assert again.wait(480) == 0, again.text
         assert_same(stored(address), records.trials())

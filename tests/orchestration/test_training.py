@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny_experiment import images
 
 from fsg import checkpoint
 from fsg.data import Arrays
@@ -29,22 +28,10 @@ from orchestration.plan import Cell
 from orchestration.training import CellTraining
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """A training sets the process up for itself; the other tests get theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> TrainConfig:
-    draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(0, 255, (120, 8, 8), dtype=np.uint8), np.arange(120) % 4
-    pixels[:, 2, 2] = labels * 60
     file = tmp_path / "tiny.npz"
-    np.savez(file, train_images=pixels[:96], train_labels=labels[:96], test_images=pixels[96:], test_labels=labels[96:])
+    images(file)
     return TrainConfig(
         data=Arrays(file=str(file), validation=16, crop_padding=1),
         model=ResNet.Config(depth=8, width=2),
