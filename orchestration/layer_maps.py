@@ -1,6 +1,6 @@
-"""What happened in the layers: flip rates and cosines of gradients by layer and epoch, as heat maps."""
+"""What happened in the layers: flip rates, cosines and norms of gradients by layer and epoch, as heat maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,37 @@ Table = Mapping[str, Any]
 COLUMNS = 4
 MOST = 16  # variants on a figure
 
-# What is drawn, in this order: the column of a table, or the two kinds of gradient whose cosine it is.
-QUANTITIES: dict[str, tuple[str, ...]] = {
-    "Flip rate a step": ("flip_rate",),
-    "Cosine of fast and slow gradient": ("fast", "slow"),
-    "Cosine of fast and straight-through gradient": ("fast", "ste"),
-    "Cosine of slow and straight-through gradient": ("slow", "ste"),
-    "Cosine of applied and straight-through gradient": ("applied", "ste"),
+Column = Sequence[float | None]
+
+
+def _flips(table: Table) -> Column | None:
+    return table.get("flip_rate")
+
+
+def _cosine(a: str, b: str) -> Callable[[Table], Column | None]:
+    return lambda table: table.get(f"cosine_{a}_{b}", table.get(f"cosine_{b}_{a}"))
+
+
+def _ratio(a: str, b: str) -> Callable[[Table], Column | None]:
+    """Of the norms of two gradients."""
+
+    def of(table: Table) -> Column | None:
+        if f"norm_{a}" not in table or f"norm_{b}" not in table:
+            return None
+        return [x / y if y else None for x, y in zip(table[f"norm_{a}"], table[f"norm_{b}"], strict=True)]
+
+    return of
+
+
+# What is drawn, in this order, and how it is read off the table of an epoch.
+QUANTITIES: dict[str, Callable[[Table], Column | None]] = {
+    "Flip rate a step": _flips,
+    "Norm of fast over straight-through gradient": _ratio("fast", "ste"),
+    "Norm of slow over straight-through gradient": _ratio("slow", "ste"),
+    "Cosine of fast and slow gradient": _cosine("fast", "slow"),
+    "Cosine of fast and straight-through gradient": _cosine("fast", "ste"),
+    "Cosine of slow and straight-through gradient": _cosine("slow", "ste"),
+    "Cosine of applied and straight-through gradient": _cosine("applied", "ste"),
 }
 
 
@@ -38,20 +62,15 @@ class Map:
 def maps(tables: Mapping[str, Sequence[Sequence[Table]]]) -> dict[str, list[Map]]:
     """By quantity, the map of each line that has it; `tables` are the diagnostics of each line's seeds, by epoch."""
     found: dict[str, list[Map]] = {}
-    for title, kinds in QUANTITIES.items():
+    for title, column in QUANTITIES.items():
         for label, seeds in tables.items():
-            made = _mean([seed for seed in seeds if seed and _column(seed[0], kinds) is not None], kinds, label)
+            made = _mean([seed for seed in seeds if seed and column(seed[0]) is not None], column, label)
             if made is not None:
                 found.setdefault(title, []).append(made)
     return found
 
 
-def _column(table: Table, kinds: tuple[str, ...]) -> str | None:
-    names = kinds if len(kinds) == 1 else (f"cosine_{kinds[0]}_{kinds[1]}", f"cosine_{kinds[1]}_{kinds[0]}")
-    return next((name for name in names if name in table), None)
-
-
-def _mean(seeds: Sequence[Sequence[Table]], kinds: tuple[str, ...], label: str) -> Map | None:
+def _mean(seeds: Sequence[Sequence[Table]], column: Callable[[Table], Column | None], label: str) -> Map | None:
     """Over the seeds, epoch by epoch as far as they all have come; what no seed has is not a number."""
     if not seeds:
         return None
@@ -59,10 +78,9 @@ def _mean(seeds: Sequence[Sequence[Table]], kinds: tuple[str, ...], label: str) 
     layers = tuple(seeds[0][0]["layer"])
     if not epochs or any(tuple(table["layer"]) != layers for seed in seeds for table in seed):
         return None
-    name = _column(seeds[0][0], kinds) or ""
     by_seed = []
     for seed in seeds:
-        by_epoch = {table["epoch"]: table.get(name) for table in seed}
+        by_epoch = {table["epoch"]: column(table) for table in seed}
         empty = [None] * len(layers)
         by_seed.append(np.array([by_epoch[epoch] or empty for epoch in epochs], dtype=np.float64).T)
     stacked = np.array(by_seed)
@@ -120,6 +138,6 @@ def note(found: Mapping[str, Sequence[Map]]) -> str:
     return (
         "Each small map is a line of the table, mean over its planned seeds that are done: layers from the input at "
         "the top, epochs from left to right. Flip rate: share of a layer's quantized weights whose sign changes in a "
-        "step, on a logarithmic scale. Cosines: of the gradients of some steps an epoch, each layer's taken as one "
-        f"vector. Grey: not defined, as where a gradient is zero.{more}"
+        "step, on a logarithmic scale, as are the norms. Norms and cosines: of the gradients of some steps an epoch, "
+        f"each layer's taken as one vector. Grey: not defined, as where a gradient is zero.{more}"
     )

@@ -99,7 +99,7 @@ class Queue:
         self._out: dict[str, Cell] = {}
         self._running: set[str] = set()
         self._pending = {cell.id for cell in self._waiting}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, tuple[str, str]] = {}
         self._deaths: dict[str, int] = {}
         self.unwritable = ""
 
@@ -154,7 +154,7 @@ class Queue:
             if cell.depends_on not in self._failed:
                 self._out[cell.id] = cell
                 return cell
-            self._over(cell, "failed", f"its pretraining {self._failed[cell.depends_on]}", "")
+            self._over(cell, "failed", "its pretraining {}: {}".format(*self._failed[cell.depends_on]), "")
 
     def started(self, cell_id: str) -> None:
         """A cell that was taken has a worker."""
@@ -183,12 +183,16 @@ class Queue:
         self._over(cell, state, reason, log)
         return state
 
+    def why_failed(self, cell_id: str) -> str:
+        """The reason of a cell that has failed or diverged."""
+        return self._failed[cell_id][1]
+
     def _handing_out_no_more(self) -> bool:
         return bool(self.unwritable) or self.stopping()
 
     def _over(self, cell: Cell, state: str, reason: str, log: str) -> None:
         if state in ("failed", "diverged"):
-            self._failed[cell.id] = f"{state}: {reason}"
+            self._failed[cell.id] = state, reason
         if state != "interrupted":
             self._pending.discard(cell.id)
         self.listener.ended(cell, state, reason, log)
@@ -532,7 +536,7 @@ class _Listening(tune.Callback):
     def _end(self, trial: Trial, state: str, reason: str, log: str, blamed: bool = True) -> None:
         cell = self._cell(trial)
         if self.queue.ended(cell.id, state, reason, log, blamed) == "failed" and state == "again":
-            self._record_death(cell, reason)
+            self._record_death(cell, self.queue.why_failed(cell.id))
 
     def _took_less(self, trial: Trial, told: Sequence[str]) -> bool:
         with suppress(OSError):

@@ -187,7 +187,7 @@ def test_cell_that_is_killed_for_want_of_memory_is_tried_so_often_and_the_others
     (row,) = (line for line in one.text.splitlines() if line.startswith("hungry "))
     assert row.split()[1:3] == ["0/1", "–"]
     outcome = ledger.outcome(hungry.id)
-    assert (outcome.state, outcome.reason) == ("failed", why)
+    assert (outcome.state, outcome.reason) == ("failed", f"{why} (2 times)")
     trained = [attempt for attempt in ledger.attempts(hungry.id) if attempt.get("by") != "driver"]
     assert len(trained) == 2
     assert all(attempt["end"] is None for attempt in trained), "one that is killed writes nothing more"

@@ -522,8 +522,10 @@ def with_diagnostics(ledger: Ledger, cell: Cell, layers: int, epochs: int) -> No
         table = {"epoch": epoch, "step": epoch * STEPS_AN_EPOCH, "layer": [f"layer{i}" for i in range(layers)]}
         table["flip_rate"] = [(1 + cell.seed) * 10.0**-epoch] * layers
         table["cosine_ste_applied"] = [0.5] * layers
+        table["norm_ste"] = [0.0] + [2.0] * (layers - 1)
         if cell.variant != "ste":
             table["cosine_fast_slow"] = [None if cell.seed == 0 else -0.5] * layers
+            table["norm_fast"] = [10.0 * epoch * (1 + cell.seed)] * layers
         attempt.diagnostics(table)
     attempt.record([*rows_of(cell), Row(STEPS_AN_EPOCH, {"system/memory_megabytes": 500.0 + cell.seed})])
     attempt.weights("final.pt", b"weights")
@@ -542,6 +544,11 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
     (fast_slow,) = report.layers["Cosine of fast and slow gradient"]
     assert fast_slow.label == "fsg"
     np.testing.assert_array_equal(fast_slow.values, np.full((5, 3), -0.5))  # of the one seed in which it is defined
+    (fast_ste,) = report.layers["Norm of fast over straight-through gradient"]
+    assert fast_ste.label == "fsg"
+    np.testing.assert_allclose(fast_ste.values[1:], np.full((4, 3), 7.5) * [1, 2, 3])
+    assert np.isnan(fast_ste.values[0]).all(), "over a gradient that is zero"
+    assert "Norm of slow over straight-through gradient" not in report.layers
     assert len(report.layers["Cosine of applied and straight-through gradient"]) == 2
     text, page = page_of(report)
     assert text.count('aria-label="Flip rate a step, by layer and epoch"') == 1
@@ -550,7 +557,7 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
     markdown = (ledger.folder / "report.md").read_text()
     for name in re.findall(r"\]\((figures/.*?)\)", markdown):
         assert (ledger.folder / name).exists()
-    assert markdown.count("](figures/layers-") == 3
+    assert markdown.count("](figures/layers-") == 4
     assert "501\u00a0MB" in page.words
 
 
