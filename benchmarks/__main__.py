@@ -49,7 +49,7 @@ def training(threads: int, repetitions: int, quick: bool) -> list[Row]:
 
 
 def orchestration(_threads: int, _repetitions: int, quick: bool) -> list[Row]:
-    trials = in_a_process("orchestration", "--json", *(["--small"] if quick else []))
+    trials = in_a_process("orchestration", "--json", "--small" if quick else "--long")
     return [Row(**row) for row in trials["rows"]]
 
 

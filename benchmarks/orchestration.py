@@ -36,11 +36,9 @@ from orchestration.ledger import Ledger
 from orchestration.plan import Cell, cell_id
 from orchestration.specs import ExperimentSpec, Report, Resources
 
-_MANY = 400  # trials, from which on the driver's memory is looked at; a look takes as long as ten of them
-
 
 class _Silent:
-    """A listener that notes when cells end, and now and then, where that is asked for, what the driver takes."""
+    """A listener that notes when cells end, and what the driver takes then, where asked for: a look holds it up."""
 
     def __init__(self, memory: bool = False) -> None:
         self.looks = memory
@@ -83,11 +81,11 @@ def _cells(ledger: Ledger, train: TrainConfig, count: int, first_seed: int = 0) 
     return found
 
 
-def _ours(folder: Path, train: TrainConfig, count: int) -> tuple[_Silent, Ledger, list[Cell]]:
+def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) -> tuple[_Silent, Ledger, list[Cell]]:
     """Cells through the whole of it, ledger and all, MLflow apart."""
     from orchestration import tuner
 
-    ledger, heard = Ledger(folder), _Silent(memory=count >= _MANY)
+    ledger, heard = Ledger(folder), _Silent(memory)
     cells = _cells(ledger, train, count)
     stop = folder / "stop"
     with contextlib.redirect_stdout(None):
@@ -95,7 +93,7 @@ def _ours(folder: Path, train: TrainConfig, count: int) -> tuple[_Silent, Ledger
     return heard, ledger, cells
 
 
-def _bare(count: int) -> _Silent:
+def _bare(count: int, memory: bool = False) -> _Silent:
     """As many trials of plain Ray Tune, warm, that do nothing and are tracked by nothing."""
     from ray import tune
 
@@ -115,7 +113,7 @@ def _bare(count: int) -> _Silent:
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.heard.note()
 
-    heard = _Silent(memory=count >= _MANY)
+    heard = _Silent(memory)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         tune.run(
             Nothing, num_samples=count, reuse_actors=True, storage_path=folder, name="bare", verbose=0,
@@ -143,9 +141,8 @@ def _memory_a_trial(heard: _Silent) -> float:
 def empty_cells(folder: Path, count: int) -> list[Row]:
     """`epochs: 0`, one Tune trial each, against bare Tune."""
     ours, _, _ = _ours(folder / "empty", _train(folder, 0), count)
-    bare = _bare(count)
-    rates = _steady(ours), _steady(bare)
-    rows = [
+    rates = _steady(ours), _steady(_bare(count))
+    return [
         Row(
             f"{count} empty cells, ledger on / bare Tune: trials a second",
             rates[0] / rates[1],
@@ -155,19 +152,22 @@ def empty_cells(folder: Path, count: int) -> list[Row]:
             measured={"ours": rates[0], "bare": rates[1], "unit": "trials a second"},
         )
     ]
-    grown = _memory_a_trial(ours), _memory_a_trial(bare)
-    if count >= _MANY:
-        rows.append(
-            Row(
-                f"driver memory a finished trial over {count}, ours − bare Tune's",
-                grown[0] - grown[1],
-                10,
-                0,
-                unit=" kB",
-                measured={"ours": grown[0], "bare": grown[1], "unit": "kB"},
-            )
+
+
+def driver_memory(folder: Path, count: int) -> list[Row]:
+    """What the driver grows by a trial, against bare Tune's."""
+    ours, _, _ = _ours(folder / "many", _train(folder, 0), count, memory=True)
+    grown = _memory_a_trial(ours), _memory_a_trial(_bare(count, memory=True))
+    return [
+        Row(
+            f"driver memory a finished trial over {count}, ours − bare Tune's",
+            grown[0] - grown[1],
+            10,
+            0,
+            unit=" kB",
+            measured={"ours": grown[0], "bare": grown[1], "unit": "kB"},
         )
-    return rows
+    ]
 
 
 def warm_start(folder: Path, count: int) -> list[Row]:
@@ -362,7 +362,9 @@ def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         with tuner.connected(None):
             yield from warm_start(folder, 6 if small else 20)
-            yield from empty_cells(folder, 20 if small else 2000 if long else 200)
+            yield from empty_cells(folder, 20 if small else 200)
+            if long:
+                yield from driver_memory(folder, 2000)
             yield from result_throughput(folder, *((200, 2) if small else (2000, 10)))
 
 

@@ -1,10 +1,11 @@
 """One cell on one Ray worker: a thin shell about `CellTraining` that stays warm from cell to cell."""
 
+import json
 import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import tune
 
@@ -13,6 +14,22 @@ from orchestration.ledger import Ledger
 from orchestration.training import CellTraining
 
 SECONDS_A_STEP = 1.0
+
+
+class Told(NamedTuple):
+    """What a worker says of its cell, as text: of every number by itself Tune would keep statistics, for ever."""
+
+    state: str
+    reason: str
+    note: str
+    log: str
+    at_step: int
+    of_steps: int
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> "Told":
+        return cls(*json.loads(result["told"]))
 
 
 class CellTrainable(tune.Trainable):
@@ -39,16 +56,9 @@ class CellTrainable(tune.Trainable):
         run.go_on(SECONDS_A_STEP)
         if self._terminated:
             raise SystemExit(143)
-        return {
-            "done": run.ended is not None,
-            "state": run.ended or "running",
-            "reason": run.reason,
-            "note": run.note,
-            "log": str(run.log or ""),
-            "at_step": run.step,
-            "of_steps": run.total_steps,
-            "metrics": run.last,
-        }
+        state, log = run.ended or "running", str(run.log or "")
+        told = Told(state, run.reason, run.note, log, run.step, run.total_steps, run.last)
+        return {"done": run.ended is not None, "told": json.dumps(told)}
 
     def cleanup(self) -> None:
         self._running.interrupt("stopped")

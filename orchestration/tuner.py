@@ -25,7 +25,9 @@ from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.tune import registry
+from ray.tune import tune as tune_run
 from ray.tune.execution import tune_controller
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -36,7 +38,7 @@ from orchestration.provenance import cores
 from orchestration.python_files import python_files
 from orchestration.ray_settings import SECONDS_TO_BEGIN, Unusable
 from orchestration.scratch import scratch
-from orchestration.trainable import CellTrainable
+from orchestration.trainable import CellTrainable, Told
 
 _VITAL = ("raylet", "gcs_server")
 _KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
@@ -251,6 +253,7 @@ def run(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
     usage.tag_callbacks = lambda callbacks: False  # it is off, yet imports MLflow to count them: a second
     tune_controller.RayActorManager = _Workers  # type: ignore[attr-defined]
+    tune_run.TuneController = _Controller  # type: ignore[attr-defined]
     with scratch("fsg-tune-") as folder, _registered_once():
         tune.run(
             tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
@@ -280,6 +283,19 @@ class _Workers(RayActorManager):
         if isinstance(exception, ray.exceptions.OutOfMemoryError):
             exception = ray.exceptions.RayActorError(error_msg=str(exception))
         super()._actor_task_failed(tracked_actor_task, exception)
+
+
+class _Controller(TuneController):
+    """Tune's; here a worker that is free does not take the place of one that is starting, which Tune would end then.
+
+    Trainings that are shorter than the start of a worker would all be done by one.
+    """
+
+    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
+        own = self._trial_to_actor.get(trial)
+        if own is not None and own not in self._started_actors and self._actor_manager.is_actor_started(own):
+            return False
+        return bool(super()._maybe_reuse_cached_actor(trial))
 
 
 @contextmanager
@@ -519,15 +535,16 @@ class _Listening(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        if result["note"] and (trial.trial_id, result["note"]) not in self._noted:
-            self._noted.add((trial.trial_id, result["note"]))
-            self.listener.noted(self._cell(trial), result["note"])
-        if result["of_steps"] or result["metrics"]:
-            self.listener.progressed(self._cell(trial), result["at_step"], result["of_steps"], result["metrics"])
+        told = Told.of(result)
+        if told.note and (trial.trial_id, told.note) not in self._noted:
+            self._noted.add((trial.trial_id, told.note))
+            self.listener.noted(self._cell(trial), told.note)
+        if told.of_steps or told.metrics:
+            self.listener.progressed(self._cell(trial), told.at_step, told.of_steps, told.metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        result = trial.last_result
-        self._end(trial, result["state"], result["reason"], result["log"])
+        told = Told.of(trial.last_result)
+        self._end(trial, told.state, told.reason, told.log)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         told = _told(trial)

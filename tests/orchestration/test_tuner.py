@@ -1,3 +1,6 @@
+from numbers import Number
+from types import SimpleNamespace
+
 import pytest
 
 from fsg.trainer import TrainConfig
@@ -5,8 +8,11 @@ from orchestration import ray_settings
 
 ray_settings.prepare(None)
 
+from ray.tune.execution.tune_controller import TuneController  # noqa: E402
+
 from orchestration.plan import Cell  # noqa: E402
-from orchestration.tuner import Queue, Slots, cause, took_less  # noqa: E402
+from orchestration.trainable import CellTrainable, Told  # noqa: E402
+from orchestration.tuner import Queue, Slots, _Controller, cause, took_less  # noqa: E402
 
 LOW_ON_MEMORY = """Failure # 1 (occurred at 2026-01-01_00-00-00)
 2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used / 23.54GB limit
@@ -196,3 +202,51 @@ def test_cell_takes_its_threads_unless_the_spec_says_otherwise() -> None:
     assert Slots(cpus=3).of(cell("a")) == {"CPU": 3}
     assert Slots(gpus=0.25).of(cell("a")) == {"CPU": 1, "GPU": 0.25}
     assert (Slots().device, Slots(gpus=0.25).device) == ("cpu", "cuda")
+
+
+def test_what_a_worker_says_reaches_the_driver_and_leaves_tune_no_number_to_keep() -> None:
+    worker = CellTrainable.__new__(CellTrainable)
+    worker._terminated = False
+    worker._running = SimpleNamespace(
+        go_on=lambda seconds: None, ended=None, reason="", note="a note", log=None, step=3, total_steps=9,
+        last={"train/loss": 0.1},
+    )  # fmt: skip
+    result = worker.step()
+    assert result["done"] is False
+    assert Told.of(result) == Told("running", "", "a note", "", 3, 9, {"train/loss": 0.1})
+    assert [name for name, value in result.items() if isinstance(value, Number)] == ["done"]
+    worker._running.ended, worker._running.reason = "failed", "ValueError: no"
+    result = worker.step()
+    assert result["done"] is True
+    assert Told.of(result)[:2] == ("failed", "ValueError: no")
+
+
+class Actors:
+    """Of Tune's: those that have been made, whether they run by now or not."""
+
+    def __init__(self, *made: str) -> None:
+        self.made = made
+
+    def is_actor_started(self, actor: str) -> bool:
+        return actor in self.made
+
+
+@pytest.mark.parametrize(
+    ("own", "made", "runs", "takes"),
+    [
+        (None, (), (), True),
+        ("waits for a place", (), (), True),
+        ("is starting", ("is starting",), (), False),
+        ("runs", ("runs",), ("runs",), True),
+    ],
+)
+def test_a_free_worker_does_not_take_the_place_of_one_that_is_starting(
+    own: str | None, made: tuple[str, ...], runs: tuple[str, ...], takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(TuneController, "_maybe_reuse_cached_actor", lambda self, trial: asked.append(trial) or True)
+    controller = _Controller.__new__(_Controller)
+    controller._trial_to_actor = {} if own is None else {"a": own}
+    controller._started_actors, controller._actor_manager = set(runs), Actors(*made)
+    assert controller._maybe_reuse_cached_actor("a") is takes
+    assert asked == (["a"] if takes else [])
