@@ -15,19 +15,23 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 _BOUNDS = {"ge": (operator.ge, "≥"), "gt": (operator.gt, ">"), "le": (operator.le, "≤"), "lt": (operator.lt, "<")}
 
 
+Identity = bool | Literal["unless_default"]
+
+
 def setting(
-    default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any
+    default: Any = dataclasses.MISSING, description: str = "", *, identity: Identity = True, **constraints: Any
 ) -> Any:
     """A number, text or truth value among the fields of a `Settings`: its type is held strictly (no `true` for 1).
 
     `identity=False` says that the field does not determine any number (a folder, say), so that changing it
-    does not make a finished cell another one.
+    does not make a finished cell another one; `identity="unless_default"`, of a field that is new, that its default is
+    what there was before, so that the field itself does not.
     """
     return choice(default, description, identity=identity, strict=True, **constraints)
 
 
 def choice(
-    default: Any = dataclasses.MISSING, description: str = "", *, identity: bool = True, **constraints: Any
+    default: Any = dataclasses.MISSING, description: str = "", *, identity: Identity = True, **constraints: Any
 ) -> Any:
     """A field that is one of several: a `Literal`, or a union of configs with `discriminator="name"`."""
     metadata = {"description": description, "identity": identity, **constraints}
@@ -58,11 +62,11 @@ class Settings:
                     raise ValueError(f"{type(self).__qualname__}: {field.name} is {value!r}, expected {sign} {limit}")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that determine numbers: `to_dict` without the fields declared `identity=False`."""
+        """The settings that determine numbers: `to_dict` without the fields whose `identity` says that they do not."""
         named: dict[str, Any] = {}
         for field in dataclasses.fields(self):
-            if field.metadata.get("identity", True):
-                value = getattr(self, field.name)
+            value, counts = getattr(self, field.name), field.metadata.get("identity", True)
+            if counts is True or (counts == "unless_default" and value != field.default):
                 named[field.name] = value.identity() if isinstance(value, Settings) else value
         return named
 

@@ -54,6 +54,14 @@ class ChunkLayout:
         ]
         return torch.cat(each)[:, None].clamp_min(torch.finfo(history.dtype).tiny)
 
+    @torch.no_grad()
+    def scale(self, rows: Tensor, to: Tensor) -> Tensor:
+        """What brings each tensor of some rows to the norm of the same one in others: [M, 1], 0 where it is zero."""
+        have, want = (torch.stack([tensor.norm() for tensor in self.unpack(each)]) for each in (rows, to))
+        factors = torch.where(have > torch.finfo(have.dtype).tiny, want / have, 0.0)
+        chunks = torch.tensor(self.chunks, device=rows.device)
+        return factors.repeat_interleave(chunks, output_size=self.rows)[:, None]
+
 
 class GradientHistory:
     """A ring buffer of the newest `length` gradients, each of one `shape`.

@@ -35,9 +35,11 @@ class FSG(LookAhead):
     weighs a gradient with 0.9^age; with start: identity, c is zero where a latent weight is saturated, at a
     position |x| > 1, as in the straight-through estimator, which the whole then is at first, averaged over the history.
     The backward pass teaches the hypernetworks through the look-ahead: their own Adams follow
-    ∂loss/∂Ŵ ⊙ dŴ/dW ⊙ ∂(look-ahead). `applied: previous` updates with the gradient of the step before, the one that
-    the look-ahead used, so the first step has no update; `applied: current` with the newest one. Under `released`
-    the quantized layers' biases are looked ahead too, by the direction last applied to them.
+    ∂loss/∂Ŵ ⊙ dŴ/dW ⊙ ∂(look-ahead). Whatever scale they learn is a part's weight beside α; with `normalize` c⊙f and s
+    are first brought, layer by layer, to the norm of the calibrated gradient c⊙g_t, by factors that count as constants.
+    `applied: previous` updates with the gradient of the step before, the one that the look-ahead used, so the first
+    step has no update; `applied: current` with the newest one. Under `released` the quantized layers' biases are looked
+    ahead too, by the direction last applied to them.
 
     W, g, f, s: the layer's shape. All layers share one fast and one slow net.
     """
@@ -55,6 +57,11 @@ class FSG(LookAhead):
         chunk_size: int = setting(64, "Elements of a gradient that make one token of the slow net.", ge=1)
         layer_embedding: bool = setting(True, "Whether a layer's embedding (LRE) heads its sequence.")
         layer_embedding_dim: int = setting(8, "The embedding's dimension, which is the token's width.", ge=1)
+        normalize: bool = setting(
+            False,
+            "Whether fast and slow gradient are brought to one norm, layer by layer, before α weighs them.",
+            identity="unless_default",
+        )
         slow_net: SlowNetConfig = choice(Mamba, "What reads the history.", discriminator="name")
         hidden: int = setting(100, "Hidden width of the fast net.", ge=1)
         nonlinearity: Nonlinearity = choice("linear", "The fast net's; linear makes it a single learned number.")
@@ -162,6 +169,9 @@ class FSG(LookAhead):
         slow = zero if self.average is None else factor * self.average
         if self.slow_gradient is not None:
             slow = slow + self.slow_gradient
+        if self.config.normalize:
+            newest = factor * self.history.newest()
+            fast, slow = (part * self.layout.scale(part, newest) for part in (fast, slow))
         return fast, slow
 
     @torch.no_grad()

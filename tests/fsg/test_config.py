@@ -22,6 +22,7 @@ class Inner(Settings):
 class Outer(Settings):
     inner: Inner = choice(Inner, "What is inside.")
     folder: str = setting("data", "Where.", identity=False)
+    newer: float = setting(0.5, "What there was not at first.", identity="unless_default")
 
 
 def test_bounds_hold_without_a_validator() -> None:
@@ -36,6 +37,12 @@ def test_identity_leaves_out_what_determines_no_number() -> None:
     assert Outer().identity() == {"inner": {"name": "inner", "depth": 2}}
     assert Outer(folder="elsewhere").identity() == Outer().identity()
     assert Outer(inner=Inner(depth=3)).identity() != Outer().identity()
+
+
+def test_identity_has_a_newer_setting_where_it_is_not_what_there_was_before() -> None:
+    assert Outer(newer=0.5).identity() == Outer().identity()
+    assert Outer(newer=0.25).identity() == Outer().identity() | {"newer": 0.25}
+    assert from_dict(Outer, to_dict(Outer(newer=0.25))) == Outer(newer=0.25)
 
 
 def test_settings_survive_their_mapping() -> None:

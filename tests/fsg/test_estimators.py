@@ -1,6 +1,7 @@
 """What every gradient estimator promises, and what is particular to each family."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -38,6 +39,7 @@ ESTIMATORS = {
     "slow_only": FSG.Config(hidden=6, chunk_size=8, slow_weight=1.0),
     "ema": FSG.Config(hidden=6, chunk_size=8, slow_net=EMA()),
     "lstm": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, slow_net=LSTM(hidden=5)),
+    "normalized": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, normalize=True),
     "lstm_random": FSG.Config(hidden=6, chunk_size=8, slow_net=LSTM(hidden=5), start="random", slow_weight=1.0),
     "multifc": MultiFC.Config(hidden=6),
     "fcgrad": FCGrad.Config(hidden=6, nonlinearity="relu"),
@@ -399,7 +401,7 @@ def first_gradient(config: Any, quantizer: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("quantizer", [DoReFa(), Sign()])
-@pytest.mark.parametrize("name", ["fsg", "no_history", "fast_only", "slow_only", "fsg_nonlinear"])
+@pytest.mark.parametrize("name", ["fsg", "no_history", "fast_only", "slow_only", "fsg_nonlinear", "normalized"])
 def test_fsg_with_identity_start_applies_the_straight_through_gradient_first(name: str, quantizer: Any) -> None:
     config = ESTIMATORS[name]
     for ours, theirs in zip(first_gradient(config, quantizer), first_gradient(STE.Config(), quantizer), strict=True):
@@ -442,6 +444,47 @@ def test_fsg_switches_off_what_its_config_says() -> None:
     assert set(built(ESTIMATORS["ema"])[1].nets) == {"fast"}
     assert built(ESTIMATORS["no_layer_embedding"])[1].slow.layer_embedding is None
     assert len(built(ESTIMATORS["no_history"])[1].history.storage) == 1
+
+
+@pytest.mark.parametrize("start", ["identity", "random"])
+def test_fsg_normalized_weighs_two_gradients_of_one_norm_whatever_the_nets_scales(start: Any) -> None:
+    config = FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, slow_weight=0.7, normalize=True, start=start)
+    model, estimator, optimizer = built(config)
+    steps(model, estimator, optimizer, 0, 3)
+    latent = [w.detach().double().numpy() for w in estimator.weights]
+    newest = [w.grad.double().numpy() for w in estimator.quantized]
+    calibrated = []
+    for w, g in zip(latent, newest, strict=True):
+        squashed = np.tanh(w)
+        calibrated.append((1 - squashed**2) / np.abs(squashed).max() * g)
+    for scale in (1.0, 100.0):
+        estimator.fast.linear3.weight.data *= scale if start == "random" else 1.0
+        estimator.slow.token_out.weight.data *= scale if start == "random" else 1.0
+        estimator.generate()
+        estimator.look_ahead(lr=0.0)
+        kinds, applied = estimator.gradients_by_kind(), estimator.applied()
+        for i, reference in enumerate(calibrated):
+            fast, slow = (kinds[kind][i].double().numpy() for kind in ("fast", "slow"))
+            assert np.linalg.norm(fast) == pytest.approx(np.linalg.norm(reference), rel=1e-4)
+            assert np.linalg.norm(slow) == pytest.approx(np.linalg.norm(reference), rel=1e-4)
+            np.testing.assert_allclose(applied[i].double().numpy(), 0.7 * slow + 0.3 * fast, rtol=1e-4, atol=1e-7)
+            if scale == 1.0:
+                unscaled = kinds
+            np.testing.assert_allclose(kinds["fast"][i], unscaled["fast"][i], rtol=1e-3, atol=1e-8)
+            np.testing.assert_allclose(kinds["slow"][i], unscaled["slow"][i], rtol=1e-3, atol=1e-8)
+
+
+def test_fsg_normalized_differs_from_the_sum_by_two_factors_a_layer() -> None:
+    config = FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, start="random")
+    model, estimator, optimizer = built(config)
+    steps(model, estimator, optimizer, 0, 3)
+    plain = estimator.gradients_by_kind()
+    estimator.config = dataclasses.replace(config, normalize=True)
+    for kind in ("fast", "slow"):
+        for ours, theirs in zip(estimator.gradients_by_kind()[kind], plain[kind], strict=True):
+            factor = ours.norm() / theirs.norm()
+            assert factor != pytest.approx(1, rel=0.1)
+            torch.testing.assert_close(ours, factor * theirs, rtol=1e-4, atol=1e-9)
 
 
 def test_fsg_refuses_the_slow_gradient_alone_under_released_semantics() -> None:
