@@ -8,6 +8,7 @@ twentieth the smaller. `train.threads` is never changed: another number of threa
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import get_context
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from orchestration import ray_settings
 from orchestration.pilot import pilot
 from orchestration.plan import Cell
 from orchestration.provenance import cores
@@ -101,6 +103,12 @@ def _beside(cell: Cell, device: str, number: int) -> tuple[float, float]:
     """Seconds of a step and megabytes of one of so many pilots that run beside each other."""
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
     method = "fork" if device == "cpu" else "spawn"
-    with ProcessPoolExecutor(number, mp_context=get_context(method)) as processes:
+    with ProcessPoolExecutor(number, mp_context=get_context(method), initializer=_as_a_worker) as processes:
         costs = list(processes.map(pilot, [cell] * number, [device] * number))
     return mean(cost.step for cost in costs), max(cost.megabytes for cost in costs)
+
+
+def _as_a_worker() -> None:
+    """What a worker has imported counts among what it holds."""
+    ray_settings.prepare(None)
+    import_module("orchestration.trainable")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.chaos import in_mlflow, multiset, values_of
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
 from orchestration.training import CellTraining
@@ -33,6 +34,26 @@ variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}
 seeds: [0, 1]
 resources: {checkpoint_every: 0.3}
 report: {baseline: ste, primary: fsg}
+"""
+SEARCH = """
+name: tiny
+train:
+  data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
+  model: {name: resnet, depth: 8, width: 4}
+  epochs: 4
+  batch_size: 16
+  init: {name: pretrain, epochs: 1}
+search:
+  trials: 4
+  space:
+    optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}
+    optimizer.weight_decay: [0.0, 1.0e-3]
+  seeds: [7, 8]
+  pruner: {name: successive_halving, reduction: 2}
+  sampler: random
+  best: 2
+seeds: [0]
+resources: {checkpoint_every: 0.3, max_concurrent: 1}
 """
 SHORT = SPEC.replace("seeds: [0, 1]", "seeds: [0]")
 
@@ -144,3 +165,16 @@ def leftovers(one: Launched) -> list[str]:
         ["ps", "-o", "args=", "-s", str(one.process.pid)], capture_output=True, text=True, check=False
     )
     return [line for line in listed.stdout.splitlines() if "ray" in line]
+
+
+def compared(ledger: Ledger, database: Path) -> tuple[int, int]:
+    """Rows of the ledger that MLflow lacks, and that it has once too often."""
+    sent, _, _ = in_mlflow(database)
+    lost = doubled = 0
+    for cell in ledger.cells():
+        kept = values_of(ledger, cell.id, whole=True)
+        names = {name for _, name, _ in kept}
+        got = [(step, name, value) for step, name, value, _ in sent.get(cell.id, []) if name in names]
+        one = multiset(got, kept)
+        lost, doubled = lost + one[0], doubled + one[1]
+    return lost, doubled

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 from late import Late
-from launches import SHORT, Launched, assert_exact, checkpoints, ledger_of, processes, until
+from launches import SHORT, Launched, assert_exact, checkpoints, compared, ledger_of, processes, until
 
-from benchmarks.chaos import TrackingServer, in_mlflow, multiset, serving, values_of
+from benchmarks.chaos import TrackingServer, in_mlflow, serving
 from orchestration import ray_settings
 from orchestration.launching import sync_of
 from orchestration.ledger import Ledger
@@ -426,16 +426,3 @@ def assert_level(ledger: Ledger, database: Path) -> None:
     _, runs, statuses = in_mlflow(database)
     assert runs == Counter([*(cell.id for cell in ledger.cells()), "experiment"])
     assert statuses == {"FINISHED"}
-
-
-def compared(ledger: Ledger, database: Path) -> tuple[int, int]:
-    """Rows of the ledger that MLflow lacks, and that it has once too often."""
-    sent, _, _ = in_mlflow(database)
-    lost = doubled = 0
-    for cell in ledger.cells():
-        kept = values_of(ledger, cell.id, whole=True)
-        names = {name for _, name, _ in kept}
-        got = [(step, name, value) for step, name, value, _ in sent.get(cell.id, []) if name in names]
-        one = multiset(got, kept)
-        lost, doubled = lost + one[0], doubled + one[1]
-    return lost, doubled

@@ -9,32 +9,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from launches import Launched, ledger_of, until
+from launches import SEARCH, Launched, ledger_of, until
 
 from orchestration.launching import Launch
 from orchestration.ledger import Ledger
 from orchestration.study_records import StudyRecords
 
-SEARCH = """
-name: tiny
-train:
-  data: {name: arrays, file: tiny.npz, validation: 64, crop_padding: 1}
-  model: {name: resnet, depth: 8, width: 4}
-  epochs: 4
-  batch_size: 16
-  init: {name: pretrain, epochs: 1}
-search:
-  trials: 4
-  space:
-    optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}
-    optimizer.weight_decay: [0.0, 1.0e-3]
-  seeds: [7, 8]
-  pruner: {name: successive_halving, reduction: 2}
-  sampler: random
-  best: 2
-seeds: [0]
-resources: {checkpoint_every: 0.3, max_concurrent: 1}
-"""
 TUNING = SEARCH.replace("search:", "tuning:").replace("trials: 4", "budget: 2").replace(
     "    optimizer.lr: {low: 1.0e-4, high: 0.1, log: true}\n", ""
 ) + ("variants: {fsg: {estimator: {name: fsg, chunk_size: 8}}, ste: {}}\nreport: {baseline: ste, primary: fsg}\n")

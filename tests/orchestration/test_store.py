@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launches import SHORT, Launched, assert_exact, checkpoints, until
+from launches import SEARCH, SHORT, Launched, assert_exact, checkpoints, compared, until
 
 from orchestration import store
 from orchestration.cli import main
@@ -18,6 +18,7 @@ from orchestration.launching import Launch
 from orchestration.ledger import Held, Ledger, Unwritable
 from orchestration.plan import cells
 from orchestration.specs import load_spec
+from orchestration.study_records import StudyRecords
 
 
 def test_of_several_that_claim_an_attempt_at_once_each_gets_one_of_its_own(bucket: str) -> None:
@@ -177,3 +178,36 @@ def test_launch_into_a_bucket_whose_driver_is_killed_goes_on_and_ends_exactly(
     everything = [path for path in [*folder.rglob("*"), *ledger.folder.glob("**/*")] if path.is_file()]
     assert len(everything) > 40
     assert [path for path in everything if b"planted-secret" in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_search_into_a_bucket_whose_driver_is_killed_goes_on_and_is_sent_to_mlflow_later(
+    folder: Path, bucket: str, launch: Callable[..., Launched]
+) -> None:
+    (folder / "tiny.yaml").write_text(SEARCH)
+    (folder / "studies").mkdir()
+    here = launch("--results", "here", "--study-storage", f"sqlite:///{folder}/studies/here.db")
+    assert here.wait(480) == 0, here.text
+    expected = StudyRecords(Ledger(folder / "here" / "tiny"), "tuned")
+
+    ledger, tracking = Ledger(f"{bucket}/results/tiny"), f"sqlite:///{folder}/studies/mlflow.db"
+    records = StudyRecords(ledger, "tuned")
+    words = ("--results", f"{bucket}/results", "--tracking-uri", "http://127.0.0.1:9")
+    words += ("--study-storage", f"sqlite:///{folder}/studies/study.db")
+    first = launch(*words)
+    until(lambda: len(records.trials()) >= 2, first, 480)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.wait()
+    second = launch(*words)
+    assert second.wait(480) == 0, second.text
+    assert [(t.params, t.state, t.intermediate) for t in records.trials()] == [
+        (t.params, t.state, t.intermediate) for t in expected.trials()
+    ]
+    assert [choice["chosen"] for choice in records.choices()] == [expected.choices()[-1]["chosen"]]
+    assert b"Search: tuned" in (ledger.folder / "report.html").read_bytes()
+
+    sync = [sys.executable, "-m", "orchestration.cli", "sync", f"{bucket}/results/tiny", "--tracking-uri", tracking]
+    for sent_again in (False, True):
+        said = subprocess.run(sync, capture_output=True, text=True, check=True).stdout
+        assert ("0 runs" in said) is sent_again, said
+    assert compared(ledger, folder / "studies" / "mlflow.db") == (0, 0)
