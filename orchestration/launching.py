@@ -610,7 +610,7 @@ def _unseen_why(numerics: int | None, ledger: Ledger) -> str:
 def plan_table(spec: ExperimentSpec, found: Sequence[Standing]) -> Table:
     """The cells of a plan, a line a variant."""
     table = Table(box=box.SIMPLE_HEAD, title=spec.folder_name, title_justify="left", caption=spec.question or None)
-    table.add_column("variant")
+    table.add_column("variant", overflow="fold")
     for name in ("cells", "done", "failed", "to run", "steps", "a cell", "left"):
         table.add_column(name, justify="right", no_wrap=True)
     variants: dict[str, list[Standing]] = {}

@@ -63,6 +63,12 @@ class Cluster:
         server = JobServer(self.ray, self.secrets["RAY_AUTH_TOKEN"])
         return server.log(server.job(NAME))
 
+    def worker_in_use(self) -> str:
+        """The container of the attempt that began last."""
+        words = ("sh", "-c", f"cat /results/{NAME}/trials/*/*/attempt.json")
+        records = self.engine.docker("exec", self.container("ray-head"), *words).replace("}\n{", "},{")
+        return str(max(json.loads(f"[{records}]"), key=lambda one: one["started_at"])["host"])
+
     @property
     def ray(self) -> str:
         return f"http://127.0.0.1:{self.environment['RAY_PORT']}"
@@ -195,13 +201,16 @@ def test_nothing_is_root_and_nothing_is_open(cluster: Cluster) -> None:
 def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> None:
     docker = cluster.engine.docker
     sets = [f"--set=seeds={list(SEEDS)}".replace(" ", ""), "--set=resources.checkpoint_every=1", LONGER]
-    worker = cluster.container("ray-worker", 2)
+    # A place more than there are trainings at a time: whoever loses its worker has where to go.
+    run(str(ROOT / "docker" / "cluster.sh"), "up", "3", seconds=300, env={**os.environ, **cluster.environment})
+    sets.append("--set=resources.max_concurrent=2")
     handed = cluster.fsg("launch", SPEC, "--profile", PROFILE, *sets, "--address", cluster.ray, "--submit")
     assert handed.returncode == 0, handed.stdout + handed.stderr
     print(handed.stdout)
 
     # A worker dies in the middle of a training: as soon as it can, for a machine that is busy is slow to say so.
     until(lambda: cluster.log().count("  done  ") >= 1, "a cell is done", 600)
+    worker = cluster.worker_in_use()
     killed = time.time()
     docker("kill", worker)
     try:
