@@ -288,13 +288,21 @@ class _Workers(RayActorManager):
 class _Controller(TuneController):
     """Tune's; here a worker that is free does not take the place of one that is starting, which Tune would end then.
 
-    Trainings that are shorter than the start of a worker would all be done by one.
+    Trainings that are shorter than the start of a worker would all be done by one. A worker that does not start within
+    `SECONDS_TO_START` loses its training to a free one all the same.
     """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._starting: dict[str, float] = {}
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
         own = self._trial_to_actor.get(trial)
         if own is not None and own not in self._started_actors and self._actor_manager.is_actor_started(own):
-            return False
+            since = self._starting.setdefault(trial.trial_id, time.monotonic())
+            if time.monotonic() - since < SECONDS_TO_START:
+                return False
+        self._starting.pop(trial.trial_id, None)
         return bool(super()._maybe_reuse_cached_actor(trial))
 
 

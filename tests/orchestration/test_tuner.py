@@ -12,7 +12,7 @@ from ray.tune.execution.tune_controller import TuneController  # noqa: E402
 
 from orchestration.plan import Cell  # noqa: E402
 from orchestration.trainable import CellTrainable, Told  # noqa: E402
-from orchestration.tuner import Queue, Slots, _Controller, cause, took_less  # noqa: E402
+from orchestration.tuner import SECONDS_TO_START, Queue, Slots, _Controller, cause, took_less  # noqa: E402
 
 LOW_ON_MEMORY = """Failure # 1 (occurred at 2026-01-01_00-00-00)
 2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used / 23.54GB limit
@@ -231,6 +231,10 @@ class Actors:
         return actor in self.made
 
 
+class ATrial:
+    trial_id = "a"
+
+
 @pytest.mark.parametrize(
     ("own", "made", "runs", "takes"),
     [
@@ -243,10 +247,17 @@ class Actors:
 def test_a_free_worker_does_not_take_the_place_of_one_that_is_starting(
     own: str | None, made: tuple[str, ...], runs: tuple[str, ...], takes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    asked: list[ATrial] = []
     monkeypatch.setattr(TuneController, "_maybe_reuse_cached_actor", lambda self, trial: asked.append(trial) or True)
-    controller = _Controller.__new__(_Controller)
-    controller._trial_to_actor = {} if own is None else {"a": own}
+    trial, now = ATrial(), [0.0]
+    monkeypatch.setattr(TuneController, "__init__", lambda self: None)
+    monkeypatch.setattr("orchestration.tuner.time.monotonic", lambda: now[0])
+    controller = _Controller()
+    controller._trial_to_actor = {} if own is None else {trial: own}
     controller._started_actors, controller._actor_manager = set(runs), Actors(*made)
-    assert controller._maybe_reuse_cached_actor("a") is takes
-    assert asked == (["a"] if takes else [])
+    assert controller._maybe_reuse_cached_actor(trial) is takes
+    assert asked == ([trial] if takes else [])
+    now[0] = SECONDS_TO_START - 1
+    assert controller._maybe_reuse_cached_actor(trial) is takes
+    now[0] = SECONDS_TO_START
+    assert controller._maybe_reuse_cached_actor(trial), "it does not start"
