@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from orchestration import difference_plot, figures, layer_maps, report_tables, store
 from orchestration.evidence import Report, build
@@ -23,7 +24,7 @@ __all__ = ["Report", "build", "table", "write"]
 
 
 def write(report: Report) -> list[Path]:
-    """`report.html`, `.md`, `.tex`, `.csv`, `report.cells.csv` and `figures/` in the experiment's folder."""
+    """`report.html`, `.md`, `.tex`, `.csv`, those of cells and layers, and `figures/`, in the experiment's folder."""
     with store.of(report.folder).drafts(report.folder) as drafts:
         paths = _written(report, drafts)
     return [report.folder / path.relative_to(drafts).as_posix() for path in paths]
@@ -55,6 +56,7 @@ def _written(report: Report, folder: Path) -> list[Path]:
         "report.tex": latex(report),
         "report.csv": _csv(report_tables.results(report)),
         "report.cells.csv": cells_csv(report),
+        "report.layers.csv": layers_csv(report),
     }
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -209,6 +211,22 @@ def cells_csv(report: Report) -> str:
                      trial.state, "yes" if trial.exploratory else "no", *values, f"{outcome.seconds:.3f}",
                      outcome.digest or ""])  # fmt: skip
     return _as_csv([header, *rows])
+
+
+def layers_csv(report: Report) -> str:
+    """What the maps draw: a row a line of the table, layer and epoch, a column a quantity."""
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    for title, maps in report.layers.items():
+        for each in maps:
+            for (place, epoch), value in np.ndenumerate(each.values):
+                key = each.label, each.layers[place], each.epochs[epoch]
+                found.setdefault(key, {})[title] = float(value)
+    rows = [[*key, *(_known(values.get(title)) for title in report.layers)] for key, values in found.items()]
+    return _as_csv([["line", "layer", "epoch", *report.layers], *rows])
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
 
 
 def _of_cell(report: Report, trial: Trial, place: int) -> str:

@@ -29,7 +29,7 @@ from orchestration import difference_plot
 from orchestration.judgement import Line
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell
-from orchestration.report import Report, build, table, write
+from orchestration.report import Report, build, layers_csv, table, write
 from orchestration.spec_fields import Published
 
 ABLATION = ("fsg", "no_history", "no_layer_embedding", "fast_only", "slow_only", "ema", "fsg_released", "ste")
@@ -550,6 +550,14 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
     assert np.isnan(fast_ste.values[0]).all(), "over a gradient that is zero"
     assert "Norm of slow over straight-through gradient" not in report.layers
     assert len(report.layers["Cosine of applied and straight-through gradient"]) == 2
+    rows = list(csv.DictReader(layers_csv(report).splitlines()))
+    assert len(rows) == 2 * 5 * 3
+    (first,) = (row for row in rows if (row["line"], row["layer"], row["epoch"]) == ("fsg", "layer1", "2"))
+    assert float(first["Flip rate a step"]) == pytest.approx(0.015)
+    assert float(first["Norm of fast over straight-through gradient"]) == pytest.approx(15)
+    assert {row["Cosine of fast and slow gradient"] for row in rows if row["line"] == "ste"} == {""}
+    zero = [row["Norm of fast over straight-through gradient"] for row in rows if row["layer"] == "layer0"]
+    assert zero == [""] * 6
     text, page = page_of(report)
     assert text.count('aria-label="Flip rate a step, by layer and epoch"') == 1
     assert page.elsewhere == []
