@@ -34,6 +34,7 @@ from fsg.trainer import TrainConfig
 from orchestration import ray_settings
 from orchestration.ledger import Ledger
 from orchestration.plan import Cell, cell_id
+from orchestration.provenance import cores
 from orchestration.specs import ExperimentSpec, Report, Resources
 
 
@@ -138,10 +139,13 @@ def _memory_a_trial(heard: _Silent) -> float:
     return float(slope) / 1000
 
 
-def empty_cells(folder: Path, count: int) -> list[Row]:
-    """`epochs: 0`, one Tune trial each, against bare Tune."""
-    ours, _, _ = _ours(folder / "empty", _train(folder, 0), count)
-    rates = _steady(ours), _steady(_bare(count))
+def empty_cells(folder: Path, count: int, times: int) -> list[Row]:
+    """`epochs: 0`, one Tune trial each, against bare Tune in a process of its own: medians, taking turns."""
+    ours, bare = [], []
+    for turn in range(times):
+        ours.append(_steady(_ours(folder / f"empty-{turn}", _train(folder, 0), count)[0]))
+        bare.append(in_a_process("orchestration", "--bare", count)["rate"])
+    rates = statistics.median(ours), statistics.median(bare)
     return [
         Row(
             f"{count} empty cells, ledger on / bare Tune: trials a second",
@@ -152,6 +156,16 @@ def empty_cells(folder: Path, count: int) -> list[Row]:
             measured={"ours": rates[0], "bare": rates[1], "unit": "trials a second"},
         )
     ]
+
+
+def bare_rate(count: int) -> float:
+    """Trials a second of Ray Tune as it is installed, its loggers apart."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    import ray
+
+    ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    return _steady(_bare(count))
 
 
 def grown(whose: str, count: int) -> float:
@@ -381,7 +395,7 @@ def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         with tuner.connected(None):
             yield from warm_start(folder, 6 if small else 20)
-            yield from empty_cells(folder, 20 if small else 200)
+            yield from empty_cells(folder, 20 if small else 200, 1 if small else 3)
             yield from result_throughput(folder, *((200, 2) if small else (2000, 10)))
 
 
@@ -393,7 +407,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--occupancy", type=Path, metavar="RESULTS", help="of an experiment that is done")
     parser.add_argument("--places", type=int, default=2, help="how many trainings it ran at a time (default 2)")
     parser.add_argument("--grown", nargs=2, metavar=("ours|bare", "TRIALS"), help=argparse.SUPPRESS)
+    parser.add_argument("--bare", type=int, metavar="TRIALS", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.bare:
+        print(json.dumps({"rate": bare_rate(given.bare)}))
+        return
     if given.grown:
         print(json.dumps({"grown": grown(given.grown[0], int(given.grown[1]))}))
         return
