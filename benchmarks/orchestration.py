@@ -159,8 +159,9 @@ def empty_cells(folder: Path, count: int, times: int) -> list[Row]:
 
 
 def bare_rate(count: int) -> float:
-    """Trials a second of Ray Tune as it is installed, its loggers apart."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Trials a second of Ray Tune as it is installed, its loggers apart, and none of our settings."""
+    for name in [name for name in os.environ if name.startswith(("RAY_", "TUNE_")) and name != "RAY_worker_niceness"]:
+        del os.environ[name]
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
 
