@@ -29,7 +29,8 @@ from rich.table import Table
 
 from benchmarks.measuring import ROOT, Row, in_a_process, number
 from fsg.data import Arrays
-from fsg.models import ResNet
+from fsg.imported import Imported, source_sha256
+from fsg.models import ModelConfig, ResNet
 from fsg.trainer import TrainConfig
 from orchestration import ray_settings
 from orchestration.ledger import Ledger
@@ -62,7 +63,11 @@ class _Silent:
             self.memory.append(psutil.Process().memory_info().rss)
 
 
-def _train(folder: Path, epochs: int) -> TrainConfig:
+_RESNET = ResNet.Config(depth=8, width=2)
+_ONE_LAYER = "benchmarks.one_layer:OneLayer"
+
+
+def _train(folder: Path, epochs: int, model: ModelConfig = _RESNET) -> TrainConfig:
     draw = np.random.default_rng(0)
     pixels, labels = draw.integers(0, 255, (80, 8, 8), dtype=np.uint8), np.arange(80) % 4
     file = folder / "tiny.npz"
@@ -70,7 +75,6 @@ def _train(folder: Path, epochs: int) -> TrainConfig:
         np.savez(file, train_images=pixels[:64], train_labels=labels[:64], test_images=pixels[64:],
                  test_labels=labels[64:])  # fmt: skip
     data = Arrays(file=str(file), validation=16, crop_padding=0)
-    model = ResNet.Config(depth=8, width=2)
     return TrainConfig(data=data, model=model, epochs=epochs, batch_size=8, log_every=1, diagnostics=False)
 
 
@@ -90,7 +94,7 @@ def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) ->
     cells = _cells(ledger, train, count)
     stop = folder / "stop"
     with contextlib.redirect_stdout(None):
-        tuner.run(ledger, cells, tuner.Slots(), heard, stop_file=stop)
+        tuner.run(ledger, cells, tuner.Slots(python_path=[str(ROOT)]), heard, stop_file=stop)
     return heard, ledger, cells
 
 
@@ -140,20 +144,27 @@ def _memory_a_trial(heard: _Silent) -> float:
 
 
 def empty_cells(folder: Path, count: int, times: int) -> list[Row]:
-    """`epochs: 0`, one Tune trial each, against bare Tune in a process of its own: medians, taking turns."""
-    ours, bare = [], []
+    """`epochs: 0`, one Tune trial each, against bare Tune in a process of its own: medians, taking turns.
+
+    The network has one layer; what a larger one adds (to build it, look at the test images, keep its weights) is seen
+    from cells of a ResNet-8.
+    """
+    one_layer = Imported(path=_ONE_LAYER, source_sha256=source_sha256(_ONE_LAYER))
+    trains = {"ours": _train(folder, 0, one_layer), "with a ResNet-8": _train(folder, 0)}
+    rates: dict[str, list[float]] = {name: [] for name in (*trains, "bare")}
     for turn in range(times):
-        ours.append(_steady(_ours(folder / f"empty-{turn}", _train(folder, 0), count)[0]))
-        bare.append(in_a_process("orchestration", "--bare", count)["rate"])
-    rates = statistics.median(ours), statistics.median(bare)
+        for name, train in trains.items():
+            rates[name].append(_steady(_ours(folder / f"{name}-{turn}", train, count)[0]))
+        rates["bare"].append(in_a_process("orchestration", "--alone", "bare-rate", count)["found"])
+    found = {name: statistics.median(values) for name, values in rates.items()}
     return [
         Row(
             f"{count} empty cells, ledger on / bare Tune: trials a second",
-            rates[0] / rates[1],
+            found["ours"] / found["bare"],
             0.7,
             0.9,
             at_least=True,
-            measured={"ours": rates[0], "bare": rates[1], "unit": "trials a second"},
+            measured={**found, "unit": "trials a second"},
         )
     ]
 
@@ -169,21 +180,27 @@ def bare_rate(count: int) -> float:
     return _steady(_bare(count))
 
 
-def grown(whose: str, count: int) -> float:
-    """kB that this process, as a driver, grows by a trial."""
-    _prepare()
-    from orchestration import tuner
+def bare_memory(count: int) -> float:
+    """kB that this process grows by a trial as the driver of bare Tune."""
+    with _connected():
+        return _memory_a_trial(_bare(count, memory=True))
 
-    with tempfile.TemporaryDirectory(prefix="fsg-bench-") as made, tuner.connected(None):
-        if whose == "bare":
-            return _memory_a_trial(_bare(count, memory=True))
+
+def our_memory(count: int) -> float:
+    """kB that this process grows by a trial as a driver of ours."""
+    with tempfile.TemporaryDirectory(prefix="fsg-bench-") as made, _connected():
         heard, _, _ = _ours(Path(made) / "many", _train(Path(made), 0), count, memory=True)
         return _memory_a_trial(heard)
 
 
+_ALONE = {"bare-rate": bare_rate, "bare-memory": bare_memory, "our-memory": our_memory}
+
+
 def driver_memory(count: int) -> list[Row]:
     """What the driver grows by a trial, against bare Tune's: each in a process that has taken nothing before."""
-    ours, bare = (in_a_process("orchestration", "--grown", who, str(count))["grown"] for who in ("ours", "bare"))
+    ours, bare = (
+        in_a_process("orchestration", "--alone", f"{whose}-memory", count)["found"] for whose in ("our", "bare")
+    )
     return [
         Row(
             f"driver memory a finished trial over {count}, ours − bare Tune's",
@@ -315,8 +332,8 @@ def launch_to_first_step(folder: Path, times: int) -> list[Row]:
     path = _spec(folder, 2, 1)
     bare = (
         "from orchestration import ray_settings; ray_settings.prepare(None)\n"
-        "import torch\nfrom orchestration import tuner\nimport ray\n"
-        "with tuner.connected(None):\n"
+        "import torch\nfrom orchestration import ray_connection\nimport ray\n"
+        "with ray_connection.connected(None):\n"
         "    ray.get(ray.remote(lambda: __import__('torch').__version__).remote())\n"
         "    import time; print(time.time())\n"
     )
@@ -378,7 +395,15 @@ def occupancy(ledger: Ledger, places: int) -> Row:
 
 def _prepare() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # of bare Tune
     ray_settings.prepare(None)
+
+
+def _connected() -> contextlib.AbstractContextManager[None]:
+    _prepare()
+    from orchestration import ray_connection
+
+    return ray_connection.connected(None)
 
 
 def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
@@ -391,10 +416,8 @@ def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
         if long:
             yield from quick_ablation(folder)
             yield from driver_memory(2000)
-        from orchestration import tuner
-
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        with tuner.connected(None):
+        with _connected():
             yield from warm_start(folder, 6 if small else 20)
             yield from empty_cells(folder, 20 if small else 200, 1 if small else 3)
             yield from result_throughput(folder, *((200, 2) if small else (2000, 10)))
@@ -407,14 +430,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--occupancy", type=Path, metavar="RESULTS", help="of an experiment that is done")
     parser.add_argument("--places", type=int, default=2, help="how many trainings it ran at a time (default 2)")
-    parser.add_argument("--grown", nargs=2, metavar=("ours|bare", "TRIALS"), help=argparse.SUPPRESS)
-    parser.add_argument("--bare", type=int, metavar="TRIALS", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=2, metavar=("WHAT", "TRIALS"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.bare:
-        print(json.dumps({"rate": bare_rate(given.bare)}))
-        return
-    if given.grown:
-        print(json.dumps({"grown": grown(given.grown[0], int(given.grown[1]))}))
+    if given.alone:
+        what, count = given.alone
+        print(json.dumps({"found": _ALONE[what](int(count))}))
         return
     looked_at = [occupancy(Ledger(given.occupancy), given.places)] if given.occupancy else None
     found = looked_at or list(rows(given.small, given.long))

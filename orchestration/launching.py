@@ -330,7 +330,7 @@ class Launch:
     ) -> tuple[list[Cell], list[str]]:
         """What was trained, and the searches that did not come to their end."""
         ray_settings.prepare(self.address)
-        from orchestration import tuner
+        from orchestration import ray_connection, tuner
 
         own = self._own(spec)
         taken = tuner.Slots(
@@ -344,7 +344,7 @@ class Launch:
         stop_file = ledger.stop_file(number)
         packages = [Path(fsg.__file__).parent, Path(__file__).parent]
         with (
-            tuner.connected(self.address, packages, own, lambda name: self._start_anew(name, ledger, number)),
+            ray_connection.connected(self.address, packages, own, lambda name: self._start_anew(name, ledger, number)),
             stopping_at(stop_file, shown),
         ):  # Ray has put its own in place
             self._refuse_what_no_node_has(spec)

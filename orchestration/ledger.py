@@ -18,7 +18,8 @@
 
 Every file appears whole and durable or not at all (`store` says how, on a disk and in an object store); nothing is
 appended to or renamed over. Every file is sealed by a SHA-256: one that is torn or damaged is as good as absent, and
-what came before it is used. Rows and diagnostics are durable before the checkpoint that covers them.
+what came before it is used. What a checkpoint or the end covers is on the disk before it is; the names become durable
+together.
 
 Splice. The newest attempt rules. It names the attempt and the last step whose rows were covered when it was claimed
 (`rows_from`): those rows count, and its own after that step. It resumes from the newest checkpoint at or before that
@@ -191,7 +192,7 @@ class Ledger:
             "rows_from": last and {"attempt": last, "step": history.reached},
         }
         try:
-            write_sealed(folder / "attempt.json", record | about)
+            write_sealed(folder / "attempt.json", record | about, covered=True)
         except Unwritable:
             with suppress(OSError):
                 store.of(folder).release(
@@ -389,7 +390,7 @@ class Attempt:
         self._flush_rows()
         self._step = step
         name = f"checkpoint-{step:08d}"
-        write_new(self.folder / f"{name}.pt", state)
+        write_new(self.folder / f"{name}.pt", state, covered=True)
         commit = {
             "step": step,
             "segments": self._segments,
@@ -410,11 +411,11 @@ class Attempt:
 
     def diagnostics(self, table: dict[str, Any]) -> None:
         """Keep the table of an epoch; it counts once a checkpoint or the end covers its `step`."""
-        write_sealed(self.folder / f"diagnostics-{table['step']:08d}.json", table)
+        write_sealed(self.folder / f"diagnostics-{table['step']:08d}.json", table, covered=True)
 
     def weights(self, name: str, data: bytes) -> None:
         """Keep a file of weights (`final.pt`, `best-00000190.pt`); the end seals it."""
-        write_new(self.folder / name, data)
+        write_new(self.folder / name, data, covered=True)
         self._weights[name] = _seal_of(data)
 
     def finish(
@@ -451,7 +452,7 @@ class Attempt:
         lines = "".join(json.dumps([row.step, row.time_ms, row.values]) + "\n" for row in self._buffer).encode()
         first, last = self._buffer[0].step, self._buffer[-1].step
         seal = json.dumps({"rows": len(self._buffer), **_seal_of(lines)}).encode() + b"\n"
-        write_new(self.folder / f"rows-{self._segments:04d}-{first:08d}-{last:08d}.jsonl", seal + lines)
+        write_new(self.folder / f"rows-{self._segments:04d}-{first:08d}-{last:08d}.jsonl", seal + lines, covered=True)
         self._segments += 1
         self._step = max(self._step, last)
         self._buffer = []
@@ -619,9 +620,9 @@ def _attempt_numbers(folder: Path) -> list[int]:
 # Sealed files
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable."""
-    store.of(path).create(path, data)
+def write_new(path: Path, data: bytes, covered: bool = False) -> None:
+    """Write a file whole, durably, under a name that must be free (`store`). Raises FileExistsError, Unwritable."""
+    store.of(path).create(path, data, covered)
 
 
 def _seal_of(data: bytes) -> dict[str, Any]:
@@ -649,11 +650,11 @@ def _segment_holds(path: Path) -> bool:
         return False
 
 
-def write_sealed(path: Path, record: dict[str, Any]) -> None:
+def write_sealed(path: Path, record: dict[str, Any], covered: bool = False) -> None:
     """Write a record that says itself whether it is whole. Raises FileExistsError."""
     plain = json.loads(json.dumps(record))
     text = json.dumps(plain | {"sha256_of_record": _digest(plain)}, indent=1, ensure_ascii=False)
-    write_new(path, text.encode() + b"\n")
+    write_new(path, text.encode() + b"\n", covered)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:

@@ -111,4 +111,5 @@ def _beside(cell: Cell, device: str, number: int) -> tuple[float, float]:
 def _as_a_worker() -> None:
     """What a worker has imported counts among what it holds."""
     ray_settings.prepare(None)
-    import_module("orchestration.trainable")
+    for name in ("ray", "orchestration.worker"):
+        import_module(name)

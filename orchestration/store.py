@@ -47,8 +47,12 @@ class Store(Protocol):
 
     seconds_between_looks: float
 
-    def create(self, path: Path, data: bytes) -> None:
-        """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable."""
+    def create(self, path: Path, data: bytes, covered: bool = False) -> None:
+        """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable.
+
+        Where it is `covered`, which is to say that it counts only once a later file in its folder says so, its name may
+        become durable with that one's.
+        """
         ...
 
     def claim(self, folder: Path) -> None:
@@ -153,7 +157,7 @@ class _Folders:
 
     seconds_between_looks = 0.2
 
-    def create(self, path: Path, data: bytes) -> None:
+    def create(self, path: Path, data: bytes, covered: bool = False) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             try:
@@ -162,7 +166,8 @@ class _Folders:
                 _link(temporary, path, data)
             finally:
                 temporary.unlink(missing_ok=True)
-            _flush_folder(path.parent)
+            if not covered:
+                _flush_folder(path.parent)
         except FileExistsError:
             raise
         except OSError as error:
@@ -247,7 +252,7 @@ class _Objects:
 
     seconds_between_looks = 5.0
 
-    def create(self, path: Path, data: bytes) -> None:
+    def create(self, path: Path, data: bytes, covered: bool = False) -> None:
         for _ in range(_CONFLICTS):
             try:
                 with _reaching(path):

@@ -1,205 +1,39 @@
 """Ray Tune as a servant: it places cells on warm workers; order, retries and what is left to do are decided here.
 
-Tune's own recovery is not used: no trial is ever restored by it, and what it writes goes to a temporary folder. When
-the driver dies, the ledger is all that the next launch needs.
+Tune's own recovery is not used: it restores no trial and writes nothing. When the driver dies, the ledger is all that
+the next launch needs.
 """
 
-import logging
 import os
 import re
-import socket
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import ray
 from ray import tune
-from ray._private import services
-from ray.air._internal import usage
+from ray.air.execution import PlacementGroupResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
-from ray.tune import registry
-from ray.tune import tune as tune_run
-from ray.tune.execution import tune_controller
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
-from ray.tune.search import Searcher
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import SearchAlgorithm
 
-from orchestration import store, submitted
+from orchestration import store
 from orchestration.ledger import Ledger, Unwritable
-from orchestration.plan import Cell, Leg
-from orchestration.provenance import cores
-from orchestration.python_files import python_files
-from orchestration.ray_settings import SECONDS_TO_BEGIN, Unusable
-from orchestration.scratch import scratch
-from orchestration.trainable import CellTrainable, Told
+from orchestration.plan import Cell
+from orchestration.ray_connection import capacity
+from orchestration.ray_settings import SECONDS_TO_BEGIN
+from orchestration.work_queue import Listener, Queue, Source
+from orchestration.worker import Told, Worker, Workplace
 
-_VITAL = ("raylet", "gcs_server")
 _KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
-SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_START, TRIES_TO_START = float(SECONDS_TO_BEGIN), 3
-
-
-class Listener(Protocol):
-    """Who is told what happens, in the driver's thread; `waits` says what the waiting cells wait for."""
-
-    waits: Callable[[], dict[str, int]]
-
-    def started(self, cell: Cell) -> None: ...
-    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
-    def again(self, cell: Cell, reason: str) -> None: ...
-    def noted(self, cell: Cell, note: str) -> None: ...
-    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None: ...
-
-
-class Source(Protocol):
-    """What finds work while others are at work: a search, which decides from what is over what comes next."""
-
-    def more(self) -> Sequence[Leg]:
-        """Work for a free place; none: wait, or nothing is left (`finished`)."""
-        ...
-
-    def ended(self, cell: Cell, state: str, reason: str) -> None:
-        """A cell that came from here is no longer trained: as ended, or `paused`."""
-        ...
-
-    @property
-    def finished(self) -> bool: ...
-
-
-@dataclass
-class Queue:
-    """What is left to do, in order: hands out cells, waits for pretrainings, hands a cell out again after a death.
-
-    About `at_a_time` cells fit: so many are handed out at once, then one ahead of those that run, since among several
-    Tune would choose. `max_concurrent` limits the cells that are out, `max_retries` how often a cell whose process died
-    or ran out of memory is handed out again. A failed pretraining fails the cells that wait for it. Once the ledger
-    could not be written to (`unwritable` says how), nothing more is handed out.
-
-    Where all that is left waits, a `source` is asked for more, though never ahead: what it gives may hang on what runs.
-    """
-
-    cells: Iterable[Cell]
-    listener: Listener
-    at_a_time: int = 1
-    max_concurrent: int | None = None
-    max_retries: int = 3
-    stopping: Callable[[], bool] = lambda: False
-    source: Source | None = None
-
-    def __post_init__(self) -> None:
-        self._waiting = deque(self.cells)
-        self.taken: dict[str, Cell] = {cell.id: cell for cell in self._waiting}
-        self._until: dict[str, int | None] = {}
-        self._sourced: set[str] = set()
-        self._out: dict[str, Cell] = {}
-        self._running: set[str] = set()
-        self._pending = {cell.id for cell in self._waiting}
-        self._failed: dict[str, tuple[str, str]] = {}
-        self._deaths: dict[str, int] = {}
-        self.unwritable = ""
-
-    @property
-    def finished(self) -> bool:
-        left = self._waiting or (self.source is not None and not self.source.finished)
-        return not self._out and (self._handing_out_no_more() or not left)
-
-    def until(self, cell_id: str) -> int | None:
-        """The step up to which a cell is to be trained now; None: to its end."""
-        return self._until.get(cell_id)
-
-    def waits(self) -> dict[str, int]:
-        """What the waiting cells wait for, and how many do."""
-        found: Counter[str] = Counter()
-        for cell in list(self._waiting):  # what draws is another thread
-            before = self.taken.get(cell.depends_on or "")
-            found[before.label if before is not None and before.id in self._pending else "a free place"] += 1
-        return dict(found)
-
-    def take(self) -> Cell | None:
-        """The next cell that can start now; None: wait, or nothing is left (`finished`)."""
-        ahead = len(self._out) - len(self._running)
-        if self._handing_out_no_more() or ahead >= max(1, self.at_a_time - len(self._running)):
-            return None
-        if self.max_concurrent is not None and len(self._out) >= self.max_concurrent:
-            return None
-        cell = self._next()
-        if cell is None and self.source is not None and len(self._out) < self.at_a_time:
-            for leg in self.source.more():
-                self._add(leg)
-            cell = self._next()
-        return cell
-
-    def _add(self, leg: Leg) -> None:
-        cell = leg.cell
-        self._until[cell.id] = leg.until
-        self._sourced.add(cell.id)
-        if cell.id not in self._pending:
-            self._pending.add(cell.id)
-            self._failed.pop(cell.id, None)
-            self._waiting.append(cell)
-            self.taken[cell.id] = cell
-
-    def _next(self) -> Cell | None:
-        while True:
-            # The first one that waits for nothing: among many thousands nearly always the very first.
-            cell = next((cell for cell in self._waiting if cell.depends_on not in self._pending), None)
-            if cell is None:
-                return None
-            self._waiting.remove(cell)
-            if cell.depends_on not in self._failed:
-                self._out[cell.id] = cell
-                return cell
-            self._over(cell, "failed", "its pretraining {}: {}".format(*self._failed[cell.depends_on]), "")
-
-    def started(self, cell_id: str) -> None:
-        """A cell that was taken has a worker."""
-        self._running.add(cell_id)
-        self.listener.started(self._out[cell_id])
-
-    def ended(self, cell_id: str, state: str, reason: str = "", log: str = "", blamed: bool = True) -> str | None:
-        """Take a cell back: as ended, or as `again` (its process died, say), which counts where it is to blame.
-
-        Returns its final state; None where it goes out once more.
-        """
-        cell = self._out.pop(cell_id)
-        self._running.discard(cell_id)
-        if state == "unwritable":
-            state, self.unwritable = "interrupted", reason
-        if state == "again":
-            if self._handing_out_no_more():
-                state = "interrupted"
-            else:
-                deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + blamed
-                if deaths <= self.max_retries:
-                    self._waiting.appendleft(cell)
-                    self.listener.again(cell, reason)
-                    return None
-                state, reason = "failed", f"{reason} ({deaths} times)"
-        self._over(cell, state, reason, log)
-        return state
-
-    def why_failed(self, cell_id: str) -> str:
-        """The reason of a cell that has failed or diverged."""
-        return self._failed[cell_id][1]
-
-    def _handing_out_no_more(self) -> bool:
-        return bool(self.unwritable) or self.stopping()
-
-    def _over(self, cell: Cell, state: str, reason: str, log: str) -> None:
-        if state in ("failed", "diverged"):
-            self._failed[cell.id] = state, reason
-        if state != "interrupted":
-            self._pending.discard(cell.id)
-        self.listener.ended(cell, state, reason, log)
-        if self.source is not None and cell.id in self._sourced and state != "interrupted":
-            self.source.ended(cell, state, reason)
+SECONDS_TO_START = float(SECONDS_TO_BEGIN)
+SECONDS_TO_BE_FREE = 1.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +66,7 @@ def run(
     source: Source | None = None,
     at_a_time: int | None = None,
 ) -> list[Cell]:
-    """Train cells, and what a source adds, until each has ended or `stop_file` exists; Ray is connected (`connected`).
+    """Train cells, and what a source adds, until each has ended or `stop_file` exists; Ray is connected.
 
     Returns the cells that were handed out or waited. Raises Unwritable where a worker could not write to the ledger.
     """
@@ -241,39 +75,40 @@ def run(
         cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, store.Awaited(stop_file).exists, source
     )
     listener.waits = queue.waits
-    fixed = {
-        "results": str(ledger.folder.resolve()),
-        "stop_file": str(stop_file.resolve()),
-        "directory": os.getcwd(),
-        "python_path": list(slots.python_path),
-        "device": slots.device,
-        "checkpoint_every": slots.checkpoint_every,
-        "record": record or {},
-    }
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_a_time)
-    usage.tag_callbacks = lambda callbacks: False  # it is off, yet imports MLflow to count them: a second
-    tune_controller.RayActorManager = _Workers  # type: ignore[attr-defined]
-    tune_run.TuneController = _Controller  # type: ignore[attr-defined]
-    with scratch("fsg-tune-") as folder, _registered_once():
-        tune.run(
-            tune.with_resources(CellTrainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
-            config=fixed,
-            name="tune",
-            storage_path=str(folder),
-            search_alg=_Handing(queue, slots),
-            scheduler=tune.schedulers.FIFOScheduler(),  # type: ignore[no-untyped-call]
-            num_samples=-1,
-            max_failures=0,
-            reuse_actors=True,
-            verbose=0,
-            raise_on_failed_trial=False,
-            trial_name_creator=lambda trial: trial.trial_id,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-            callbacks=[_Listening(queue, ledger, listener)],
-        )
+    workplace = Workplace(
+        results=str(ledger.folder.resolve()),
+        stop_file=str(stop_file.resolve()),
+        directory=os.getcwd(),
+        python_path=list(slots.python_path),
+        device=slots.device,
+        checkpoint_every=slots.checkpoint_every,
+        record=record or {},
+    )
+    controller = _Controller(
+        workplace,
+        at_a_time,
+        search_alg=_Handing(queue, slots),
+        scheduler=FIFOScheduler(),  # type: ignore[no-untyped-call]
+        callbacks=[_Listening(queue, ledger, listener)],
+        reuse_actors=True,
+    )
+    with _workers_stopped(controller):
+        while not controller.is_finished():  # type: ignore[no-untyped-call]
+            controller.step()  # type: ignore[no-untyped-call]
     if queue.unwritable:
         raise Unwritable(queue.unwritable)
     return list(queue.taken.values())
+
+
+@contextmanager
+def _workers_stopped(controller: "_Controller") -> Iterator[None]:
+    """Afterwards workers have kept what they train; whoever cannot wait for that (Ctrl-C, twice) does not."""
+    try:
+        yield
+    except Exception:
+        controller.cleanup()  # type: ignore[no-untyped-call]
+        raise
+    controller.cleanup()  # type: ignore[no-untyped-call]
 
 
 class _Workers(RayActorManager):
@@ -285,18 +120,92 @@ class _Workers(RayActorManager):
         super()._actor_task_failed(tracked_actor_task, exception)
 
 
-class _Controller(TuneController):
-    """Tune's; here a worker that is free does not take the place of one that is starting, which Tune would end then.
+class _Trial(Trial):
+    """A cell on its way through Tune, without what Tune keeps of a trial: folders, results, a state to recover from."""
 
-    Trainings that are shorter than the start of a worker would all be done by one. A worker that does not start within
-    `SECONDS_TO_START` loses its training to a free one all the same.
+    def __init__(self, cell: Cell, until: int | None, resources: tune.PlacementGroupFactory) -> None:
+        super().__init__("cell", config={"cell": cell.id}, placement_group_factory=resources, stub=True)
+        self.cell, self.until = cell, until
+        self.told: Told | None = None
+        self.death: list[str] = []
+
+    @property
+    def local_path(self) -> None:
+        return None
+
+    def init_local_path(self) -> None: ...
+
+    def set_ray_actor(self, ray_actor: Any) -> None:
+        """Tune's asks every worker for what it fills results with, twice a trial."""
+        self.temporary_state.ray_actor = ray_actor
+
+    def update_last_result(self, result: dict[str, Any]) -> None:
+        """Tune's keeps statistics of every number in it, for ever."""
+        self.run_metadata.last_result = result
+
+    def handle_error(self, exc: Exception | None = None) -> None:
+        """Tune's writes it to a file."""
+        self.death = str(exc).splitlines()
+        self.run_metadata.num_failures += 1
+
+
+class _Controller(TuneController):
+    """Tune's; here it makes our workers, and tells a warm one of its next cell in a single call.
+
+    A worker that is free does not take the place of one that is starting, which Tune would end then: trainings that are
+    shorter than the start of a worker would all be done by one. A worker that does not start within `SECONDS_TO_START`
+    loses its training to a free one all the same. And another place is asked for only where a trial has waited for a
+    worker of its kind longer than `SECONDS_TO_BE_FREE`: for every place Ray's head makes a group, which costs more than
+    a short training.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, workplace: Workplace, at_a_time: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._actor_manager = _Workers(resource_manager=PlacementGroupResourceManager())
+        self._max_pending_trials = at_a_time
+        self._workplace = workplace
+        self._worker = ray.remote(Worker)
         self._starting: dict[str, float] = {}
+        self._waits: dict[_Trial, float] = {}
 
-    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
+    def on_step_begin(self) -> None:
+        super().on_step_begin()  # type: ignore[no-untyped-call]
+        for trial, since in list(self._waits.items()):
+            if trial.status != Trial.PENDING or trial in self._trial_to_actor:
+                del self._waits[trial]
+            elif time.monotonic() - since >= SECONDS_TO_BE_FREE:
+                del self._waits[trial]
+                self._ask_for_a_place(trial)
+
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+        """Nothing: the ledger has it."""
+
+    def _create_checkpoint_manager(self) -> None: ...
+
+    def _mark_trial_to_checkpoint(self, trial: Any) -> None: ...
+
+    def _schedule_trial_actor(self, trial: Any) -> None:
+        if self._maybe_reuse_cached_actor(trial):
+            return
+        kind = trial.placement_group_factory
+        if any(running.placement_group_factory == kind for running in self._running_trials):
+            self._waits[trial] = time.monotonic()
+        else:
+            self._ask_for_a_place(trial)
+
+    def _ask_for_a_place(self, trial: Any) -> None:
+        worker = self._actor_manager.add_actor(
+            cls=self._worker,
+            kwargs={"workplace": self._workplace},
+            resource_request=trial.placement_group_factory,
+            on_start=self._actor_started,
+            on_stop=self._actor_stopped,
+            on_error=self._actor_failed,
+        )
+        self._trial_to_actor[trial] = worker
+        self._actor_to_trial[worker] = trial
+
+    def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
         own = self._trial_to_actor.get(trial)
         if own is not None and own not in self._started_actors and self._actor_manager.is_actor_started(own):
             since = self._starting.setdefault(trial.trial_id, time.monotonic())
@@ -305,199 +214,22 @@ class _Controller(TuneController):
         self._starting.pop(trial.trial_id, None)
         return bool(super()._maybe_reuse_cached_actor(trial))
 
+    def _schedule_trial_reset(self, trial: Any, new_config: dict[str, Any], new_experiment_tag: str) -> None:
+        """Nothing to prepare: what a worker is to train is said when it is to go on."""
+        self._actor_started(self._trial_to_actor[trial])
 
-@contextmanager
-def _registered_once() -> Iterator[None]:
-    """Within, Tune remembers what its trials run: it would ask Ray's head for it five times a trial."""
-    tune_registry: Any = registry
-    ask, known = tune_registry._internal_kv_get, dict[bytes, bytes]()
+    def _schedule_trial_train(self, trial: Any) -> None:
+        self._schedule_trial_task(
+            trial,
+            "go_on",
+            args=(trial.trial_id, trial.cell.id, trial.until),
+            on_result=self._on_told,
+            on_error=self._trial_task_failure,
+        )
 
-    def get(key: bytes) -> bytes | None:
-        found = known.get(key) or ask(key)
-        if found is not None:
-            known[key] = found
-        return found
-
-    tune_registry._internal_kv_get = get
-    try:
-        yield
-    finally:
-        tune_registry._internal_kv_get = ask
-
-
-@contextmanager
-def connected(
-    address: str | None,
-    packages: Sequence[Path] = (),
-    own: Path | None = None,
-    died: Callable[[str], None] = lambda name: None,
-) -> Iterator[None]:
-    """A Ray of this process's own, on loopback, or with `address` a running cluster's.
-
-    To a cluster, these packages are sent, and the Python files of the user's `own` folder. Where a process of its own
-    Ray dies, `died` is called with its name, in a thread: whoever then calls Ray may wait for ever. Raises Unusable.
-
-    `ray_settings.prepare` has to come before the import of this module.
-    """
-    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
-    with scratch("fsg-", "/tmp") as folder:  # sockets lie below it, and their paths must be short
-        if address is None:
-            options |= {
-                "address": "local",
-                "num_cpus": cores(),
-                "object_store_memory": 100 * 2**20,
-                "include_dashboard": False,
-                "_temp_dir": str(folder),
-            }
-        else:
-            shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
-            if own is not None:
-                shipped |= {"working_dir": str(python_files(own, folder / "own"))}
-            # What was handed over with the driver (`submitted`) is what its workers get, too.
-            options |= {"address": address} | ({} if submitted.record() else {"runtime_env": shipped})
-        try:
-            with _refusing(address):
-                _knock(address)
-                _start(options, own=address is None)
-            with _watched(died) if address is None else nullcontext():
-                yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _refusing(address: str | None) -> Iterator[None]:
-    """Says in a line why there is no connection to the cluster at an address."""
-    try:
-        yield
-    except Exception as error:
-        why = None if address is None else _why_unconnected(error)
-        if why is None:
-            raise
-        raise Unusable(f"--address {address}: {why}") from error
-
-
-def _knock(address: str | None) -> None:
-    """Raises ConnectionError where nothing listens: Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise ConnectionError(str(error)) from error
-
-
-def _why_unconnected(error: Exception) -> str | None:
-    text = " ".join(str(error).split())
-    if isinstance(error, ray.exceptions.AuthenticationError) or "uthentication" in text:
-        hint = "expected the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
-        return f"the cluster refuses the token, or there is none ({hint})"
-    if "Version mismatch" in text:
-        both = [f"{name} {version}" for name, version in re.findall(r"(Ray|Python): ([\w.]+)", text)]
-        half = len(both) // 2
-        return f"the cluster has {' and '.join(both[:half])}, here is {' and '.join(both[half:])} (expected the same)"
-    if isinstance(error, ConnectionError | TimeoutError) or "onnect" in text:
-        hint = "expected auto or HOST:PORT on one of its nodes; from elsewhere http://HOST:8265"
-        return f"no cluster answers that this machine is a node of ({hint})"
-    return None
-
-
-@contextmanager
-def _watched(died: Callable[[str], None]) -> Iterator[None]:
-    """Within, the two processes without which this process's own Ray is none are looked after."""
-    vital = _vital()
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(SECONDS_BETWEEN_LOOKS):
-            for name, process in vital:
-                if not _runs(process) and not stop.is_set():
-                    died(name)
-                    return
-
-    thread = threading.Thread(target=watch, name="Ray's watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-
-
-def _vital() -> list[tuple[str, psutil.Process]]:
-    """Those processes of this one's own Ray that run, by name."""
-    return [(child.name(), child) for child in psutil.Process().children() if _runs(child) and child.name() in _VITAL]
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-class _NotStarted(Exception):
-    """Ray's own processes did not come up."""
-
-
-def _start(options: dict[str, Any], own: bool) -> None:
-    """Ray gives a node of its own half a minute to start; on a busy machine that is too short. Raises Unusable."""
-    if not own:
-        ray.init(**options)
-        return
-    before = set(psutil.Process().children())
-    end = time.monotonic() + SECONDS_TO_START
-    for left in reversed(range(TRIES_TO_START)):
-        try:
-            with _patient(end):
-                ray.init(**options)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if not isinstance(error, _NotStarted) and "Failed to start GCS" not in str(error):
-                raise
-            for process in set(psutil.Process().children()) - before:
-                process.kill()
-                process.wait()
-            if not left or time.monotonic() >= end:
-                hint = "expected some memory, room in /tmp, and processors that are not all busy"
-                what = f"Ray does not start on this machine, tried {TRIES_TO_START - left} times"
-                raise Unusable(f"{what}: {_first_line(error)} ({hint})") from error
-
-
-@contextmanager
-def _patient(end: float) -> Iterator[None]:
-    """Within, Ray waits until `end` for a node whose processes run, and no longer: nothing else tells it to."""
-    look = services.get_node
-
-    def get_node(*arguments: Any) -> Any:
-        while True:
-            try:
-                return look(*arguments)  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                dead = set(_VITAL) - {name for name, _ in _vital()}
-                if dead:
-                    raise _NotStarted(f"its {dead.pop()} died") from error
-                if time.monotonic() >= end:
-                    raise _NotStarted(f"no answer within {SECONDS_TO_START:.0f} s") from error
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-
-    services.get_node = get_node
-    try:
-        yield
-    finally:
-        services.get_node = look
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def capacity() -> dict[str, float]:
-    """CPUs and GPUs of the Ray that is connected."""
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
+    def _on_told(self, trial: Any, told: tuple[Any, ...]) -> None:
+        trial.told = Told(*told)
+        self._on_training_result(trial, {"done": trial.told.state != "running"})  # type: ignore[no-untyped-call]
 
 
 def in_parallel(cells: Sequence[Cell], slots: Slots) -> int:
@@ -507,27 +239,25 @@ def in_parallel(cells: Sequence[Cell], slots: Slots) -> int:
     return max(1, min(fits, slots.max_concurrent or fits, len(cells)))
 
 
-class _Handing(Searcher):
-    """Hands the queue's cells to Tune as configs."""
+class _Handing(SearchAlgorithm):
+    """Hands the queue's cells to Tune."""
 
     def __init__(self, queue: Queue, slots: Slots) -> None:
-        super().__init__()
         self.queue, self.slots = queue, slots
+        self._kinds: dict[tuple[tuple[str, float], ...], tune.PlacementGroupFactory] = {}
 
-    def suggest(self, trial_id: str) -> Any:
+    def next_trial(self) -> _Trial | None:
         cell = self.queue.take()
         if cell is None:
-            return Searcher.FINISHED if self.queue.finished else None
-        return {"cell": cell.id, "resources": self.slots.of(cell), "until": self.queue.until(cell.id)}
+            return None
+        return _Trial(cell, self.queue.until(cell.id), self._kind(self.slots.of(cell)))
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `_Listening` hears the same, and the cause of a death with it."""
+    def is_finished(self) -> bool:
+        return self.queue.finished
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger has it."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("the ledger is where a launch goes on from")
+    def _kind(self, resources: dict[str, float]) -> tune.PlacementGroupFactory:
+        """One object for trials that take the same: Tune compares them all the time."""
+        return self._kinds.setdefault(tuple(resources.items()), tune.PlacementGroupFactory([resources]))
 
 
 class _Listening(tune.Callback):
@@ -537,35 +267,31 @@ class _Listening(tune.Callback):
         self.queue, self.ledger, self.listener = queue, ledger, listener
         self._noted: set[tuple[str, str]] = set()
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.queue.started(self._cell(trial).id)
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.queue.started(trial.cell.id)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        told = Told.of(result)
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        told: Told = trial.told
         if told.note and (trial.trial_id, told.note) not in self._noted:
             self._noted.add((trial.trial_id, told.note))
-            self.listener.noted(self._cell(trial), told.note)
+            self.listener.noted(trial.cell, told.note)
         if told.of_steps or told.metrics:
-            self.listener.progressed(self._cell(trial), told.at_step, told.of_steps, told.metrics)
+            self.listener.progressed(trial.cell, told.at_step, told.of_steps, told.metrics)
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        told = Told.of(trial.last_result)
-        self._end(trial, told.state, told.reason, told.log)
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, trial.told.state, trial.told.reason, trial.told.log)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        told = _told(trial)
-        self._end(trial, "again", cause(told), "", blamed=not self._took_less(trial, told))
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "again", cause(trial.death), "", blamed=not self._took_less(trial))
 
-    def _end(self, trial: Trial, state: str, reason: str, log: str, blamed: bool = True) -> None:
-        cell = self._cell(trial)
-        if self.queue.ended(cell.id, state, reason, log, blamed) == "failed" and state == "again":
-            self._record_death(cell, self.queue.why_failed(cell.id))
+    def _end(self, trial: _Trial, state: str, reason: str, log: str, blamed: bool = True) -> None:
+        if self.queue.ended(trial.cell.id, state, reason, log, blamed) == "failed" and state == "again":
+            self._record_death(trial.cell, self.queue.why_failed(trial.cell.id))
 
-    def _took_less(self, trial: Trial, told: Sequence[str]) -> bool:
+    def _took_less(self, trial: _Trial) -> bool:
         with suppress(OSError):
-            return any(took_less(told, attempt["pid"]) for attempt in self.ledger.attempts(self._cell(trial).id)[-1:])
+            last = self.ledger.attempts(trial.cell.id)[-1:]
+            return any(took_less(trial.death, attempt["pid"]) for attempt in last)
         return False
 
     def _record_death(self, cell: Cell, reason: str) -> None:
@@ -573,22 +299,11 @@ class _Listening(tune.Callback):
         with suppress(OSError):
             self.ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
 
-    def _cell(self, trial: Trial) -> Cell:
-        return self.queue.taken[trial.config["cell"]]
-
-
-def _told(trial: Trial) -> list[str]:
-    """What Ray wrote down of a worker's death."""
-    try:
-        return Path(str(trial.error_file)).read_text().splitlines()
-    except OSError:
-        return []
-
 
 def cause(told: Sequence[str]) -> str:
     """Why a worker died, in one line: what Ray wrote down of it, without the advice around it."""
     text = " ".join(told)
-    if "creation task" in text or "RayTaskError" in text:
+    if "ray::" in text:  # how a traceback begins that came over from a worker
         return "the worker failed: " + next((line for line in reversed(told) if line.strip()), "").strip()
     if "running low on memory" in text:
         return "the worker was killed: the machine ran low on memory"

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "ray": {
         "orchestration/tuner.py",
-        "orchestration/trainable.py",
+        "orchestration/ray_connection.py",
         "orchestration/cluster.py",
         "orchestration/nodes.py",
     },

@@ -19,8 +19,8 @@ import ray  # noqa: E402
 
 from orchestration.cli import main  # noqa: E402
 from orchestration.cluster import JobServer, pack, package_sha256  # noqa: E402
+from orchestration.ray_connection import _refusing, connected  # noqa: E402
 from orchestration.ray_settings import Unusable  # noqa: E402
-from orchestration.tuner import _refusing, connected  # noqa: E402
 
 SPEC = """
 name: tiny
