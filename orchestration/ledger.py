@@ -18,8 +18,7 @@
 
 Every file appears whole and durable or not at all (`store` says how, on a disk and in an object store); nothing is
 appended to or renamed over. Every file is sealed by a SHA-256: one that is torn or damaged is as good as absent, and
-what came before it is used. What a checkpoint or the end covers is on the disk before it is; the names become durable
-together.
+what came before it is used. What a checkpoint or the end covers is durable before there is a file of its name.
 
 Splice. The newest attempt rules. It names the attempt and the last step whose rows were covered when it was claimed
 (`rows_from`): those rows count, and its own after that step. It resumes from the newest checkpoint at or before that

@@ -50,8 +50,8 @@ class Store(Protocol):
     def create(self, path: Path, data: bytes, covered: bool = False) -> None:
         """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable.
 
-        Where it is `covered`, which is to say that it counts only once a later file in its folder says so, its name may
-        become durable with that one's.
+        A `covered` one counts only once a later file in its folder says so: it need not be durable before that one is
+        there.
         """
         ...
 
@@ -157,16 +157,24 @@ class _Folders:
 
     seconds_between_looks = 0.2
 
+    def __init__(self) -> None:
+        self._unflushed: set[Path] = set()
+
     def create(self, path: Path, data: bytes, covered: bool = False) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             try:
                 _make(path.parent)
                 _write_exclusively(temporary, data)
+                if not covered and path.parent in self._unflushed:
+                    self._unflushed.discard(path.parent)
+                    _flush_folder(path.parent)
                 _link(temporary, path, data)
             finally:
                 temporary.unlink(missing_ok=True)
-            if not covered:
+            if covered:
+                self._unflushed.add(path.parent)
+            else:
                 _flush_folder(path.parent)
         except FileExistsError:
             raise

@@ -154,15 +154,16 @@ class _Controller(TuneController):
 
     A worker that is free does not take the place of one that is starting, which Tune would end then: trainings that are
     shorter than the start of a worker would all be done by one. A worker that does not start within `SECONDS_TO_START`
-    loses its training to a free one all the same. And another place is asked for only where a trial has waited for a
-    worker of its kind longer than `SECONDS_TO_BE_FREE`: for every place Ray's head makes a group, which costs more than
-    a short training.
+    loses its training to a free one all the same.
+
+    Beyond the `at_a_time` workers that fit, another place is asked for only where a trial has waited for one of them
+    longer than `SECONDS_TO_BE_FREE`: for every place Ray's head makes a group, which costs more than a short training.
     """
 
     def __init__(self, workplace: Workplace, at_a_time: int, **settings: Any) -> None:
         super().__init__(**settings)
         self._actor_manager = _Workers(resource_manager=PlacementGroupResourceManager())
-        self._max_pending_trials = at_a_time
+        self._max_pending_trials = self._at_a_time = at_a_time
         self._workplace = workplace
         self._worker = ray.remote(Worker)
         self._starting: dict[str, float] = {}
@@ -187,11 +188,10 @@ class _Controller(TuneController):
     def _schedule_trial_actor(self, trial: Any) -> None:
         if self._maybe_reuse_cached_actor(trial):
             return
-        kind = trial.placement_group_factory
-        if any(running.placement_group_factory == kind for running in self._running_trials):
-            self._waits[trial] = time.monotonic()
-        else:
+        if self._actor_manager.num_total_actors < self._at_a_time:
             self._ask_for_a_place(trial)
+        else:
+            self._waits[trial] = time.monotonic()
 
     def _ask_for_a_place(self, trial: Any) -> None:
         worker = self._actor_manager.add_actor(
@@ -303,10 +303,10 @@ class _Listening(tune.Callback):
 def cause(told: Sequence[str]) -> str:
     """Why a worker died, in one line: what Ray wrote down of it, without the advice around it."""
     text = " ".join(told)
-    if "ray::" in text:  # how a traceback begins that came over from a worker
-        return "the worker failed: " + next((line for line in reversed(told) if line.strip()), "").strip()
     if "running low on memory" in text:
         return "the worker was killed: the machine ran low on memory"
+    if "ray::" in text:  # how a traceback begins that came over from a worker
+        return "the worker failed: " + next((line for line in reversed(told) if line.strip()), "").strip()
     detail = re.search(r"Worker exit detail: (.*?)\.(\s|$)", text)
     return "the worker's process died" + (f": {detail[1]}" if detail else "")
 

@@ -522,6 +522,36 @@ def test_every_name_is_flushed_with_the_folder_that_it_is_in(tmp_path: Path, mon
                 assert one.name in kept[str(one.parent)], one
 
 
+def test_what_a_commit_covers_is_durable_before_the_commit_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: set[str] = set()
+    link, seen = os.link, []
+
+    def flush(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if place.is_dir():
+            kept.update(str(place / name) for name in os.listdir(place))
+
+    def linking(source: Path, target: Path) -> None:
+        if target.name == "end.json" or (target.name.startswith("checkpoint-") and target.suffix == ".json"):
+            lacking = {path.name for path in target.parent.iterdir() if str(path) not in kept and path != source}
+            seen.append((target.name, lacking))
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "link", linking)
+    ledger = Ledger(tmp_path / "experiment")
+    ledger.add(CELL)
+    attempt = ledger.claim(ID, {})
+    attempt.diagnostics({"step": 10})
+    checkpointed(attempt, 10, 10)
+    attempt.record([Row(20, {"loss": 1.0})])
+    attempt.weights("final.pt", b"weights")
+    attempt.finish("done", step=20)
+    assert seen == [("checkpoint-00000010.json", set()), ("end.json", set())]
+
+
 def test_file_system_without_links_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")

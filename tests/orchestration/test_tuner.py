@@ -7,7 +7,6 @@ from orchestration import ray_settings
 
 ray_settings.prepare(None)
 
-from ray.tune import PlacementGroupFactory  # noqa: E402
 from ray.tune.execution.tune_controller import TuneController  # noqa: E402
 from ray.tune.experiment import Trial  # noqa: E402
 
@@ -21,13 +20,15 @@ from orchestration.tuner import (  # noqa: E402
     took_less,
 )  # fmt: skip
 
-LOW_ON_MEMORY = """Failure # 1 (occurred at 2026-01-01_00-00-00)
-2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used / 23.54GB limit
+LOW_ON_MEMORY = """2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used / 23.54GB limit
 Considered workers: [
 Selected to kill: (Actor(76d2): job ID=01, task name=A.__init__, pid=9081, actual memory used=0.45GB, worker ID=2fa8)
 Selected to kill: (Actor(5027): job ID=01, task name=A.__init__, pid=9082, actual memory used=2.68GB, worker ID=39b8)
 (Actor(1111): job ID=01, task name=A.__init__, pid=9083, actual memory used=0.10GB, worker ID=4444)
 ]
+PID	MEM(GB)	COMMAND
+9082	2.68	ray::Worker.go_on
+Refer to the documentation on how to address the out of memory issue.
 """.splitlines()
 
 
@@ -58,17 +59,18 @@ class Actors:
     def __init__(self, *made: str) -> None:
         self.made = made
 
+    @property
+    def num_total_actors(self) -> int:
+        return len(self.made)
+
     def is_actor_started(self, actor: str) -> bool:
         return actor in self.made
 
 
 class Waiting:
-    """A trial that waits for a worker of its kind."""
+    """A trial that waits for a worker."""
 
     trial_id, status = "w", Trial.PENDING
-
-    def __init__(self, cpus: int) -> None:
-        self.placement_group_factory = PlacementGroupFactory([{"CPU": cpus}])
 
 
 @pytest.fixture
@@ -80,14 +82,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def controller(monkeypatch: pytest.MonkeyPatch) -> _Controller:
-    """One without a Ray: what it asks places for is in `asked`."""
+    """One without a Ray, where two fit at a time: what it asks places for is in `asked`."""
     monkeypatch.setattr(TuneController, "__init__", lambda self: None)
     monkeypatch.setattr(TuneController, "on_step_begin", lambda self: None)
     monkeypatch.setattr(TuneController, "_maybe_reuse_cached_actor", lambda self, trial: False)
     monkeypatch.setattr("orchestration.tuner._Workers", lambda resource_manager: Actors())
     made = _Controller.__new__(_Controller)
-    made.__init__(None, 1)  # type: ignore[misc, arg-type]
-    made._trial_to_actor, made._started_actors, made._running_trials = {}, set(), set()
+    made.__init__(None, 2)  # type: ignore[misc, arg-type]
+    made._trial_to_actor, made._started_actors = {}, set()
     made.asked = []  # type: ignore[attr-defined]
     made._ask_for_a_place = made.asked.append  # type: ignore[attr-defined, method-assign]
     return made
@@ -106,7 +108,7 @@ def test_a_free_worker_does_not_take_the_place_of_one_that_is_starting(
     own: str | None, made: tuple[str, ...], runs: tuple[str, ...], takes: bool, controller: Any, clock: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    trial, asked = Waiting(1), []
+    trial, asked = Waiting(), []
     monkeypatch.setattr(TuneController, "_maybe_reuse_cached_actor", lambda self, trial: asked.append(trial) or True)
     controller._trial_to_actor = {} if own is None else {trial: own}
     controller._started_actors, controller._actor_manager = set(runs), Actors(*made)
@@ -118,11 +120,8 @@ def test_a_free_worker_does_not_take_the_place_of_one_that_is_starting(
     assert controller._maybe_reuse_cached_actor(trial), "it does not start"
 
 
-def test_another_place_is_asked_for_once_no_worker_of_the_kind_becomes_free(
-    controller: Any, clock: list[float]
-) -> None:
-    trial = Waiting(1)
-    controller._running_trials = {Waiting(1)}
+def test_another_place_is_asked_for_once_none_of_the_workers_becomes_free(controller: Any, clock: list[float]) -> None:
+    trial, controller._actor_manager = Waiting(), Actors("one", "another")
     controller._schedule_trial_actor(trial)
     clock[0] = SECONDS_TO_BE_FREE - 0.01
     controller.on_step_begin()
@@ -133,19 +132,16 @@ def test_another_place_is_asked_for_once_no_worker_of_the_kind_becomes_free(
     assert controller.asked == [trial]
 
 
-def test_a_place_is_asked_for_at_once_where_no_worker_of_the_kind_is_at_work(
+def test_a_place_is_asked_for_at_once_as_long_as_fewer_workers_are_there_than_fit(
     controller: Any, clock: list[float]
 ) -> None:
-    trials = [Waiting(1), Waiting(2)]
-    controller._schedule_trial_actor(trials[0])
-    controller._running_trials = {Waiting(1)}
-    controller._schedule_trial_actor(trials[1])
-    assert controller.asked == trials
+    trial, controller._actor_manager = Waiting(), Actors("one, and another has died")
+    controller._schedule_trial_actor(trial)
+    assert controller.asked == [trial]
 
 
 def test_no_place_is_asked_for_once_a_trial_has_a_worker(controller: Any, clock: list[float]) -> None:
-    trial = Waiting(1)
-    controller._running_trials = {Waiting(1)}
+    trial, controller._actor_manager = Waiting(), Actors("one", "another")
     controller._schedule_trial_actor(trial)
     controller._trial_to_actor[trial] = "a worker that became free"
     controller.on_step_begin()
