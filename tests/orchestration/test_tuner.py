@@ -26,7 +26,7 @@ Selected to kill: (Actor(76d2): job ID=01, task name=A.__init__, pid=9081, actua
 Selected to kill: (Actor(5027): job ID=01, task name=A.__init__, pid=9082, actual memory used=2.68GB, worker ID=39b8)
 (Actor(1111): job ID=01, task name=A.__init__, pid=9083, actual memory used=0.10GB, worker ID=4444)
 ]
-PID	MEM(GB)	COMMAND
+Top 10 memory users: PID	MEM(GB)	COMMAND
 9082	2.68	ray::Worker.go_on
 Refer to the documentation on how to address the out of memory issue.
 """.splitlines()
