@@ -351,9 +351,9 @@ class Launch:
             if self.address is not None:
                 shown.tally.phase = "looking at the nodes"
                 self._refuse_unlike_nodes([*left, *expected_cells(spec, ledger)], ledger, taken.python_path, number)
-            at_a_time = tuner.in_parallel([*left, *expected_cells(spec, ledger)], taken)
-            shown.tally.at_a_time = at_a_time
-            source = self._searches(spec, ledger, at_a_time, shown) if spec.studies else None
+            fits = tuner.in_parallel([*left, *expected_cells(spec, ledger)], taken)
+            shown.tally.at_a_time = fits.largest
+            source = self._searches(spec, ledger, fits.largest, shown) if spec.studies else None
             shown.tally.phase = "starting workers"
             trained = tuner.run(
                 ledger,
@@ -363,7 +363,7 @@ class Launch:
                 stop_file=stop_file,
                 record=_of_attempts(number),
                 source=source,
-                at_a_time=at_a_time,
+                fits=fits,
             )
             if source is None:
                 return trained, []

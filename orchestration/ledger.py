@@ -191,7 +191,7 @@ class Ledger:
             "rows_from": last and {"attempt": last, "step": history.reached},
         }
         try:
-            write_sealed(folder / "attempt.json", record | about, covered=True)
+            write_sealed(folder / "attempt.json", record | about)
         except Unwritable:
             with suppress(OSError):
                 store.of(folder).release(
@@ -620,7 +620,7 @@ def _attempt_numbers(folder: Path) -> list[int]:
 
 
 def write_new(path: Path, data: bytes, covered: bool = False) -> None:
-    """Write a file whole, durably, under a name that must be free (`store`). Raises FileExistsError, Unwritable."""
+    """`Store.create`."""
     store.of(path).create(path, data, covered)
 
 

@@ -3,9 +3,9 @@
     folder   a new file is written whole under a temporary name, flushed to the disk and linked to its own
     S3       a new object is one PUT on the condition that there is none of its name (`If-None-Match: *`)
 
-Either way a file is there whole or not at all, is durable when the verb returns, and is never written over. Credentials
-and endpoint of S3 are those of AWS's environment and files (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, …);
-they are passed on to nobody and recorded nowhere.
+Either way a file is there whole or not at all, is durable when the verb returns (or, where another one is to cover it,
+before that one is there), and is never written over. Credentials and endpoint of S3 are those of AWS's environment and
+files (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, …); they are passed on to nobody and recorded nowhere.
 """
 
 import errno
@@ -167,8 +167,8 @@ class _Folders:
                 _make(path.parent)
                 _write_exclusively(temporary, data)
                 if not covered and path.parent in self._unflushed:
-                    self._unflushed.discard(path.parent)
                     _flush_folder(path.parent)
+                    self._unflushed.discard(path.parent)
                 _link(temporary, path, data)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
@@ -34,6 +34,7 @@ from orchestration.worker import Told, Worker, Workplace
 _KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
 SECONDS_TO_START = float(SECONDS_TO_BEGIN)
 SECONDS_TO_BE_FREE = 1.0
+WORDS_A_SECOND = 100  # that the driver hears from all workers together
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,15 @@ def run(
     stop_file: Path,
     record: dict[str, Any] | None = None,
     source: Source | None = None,
-    at_a_time: int | None = None,
+    fits: "Fits | None" = None,
 ) -> list[Cell]:
     """Train cells, and what a source adds, until each has ended or `stop_file` exists; Ray is connected.
 
     Returns the cells that were handed out or waited. Raises Unwritable where a worker could not write to the ledger.
     """
-    at_a_time = at_a_time or in_parallel(cells, slots)
-    queue = Queue(
-        cells, listener, at_a_time, slots.max_concurrent, slots.max_retries, store.Awaited(stop_file).exists, source
-    )
+    fits = fits or in_parallel(cells, slots)
+    stopping = store.Awaited(stop_file).exists
+    queue = Queue(cells, listener, fits.largest, slots.max_concurrent, slots.max_retries, stopping, source)
     listener.waits = queue.waits
     workplace = Workplace(
         results=str(ledger.folder.resolve()),
@@ -82,11 +82,12 @@ def run(
         python_path=list(slots.python_path),
         device=slots.device,
         checkpoint_every=slots.checkpoint_every,
+        seconds_a_word=max(1.0, fits.smallest / WORDS_A_SECOND),
         record=record or {},
     )
     controller = _Controller(
         workplace,
-        at_a_time,
+        fits,
         search_alg=_Handing(queue, slots),
         scheduler=FIFOScheduler(),  # type: ignore[no-untyped-call]
         callbacks=[_Listening(queue, ledger, listener)],
@@ -128,6 +129,7 @@ class _Trial(Trial):
         self.cell, self.until = cell, until
         self.told: Told | None = None
         self.death: list[str] = []
+        self.preempted = False
 
     @property
     def local_path(self) -> None:
@@ -144,8 +146,9 @@ class _Trial(Trial):
         self.run_metadata.last_result = result
 
     def handle_error(self, exc: Exception | None = None) -> None:
-        """Tune's writes it to a file."""
+        """Tune's writes it to a file, and goes on by itself with a trial whose node was taken away."""
         self.death = str(exc).splitlines()
+        self.preempted = bool(getattr(exc, "preempted", False))
         self.run_metadata.num_failures += 1
 
 
@@ -156,14 +159,16 @@ class _Controller(TuneController):
     shorter than the start of a worker would all be done by one. A worker that does not start within `SECONDS_TO_START`
     loses its training to a free one all the same.
 
-    Beyond the `at_a_time` workers that fit, another place is asked for only where a trial has waited for one of them
-    longer than `SECONDS_TO_BE_FREE`: for every place Ray's head makes a group, which costs more than a short training.
+    Beyond the workers that fit, another place is asked for only where a trial has waited for one of them longer than
+    `SECONDS_TO_BE_FREE`: for every place Ray's head makes a group, which costs more than a short training.
+
+    Trials that are over are forgotten: Tune keeps them all, and looks at each to choose the next.
     """
 
-    def __init__(self, workplace: Workplace, at_a_time: int, **settings: Any) -> None:
+    def __init__(self, workplace: Workplace, fits: "Fits", **settings: Any) -> None:
         super().__init__(**settings)
         self._actor_manager = _Workers(resource_manager=PlacementGroupResourceManager())
-        self._max_pending_trials = self._at_a_time = at_a_time
+        self._max_pending_trials, self._places = fits
         self._workplace = workplace
         self._worker = ray.remote(Worker)
         self._starting: dict[str, float] = {}
@@ -174,7 +179,7 @@ class _Controller(TuneController):
         for trial, since in list(self._waits.items()):
             if trial.status != Trial.PENDING or trial in self._trial_to_actor:
                 del self._waits[trial]
-            elif time.monotonic() - since >= SECONDS_TO_BE_FREE:
+            elif self._a_place_is_free() or time.monotonic() - since >= SECONDS_TO_BE_FREE:
                 del self._waits[trial]
                 self._ask_for_a_place(trial)
 
@@ -185,13 +190,23 @@ class _Controller(TuneController):
 
     def _mark_trial_to_checkpoint(self, trial: Any) -> None: ...
 
+    def _maybe_add_actors(self) -> None:
+        super()._maybe_add_actors()
+        # Tune stages a trial for which a worker is free once more, since with its own `reset` it would not run yet.
+        for trial in [trial for trial in self._staged_trials if trial.status != Trial.PENDING]:
+            self._staged_trials.remove(trial)
+            self._actor_cache.decrease_max(trial.placement_group_factory)
+
     def _schedule_trial_actor(self, trial: Any) -> None:
         if self._maybe_reuse_cached_actor(trial):
             return
-        if self._actor_manager.num_total_actors < self._at_a_time:
+        if self._a_place_is_free():
             self._ask_for_a_place(trial)
         else:
             self._waits[trial] = time.monotonic()
+
+    def _a_place_is_free(self) -> bool:
+        return self._actor_manager.num_total_actors - len(self._stopping_actors) < self._places
 
     def _ask_for_a_place(self, trial: Any) -> None:
         worker = self._actor_manager.add_actor(
@@ -227,16 +242,31 @@ class _Controller(TuneController):
             on_error=self._trial_task_failure,
         )
 
+    def _schedule_trial_stop(self, trial: Any, exception: Exception | None = None) -> None:
+        super()._schedule_trial_stop(trial, exception)
+        if trial in self._trials:
+            self._trials.remove(trial)
+        for kept in (self._live_trials, self._stopped_trials, self._failed_trials):
+            kept.discard(trial)
+
     def _on_told(self, trial: Any, told: tuple[Any, ...]) -> None:
         trial.told = Told(*told)
         self._on_training_result(trial, {"done": trial.told.state != "running"})  # type: ignore[no-untyped-call]
 
 
-def in_parallel(cells: Sequence[Cell], slots: Slots) -> int:
-    """How many of the smallest cells fit: as many may be staged, so that no warm worker is let go of."""
+class Fits(NamedTuple):
+    """How many cells fit, of the largest and of the smallest that there are."""
+
+    largest: int
+    smallest: int
+
+
+def in_parallel(cells: Sequence[Cell], slots: Slots) -> Fits:
+    """What fits of these cells, and is allowed."""
     have = capacity()
-    fits = min(int(min(have[name] // amount for name, amount in slots.of(cell).items() if amount)) for cell in cells)
-    return max(1, min(fits, slots.max_concurrent or fits, len(cells)))
+    fits = {int(min(have[name] // amount for name, amount in slots.of(cell).items() if amount)) for cell in cells}
+    most = min(slots.max_concurrent or len(cells), len(cells))
+    return Fits(max(1, min(*fits, most)), max(1, min(max(fits), most)))
 
 
 class _Handing(SearchAlgorithm):
@@ -282,7 +312,7 @@ class _Listening(tune.Callback):
         self._end(trial, trial.told.state, trial.told.reason, trial.told.log)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "again", cause(trial.death), "", blamed=not self._took_less(trial))
+        self._end(trial, "again", cause(trial.death), "", blamed=not (trial.preempted or self._took_less(trial)))
 
     def _end(self, trial: _Trial, state: str, reason: str, log: str, blamed: bool = True) -> None:
         if self.queue.ended(trial.cell.id, state, reason, log, blamed) == "failed" and state == "again":

@@ -15,12 +15,12 @@ from orchestration import store
 from orchestration.ledger import Ledger
 from orchestration.training import CellTraining
 
-SECONDS_A_STEP = 1.0
-
 
 @dataclass(frozen=True)
 class Workplace:
-    """What is the same for all cells of a launch: where things are, and what their attempts' records say besides."""
+    """What is the same for all cells of a launch: where things are, how often to say how far a training is, and what
+    the records of attempts say besides.
+    """
 
     results: str
     stop_file: str
@@ -28,6 +28,7 @@ class Workplace:
     python_path: Sequence[str]
     device: str
     checkpoint_every: float
+    seconds_a_word: float
     record: dict[str, Any]
 
 
@@ -64,7 +65,7 @@ class Worker:
             self._running, self._order = self._taken(cell, until), order
         run = self._running
         assert run is not None
-        run.go_on(SECONDS_A_STEP)
+        run.go_on(self._workplace.seconds_a_word)
         if self._terminated:
             raise SystemExit(143)
         return Told(

@@ -14,13 +14,15 @@ from orchestration.plan import Cell  # noqa: E402
 from orchestration.tuner import (  # noqa: E402
     SECONDS_TO_BE_FREE,
     SECONDS_TO_START,
+    Fits,
     Slots,
     _Controller,
     cause,
+    in_parallel,
     took_less,
 )  # fmt: skip
 
-LOW_ON_MEMORY = """2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used / 23.54GB limit
+LOW_ON_MEMORY = """2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used
 Considered workers: [
 Selected to kill: (Actor(76d2): job ID=01, task name=A.__init__, pid=9081, actual memory used=0.45GB, worker ID=2fa8)
 Selected to kill: (Actor(5027): job ID=01, task name=A.__init__, pid=9082, actual memory used=2.68GB, worker ID=39b8)
@@ -32,8 +34,18 @@ Refer to the documentation on how to address the out of memory issue.
 """.splitlines()
 
 
-def cell(name: str) -> Cell:
-    return Cell(name, "train", name, {}, 0, TrainConfig())
+def cell(name: str, threads: int = 1) -> Cell:
+    return Cell(name, "train", name, {}, 0, TrainConfig(threads=threads))
+
+
+def test_what_fits_is_said_of_the_largest_cells_and_of_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestration.tuner.capacity", lambda: {"CPU": 16.0, "GPU": 2.0})
+    cells = [cell("a", 16), *(cell(name) for name in "bcdefghijklmnopqrstuv")]
+    assert in_parallel(cells, Slots()) == Fits(1, 16)
+    assert in_parallel(cells[1:4], Slots()) == Fits(3, 3)
+    assert in_parallel(cells, Slots(max_concurrent=4)) == Fits(1, 4)
+    assert in_parallel(cells[1:], Slots(gpus=0.5)) == Fits(4, 4)
+    assert in_parallel([cell("x", 32)], Slots()) == Fits(1, 1), "what no node has is refused elsewhere"
 
 
 def test_of_workers_killed_together_for_want_of_memory_the_largest_is_to_blame() -> None:
@@ -88,8 +100,8 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> _Controller:
     monkeypatch.setattr(TuneController, "_maybe_reuse_cached_actor", lambda self, trial: False)
     monkeypatch.setattr("orchestration.tuner._Workers", lambda resource_manager: Actors())
     made = _Controller.__new__(_Controller)
-    made.__init__(None, 2)  # type: ignore[misc, arg-type]
-    made._trial_to_actor, made._started_actors = {}, set()
+    made.__init__(None, Fits(2, 2))  # type: ignore[misc, arg-type]
+    made._trial_to_actor, made._started_actors, made._stopping_actors = {}, set(), {}
     made.asked = []  # type: ignore[attr-defined]
     made._ask_for_a_place = made.asked.append  # type: ignore[attr-defined, method-assign]
     return made
@@ -137,6 +149,23 @@ def test_a_place_is_asked_for_at_once_as_long_as_fewer_workers_are_there_than_fi
 ) -> None:
     trial, controller._actor_manager = Waiting(), Actors("one, and another has died")
     controller._schedule_trial_actor(trial)
+    assert controller.asked == [trial]
+
+
+def test_a_worker_that_is_stopping_holds_no_place(controller: Any, clock: list[float]) -> None:
+    trial, controller._actor_manager = Waiting(), Actors("one", "another")
+    controller._stopping_actors = {"another": 0.0}
+    controller._schedule_trial_actor(trial)
+    assert controller.asked == [trial]
+
+
+def test_a_place_that_becomes_free_while_a_trial_waits_is_asked_for(controller: Any, clock: list[float]) -> None:
+    trial, controller._actor_manager = Waiting(), Actors("one", "another")
+    controller._schedule_trial_actor(trial)
+    controller.on_step_begin()
+    assert controller.asked == []
+    controller._actor_manager = Actors("one")
+    controller.on_step_begin()
     assert controller.asked == [trial]
 
 

@@ -23,7 +23,7 @@ class ATraining:
         self.interrupted = ""
 
     def go_on(self, seconds: float) -> None:
-        assert seconds == worker.SECONDS_A_STEP
+        assert seconds == 3.0
         self.step += 1
         self.ended = "done" if self.step == self.ends_after else None
 
@@ -49,7 +49,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[ATraining]:
 def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     before, here, path = signal.getsignal(signal.SIGTERM), os.getcwd(), list(worker.sys.path)
     stop_file = tmp_path / "stop"
-    yield Worker(Workplace(str(tmp_path), str(stop_file), str(tmp_path), ["/own"], "cpu", 60.0, {"launch": 7}))
+    yield Worker(Workplace(str(tmp_path), str(stop_file), str(tmp_path), ["/own"], "cpu", 60.0, 3.0, {"launch": 7}))
     signal.signal(signal.SIGTERM, before)
     os.chdir(here)
     worker.sys.path[:] = path
