@@ -39,8 +39,6 @@ def connected(
 
     To a cluster, these packages are sent, and the Python files of the user's `own` folder. Where a process of its own
     Ray dies, `died` is called with its name, in a thread: whoever then calls Ray may wait for ever. Raises Unusable.
-
-    `ray_settings.prepare` has to come before the import of this module.
     """
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

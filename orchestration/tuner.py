@@ -26,13 +26,11 @@ from ray.tune.search import SearchAlgorithm
 from orchestration import store
 from orchestration.ledger import Ledger, Unwritable
 from orchestration.plan import Cell
-from orchestration.ray_connection import capacity
-from orchestration.ray_settings import SECONDS_TO_BEGIN
+from orchestration.ray_connection import SECONDS_TO_START, capacity
 from orchestration.work_queue import Listener, Queue, Source
 from orchestration.worker import Told, Worker, Workplace
 
 _KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
-SECONDS_TO_START = float(SECONDS_TO_BEGIN)
 SECONDS_TO_BE_FREE = 1.0
 WORDS_A_SECOND = 100  # that the driver hears from all workers together
 

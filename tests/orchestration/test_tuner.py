@@ -11,9 +11,9 @@ from ray.tune.execution.tune_controller import TuneController  # noqa: E402
 from ray.tune.experiment import Trial  # noqa: E402
 
 from orchestration.plan import Cell  # noqa: E402
+from orchestration.ray_connection import SECONDS_TO_START  # noqa: E402
 from orchestration.tuner import (  # noqa: E402
     SECONDS_TO_BE_FREE,
-    SECONDS_TO_START,
     Fits,
     Slots,
     _Controller,
