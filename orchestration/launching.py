@@ -392,12 +392,15 @@ class Launch:
     def _start_anew(self, what: str, ledger: Ledger, number: int) -> None:
         """In place of this process, whose own Ray has died: a call to it may wait for ever, and so would the user.
 
-        What was running goes on from its checkpoints; so often only, since what killed it may do so again.
+        What was running goes on from its checkpoints; so often only, since what killed it may do so again. Where the
+        launch was asked to stop already, it has: the signal went to Ray's processes, too.
         """
         deaths = int(os.environ.get(_DEATHS, "0")) + 1
-        again = deaths <= _MOST_DEATHS
+        stopped = store.exists(ledger.stop_file(number))
+        again = deaths <= _MOST_DEATHS and not stopped
+        status = INTERRUPTED if stopped else FAILED
         with suppress(OSError):
-            ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": FAILED, "reason": f"{what} died"})
+            ledger.record_launch_end(number, {"finished": _now_ms(), "exit_status": status, "reason": f"{what} died"})
         children = psutil.Process().children(recursive=True)
         for process in children:
             with suppress(psutil.Error):
@@ -405,9 +408,12 @@ class Launch:
         psutil.wait_procs(children, timeout=10)  # or the program that takes this one's place would inherit them
         how = "starting anew from the ledger" if again else f"{deaths} times. It goes on with: {self.command}"
         restored = "\x1b[?25h\r\n" if self.console.is_terminal else ""  # the live view hides the cursor
-        os.write(2, f"{restored}Ray's {what} died: {how}\n".encode())
+        if stopped:
+            os.write(2, f"{restored}Interrupted. It goes on with: {self.command}\n".encode())
+        else:
+            os.write(2, f"{restored}Ray's {what} died: {how}\n".encode())
         if not again:
-            os._exit(FAILED)
+            os._exit(status)
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError):
                 os.set_inheritable(int(name), int(name) <= 2)

@@ -1,8 +1,10 @@
 """What dies, fills up or hangs on the way, for real, and that a launch comes through it with nothing lost."""
 
+import os
 import random
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -53,6 +55,24 @@ def test_launch_whose_ray_dies_starts_it_anew_and_ends_exactly(
     assert_exact(ledger, planned, folder)
     assert [record["exit_status"] for record in ledger.launches()] == [1, 0]
     assert ledger.launches()[0]["reason"] == f"{told} died"
+
+
+@pytest.mark.slow
+def test_launch_that_is_terminated_with_all_of_its_processes_stops_and_goes_on_exactly(
+    folder: Path, launch: Callable[..., Launched]
+) -> None:
+    """As `timeout` and batch systems do it: Ray's own processes get the signal, too."""
+    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    one = launch()
+    until(lambda: checkpoints(ledger), one)
+    for process in (one.process, *processes(one, "raylet")):
+        os.kill(process.pid, signal.SIGTERM)
+    assert one.wait() == 130, one.text
+    assert "Interrupted. It goes on with: " in one.text
+    assert "starting anew" not in one.text
+    assert [record["exit_status"] for record in ledger.launches()] == [130]
+    assert launch().wait() == 0
+    assert_exact(ledger, planned, folder)
 
 
 @pytest.mark.slow
