@@ -33,8 +33,8 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from fsg import checkpoint
-from orchestration.ledger import Ledger
-from orchestration.verify import OF_THE_MACHINE
+from orchestration.ledger.ledger import Ledger
+from orchestration.util.metric_names import OF_THE_MACHINE
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("driver", "worker", "raylet", "head", "tracking server")

@@ -20,10 +20,10 @@ from fsg.data import Arrays
 from fsg.estimators import FSG
 from fsg.models import ResNet
 from fsg.trainer import TrainConfig, Training
-from orchestration.ledger import Ledger
-from orchestration.plan import Cell
-from orchestration.specs import Resources
-from orchestration.training import CellTraining
+from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.cell_training import CellTraining
+from orchestration.spec.cells import Cell
+from orchestration.spec.fields import Resources
 
 
 def random_images(path: Path, count: int) -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         while len(took) < chosen.checkpoints:
             for _ in range(chosen.steps):
                 began = time.perf_counter()
-                training.go_on(0.0)
+                training.run_for(0.0)
                 a_step.append(time.perf_counter() - began)
             going = training._going
             assert going is not None
@@ -87,12 +87,12 @@ def main() -> None:
         assert point is not None
         on_disk = point.path.stat().st_size
 
-        CellTraining(ledger, warming).go_on(0.0)  # the worker is warm: it has just trained something else
+        CellTraining(ledger, warming).run_for(0.0)  # the worker is warm: it has just trained something else
         again = CellTraining(ledger, interrupted)
         began = time.perf_counter()
-        again.go_on(0.0)  # to just before its first step
+        again.run_for(0.0)  # to just before its first step
         resumed = time.perf_counter() - began
-        again.go_on(0.0)
+        again.run_for(0.0)
         assert again.step == point.step + 1
 
     every = Resources().checkpoint_every

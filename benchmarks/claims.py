@@ -19,14 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fsg.trainer import TrainConfig
-from orchestration import statistics
-from orchestration.evidence import build
-from orchestration.judgement import Measure, Trial, Unit, lines_of
-from orchestration.ledger import Ledger, LedgerRow, Outcome
-from orchestration.plan import Cell
-from orchestration.seed_plan import SeedPlan
-from orchestration.spec_fields import Report, Sequential
-from orchestration.verdict import best_of, contrasts_of, judge
+from orchestration.analysis import statistics
+from orchestration.analysis.comparisons import Measure, Trial, lines_of
+from orchestration.analysis.preregistration import SeedPlan
+from orchestration.analysis.units import Unit
+from orchestration.analysis.verdict import best_of, contrasts_of, judge
+from orchestration.ledger.history import LedgerRow
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.outcome import Outcome
+from orchestration.report.data import build
+from orchestration.spec.cells import Cell
+from orchestration.spec.fields import Report, Sequential
 
 Values = NDArray[np.float64]
 TRAIN, METRIC = TrainConfig(), "test/accuracy"

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.ledger import Ledger
-from orchestration.statistics import mean, paired_differences, t_interval
+from orchestration.analysis.statistics import mean, paired_differences, t_interval
+from orchestration.ledger.ledger import Ledger
 
 METRICS = {"validation/accuracy": ("validation accuracy (points)", 100.0), "train/loss": ("training loss (nats)", 1.0)}
 COLOURS = ("#D55E00", "#0072B2", "#009E73")

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measuring import ROOT, machine
 from benchmarks.steps import config, plain, random_images
-from orchestration.ledger import Ledger
+from orchestration.ledger.ledger import Ledger
 
 SPEC = """
 name: epoch

@@ -19,7 +19,7 @@ from fsg.estimators import EDE, FSG, LSTMFC, STE, FullPrecision, ReSTE
 from fsg.models import ResNet
 from fsg.starting_points import Pretrain
 from fsg.trainer import TrainConfig, pretraining
-from orchestration.specs import load_spec
+from orchestration.spec.experiment import load_spec
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "paper"
 SECONDS_A_LAYER = 0.6e-3

@@ -32,11 +32,12 @@ from fsg.data import Arrays
 from fsg.imported import Imported, source_sha256
 from fsg.models import ModelConfig, ResNet
 from fsg.trainer import TrainConfig
-from orchestration import ray_settings
-from orchestration.ledger import Ledger
-from orchestration.plan import Cell, cell_id
-from orchestration.provenance import cores
-from orchestration.specs import ExperimentSpec, Report, Resources
+from orchestration.ledger.ledger import Ledger
+from orchestration.scheduler import environment
+from orchestration.spec.cells import Cell, cell_id
+from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.fields import Report, Resources
+from orchestration.util.provenance import cores
 
 
 class _Silent:
@@ -50,7 +51,7 @@ class _Silent:
 
     def started(self, cell: Cell) -> None: ...
     def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
-    def again(self, cell: Cell, reason: str) -> None: ...
+    def retried(self, cell: Cell, reason: str) -> None: ...
 
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         assert state == "done", reason
@@ -88,13 +89,13 @@ def _cells(ledger: Ledger, train: TrainConfig, count: int, first_seed: int = 0) 
 
 def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) -> tuple[_Silent, Ledger, list[Cell]]:
     """Cells through the whole of it, ledger and all, MLflow apart."""
-    from orchestration import tuner
+    from orchestration.scheduler import tune
 
     ledger, heard = Ledger(folder), _Silent(memory)
     cells = _cells(ledger, train, count)
     stop = folder / "stop"
     with contextlib.redirect_stdout(None):
-        tuner.run(ledger, cells, tuner.Slots(python_path=[str(ROOT)]), heard, stop_file=stop)
+        tune.run(ledger, cells, tune.TrialResources(python_path=[str(ROOT)]), heard, stop_file=stop)
     return heard, ledger, cells
 
 
@@ -235,14 +236,15 @@ def result_throughput(folder: Path, reports: int, theirs: int) -> list[Row]:
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    from orchestration.tracking import Tracker
+    from orchestration.tracking.sync import Tracker
 
     def values(step: int) -> dict[str, float]:
         return {f"metric/{n}": float(step + n) for n in range(4)}
 
     @ray.remote
     def report_into(results: str, cell: str, count: int) -> None:
-        from orchestration.ledger import Ledger, LedgerRow
+        from orchestration.ledger.history import LedgerRow
+        from orchestration.ledger.ledger import Ledger
 
         attempt = Ledger(Path(results)).claim(cell, {"device": "none"})
         for step in range(1, count + 1):
@@ -315,14 +317,15 @@ def _spec(folder: Path, variants: int, seeds: int) -> Path:
 
 def plan(folder: Path) -> list[Row]:
     """1,000 cells, without the pilot."""
-    from orchestration.launching import Launch
+    from orchestration.commands.plan import plan
+    from orchestration.commands.request import LaunchRequest
 
     path = _spec(folder, 8, 125)
     with Path(os.devnull).open("w") as nowhere:
-        launch = Launch(path, results=folder / "planned", console=Console(file=nowhere))
-        launch.plan(with_pilot=False)  # the first one imports and reads the data
+        request = LaunchRequest(path, results=folder / "planned", console=Console(file=nowhere))
+        plan(request, with_pilot=False)  # the first one imports and reads the data
         began = time.monotonic()
-        launch.plan(with_pilot=False)
+        plan(request, with_pilot=False)
         seconds = time.monotonic() - began
     return [Row("1,000 cells in --plan, without the pilot, once imported", seconds, 3, 1, unit=" s")]
 
@@ -331,9 +334,9 @@ def launch_to_first_step(folder: Path, times: int) -> list[Row]:
     """What a launch takes beyond importing torch and starting Ray with a worker that has imported it too: medians."""
     path = _spec(folder, 2, 1)
     bare = (
-        "from orchestration import ray_settings; ray_settings.prepare(None)\n"
-        "import torch\nfrom orchestration import ray_connection\nimport ray\n"
-        "with ray_connection.connected(None):\n"
+        "from orchestration.scheduler.environment import prepare; prepare(None)\n"
+        "import torch\nfrom orchestration.scheduler import connection\nimport ray\n"
+        "with connection.connected(None):\n"
         "    ray.get(ray.remote(lambda: __import__('torch').__version__).remote())\n"
         "    import time; print(time.time())\n"
     )
@@ -365,20 +368,22 @@ def launch_to_first_step(folder: Path, times: int) -> list[Row]:
 
 def quick_ablation(folder: Path) -> list[Row]:
     """The quick ablation: what was predicted, and how well it filled two places."""
-    from orchestration.launching import slots
-    from orchestration.pilot import Pilots, predicted, wall_clock
-    from orchestration.plan import cells, standings
-    from orchestration.specs import load_spec
+    from orchestration.commands.plan import make_plan
+    from orchestration.commands.request import LaunchRequest
+    from orchestration.runtime.pilot import Pilots, predicted, wall_clock
+    from orchestration.spec.experiment import load_spec
 
     spec = load_spec(ROOT / "configs" / "ablation_hgs.yaml", "quick")
-    ledger, at_a_time = Ledger(folder / "quick" / spec.folder_name), slots(spec)
-    with Pilots("cpu", at_a_time) as pilots:
-        found = predicted(standings(cells(spec), ledger), pilots.measure)
-    expected = wall_clock(found, at_a_time)
+    ledger = Ledger(folder / "quick" / spec.folder_name)
+    plan = make_plan(LaunchRequest(spec.source), spec, ledger)
+    max_running = plan.max_running
+    with Pilots("cpu", max_running) as pilots:
+        found = predicted(plan.statuses, pilots.measure)
+    expected = wall_clock(found, max_running)
     words = [sys.executable, str(ROOT / "orchestration" / "launch.py"), str(spec.source), "--profile", "quick"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([*words, "--results", str(folder / "quick")], env=environment, capture_output=True, check=True)
-    row = occupancy(ledger, at_a_time)
+    row = occupancy(ledger, max_running)
     took = row.measured["seconds"]
     return [Row("quick ablation: predicted / actual time (at least 0.8)", expected / took, 1.25, 1.1), row]
 
@@ -396,14 +401,14 @@ def occupancy(ledger: Ledger, places: int) -> Row:
 def _prepare() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # of bare Tune
-    ray_settings.prepare(None)
+    environment.prepare(None)
 
 
 def _connected() -> contextlib.AbstractContextManager[None]:
     _prepare()
-    from orchestration import ray_connection
+    from orchestration.scheduler import connection
 
-    return ray_connection.connected(None)
+    return connection.connected(None)
 
 
 def rows(small: bool = False, long: bool = False) -> Iterator[Row]:

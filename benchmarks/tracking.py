@@ -29,12 +29,14 @@ from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG, STE
 from fsg.models import ResNet
 from fsg.trainer import TrainConfig
-from orchestration.ledger import Ledger
-from orchestration.mlflow_server import HOST, free_port, place, serving
-from orchestration.plan import Cell, cells
-from orchestration.specs import ExperimentSpec, Point, Report, Resources, load_spec
-from orchestration.tracking import Tracker, background
-from orchestration.training import CellTraining
+from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.cell_training import CellTraining
+from orchestration.spec.cells import Cell, cells
+from orchestration.spec.experiment import ExperimentSpec, load_spec
+from orchestration.spec.fields import Report, Resources
+from orchestration.spec.resolver import Point
+from orchestration.tracking.server import HOST, comparison_url, free_port, serving
+from orchestration.tracking.sync import Tracker, background
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, STEPS_AN_EPOCH, METRICS = 100, 390, 20
@@ -87,7 +89,7 @@ def cost(epochs: int) -> None:
 def train(ledger: Ledger, cell: Cell) -> None:
     ledger.add(cell)
     training = CellTraining(ledger, cell)
-    training.go_on(float("inf"))
+    training.run_for(float("inf"))
     assert training.ended == "done", training.reason
 
 
@@ -158,7 +160,7 @@ def postgres(runs: int) -> None:
         assert Tracker(ledger, spec, uri).sync().metrics == 0
         print(f"a new driver finds after {time.monotonic() - began:.1f} s that nothing is missing", flush=True)
         with serving(uri, free_port(45300)) as server:
-            opened(server + place(server, spec.folder_name))
+            opened(server + comparison_url(server, spec.folder_name))
 
 
 def opened(address: str) -> None:

@@ -1,18 +1,17 @@
-"""The command `fsg`."""
+"""The command `fsg`: arguments and help. What a subcommand does is in `orchestration.commands`, a file each.
+
+Every command imports its file when it is called: `fsg --help` waits for no library.
+"""
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from orchestration import store
-
-if TYPE_CHECKING:
-    from orchestration.bundle import Opened
+from orchestration.ledger import store
 
 app = typer.Typer(
     name="fsg",
@@ -26,7 +25,7 @@ app = typer.Typer(
 
 def _anywhere(text: str) -> Path:
     try:
-        return store.place(text)
+        return store.resolve_path(text)
     except ValueError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
@@ -61,8 +60,8 @@ Address = Annotated[
     str | None,
     typer.Option(help="A running Ray cluster: on a node of it auto or HOST:PORT, from anywhere http://HOST:8265."),
 ]
-Elsewhere = Annotated[str, typer.Option("--address", envvar="FSG_ADDRESS", help="The cluster's job server.")]
-Experiment = Annotated[str, typer.Argument(metavar="NAME", help="An experiment that was handed over.")]
+JobServerAddress = Annotated[str, typer.Option("--address", envvar="FSG_ADDRESS", help="The cluster's job server.")]
+Experiment = Annotated[str, typer.Argument(metavar="NAME", help="An experiment that was submitted.")]
 JOB_SERVER = "http://127.0.0.1:8265"
 
 
@@ -77,7 +76,7 @@ def launch(
     tracking_uri: TrackingUri = None,
     address: Address = None,
     submit: Annotated[
-        bool, typer.Option("--submit", help="Hand it over to the cluster at http://HOST:8265, and return.")
+        bool, typer.Option("--submit", help="Submit it to the cluster at http://HOST:8265, and return.")
     ] = False,
     study_storage: Annotated[
         str | None, typer.Option(help="Where a search's Optuna study is kept: a URL; a file in RESULTS unless given.")
@@ -92,10 +91,14 @@ def launch(
 
     Exit status: 0 all cells done, 1 some failed, 2 bad usage or spec, 130 interrupted.
     """
-    from orchestration.launching import Launch
+    from orchestration.commands import launch as launching  # start-up time
+    from orchestration.commands import plan as planning  # start-up time
+    from orchestration.commands.request import LaunchRequest  # start-up time
 
-    wanted = Launch(spec, profile, tuple(sets or ()), results, tracking_uri, address, submit, study_storage, yes)
-    raise typer.Exit(wanted.plan(not no_pilot) if plan else wanted.run())
+    request = LaunchRequest(
+        spec, profile, tuple(sets or ()), results, tracking_uri, address, submit, study_storage, yes
+    )
+    raise typer.Exit(planning.plan(request, not no_pilot) if plan else launching.launch(request))
 
 
 @app.command()
@@ -108,19 +111,19 @@ def plan(
     address: Address = None,
 ) -> None:
     """Show the cells of an experiment, what is done already, and how long the rest will take."""
-    from orchestration.launching import Launch
+    from orchestration.commands import plan as planning  # start-up time
+    from orchestration.commands.request import LaunchRequest  # start-up time
 
-    raise typer.Exit(Launch(spec, profile, tuple(sets or ()), results, None, address).plan(not no_pilot))
+    request = LaunchRequest(spec, profile, tuple(sets or ()), results, address=address)
+    raise typer.Exit(planning.plan(request, not no_pilot))
 
 
 @app.command()
-def report(
-    folder: Anywhere,
-) -> None:
+def report(folder: Anywhere) -> None:
     """Write the report of an experiment from its ledger, and print its table."""
-    from orchestration.launching import report_of
+    from orchestration.commands.report import report  # start-up time
 
-    raise typer.Exit(report_of(folder))
+    raise typer.Exit(report(folder))
 
 
 @app.command()
@@ -134,40 +137,36 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
 ) -> None:
     """Show an experiment in MLflow: its runs by variant, and their curves. Ctrl-C ends it."""
-    from orchestration import mlflow_server, passwords
+    from orchestration.commands.ui import ui  # start-up time
 
-    try:
-        raise typer.Exit(mlflow_server.show(folder, tracking_uri, port, browser, lambda line: print(line, flush=True)))
-    except (OSError, ValueError) as error:
-        print(passwords.without_password(str(error)), file=sys.stderr)
-        raise typer.Exit(2) from None
+    raise typer.Exit(ui(folder, tracking_uri, port, browser))
 
 
 @app.command()
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them; all unless given.")] = None,
-    address: Elsewhere = JOB_SERVER,
+    address: JobServerAddress = JOB_SERVER,
 ) -> None:
-    """Show how experiments stand that were handed over to a cluster."""
-    raise typer.Exit(_elsewhere("status", address, name))
+    """Show the experiments that were submitted to a cluster."""
+    raise typer.Exit(_on_cluster("status", address, name))
 
 
 @app.command()
-def logs(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
+def logs(name: Experiment, address: JobServerAddress = JOB_SERVER) -> None:
     """Print what an experiment on a cluster has printed."""
-    raise typer.Exit(_elsewhere("logs", address, name))
+    raise typer.Exit(_on_cluster("logs", address, name))
 
 
 @app.command()
-def attach(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
+def attach(name: Experiment, address: JobServerAddress = JOB_SERVER) -> None:
     """Follow an experiment on a cluster until it ends. Ctrl-C leaves it alone."""
-    raise typer.Exit(_elsewhere("attach", address, name))
+    raise typer.Exit(_on_cluster("attach", address, name))
 
 
 @app.command()
-def stop(name: Experiment, address: Elsewhere = JOB_SERVER) -> None:
+def stop(name: Experiment, address: JobServerAddress = JOB_SERVER) -> None:
     """Stop an experiment on a cluster, each training at a checkpoint."""
-    raise typer.Exit(_elsewhere("stop", address, name))
+    raise typer.Exit(_on_cluster("stop", address, name))
 
 
 @app.command()
@@ -176,11 +175,11 @@ def verify(
     cells: Annotated[int, typer.Option(min=1, help="How many finished cells.")] = 3,
     seed: Annotated[int, typer.Option(help="Chooses the cells, and where they are killed.")] = 0,
 ) -> None:
-    """Train finished cells again, kill each on the way, go on, and compare every byte of where they end.
+    """Train finished cells again, kill each on the way, resume, and compare every byte of where they end.
 
     Exit status: 0 all the same, 1 some differ, 2 nothing to verify.
     """
-    from orchestration.verify import verify
+    from orchestration.commands.verify import verify  # start-up time
 
     raise typer.Exit(verify(folder, cells, seed))
 
@@ -188,9 +187,9 @@ def verify(
 @app.command()
 def sync(folder: Anywhere, tracking_uri: TrackingUri = None) -> None:
     """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
-    from orchestration.launching import sync_of
+    from orchestration.commands.sync import sync  # start-up time
 
-    raise typer.Exit(sync_of(folder, tracking_uri))
+    raise typer.Exit(sync(folder, tracking_uri))
 
 
 @app.command()
@@ -199,7 +198,7 @@ def accept(folder: Folder) -> None:
 
     Exit status: 0 all were accepted, 1 some were refused, 2 bad usage.
     """
-    from orchestration.accept import accept
+    from orchestration.commands.accept import accept  # start-up time
 
     raise typer.Exit(accept(folder))
 
@@ -210,12 +209,9 @@ def diff(
     after: Annotated[Path, typer.Argument(parser=_on_disk, metavar="B", help="Another one.")],
 ) -> None:
     """Show what two experiments differ in, field by field, and how the metric moved, with intervals."""
-    from rich.console import Console
+    from orchestration.commands.diff import diff  # start-up time
 
-    from orchestration import compare
-
-    with _one_line_errors():
-        compare.show(before, after, Console())
+    raise typer.Exit(_one_line_errors(lambda: diff(before, after)))
 
 
 @app.command()
@@ -226,10 +222,9 @@ def bundle(
     ] = None,
 ) -> None:
     """Pack an experiment into one file: spec, lock file, ledger, checksums, report."""
-    from orchestration import bundle
+    from orchestration.commands.bundle import bundle  # start-up time
 
-    with _one_line_errors():
-        print(bundle.pack(folder, output))
+    raise typer.Exit(_one_line_errors(lambda: bundle(folder, output)))
 
 
 @app.command(name="open")
@@ -242,18 +237,9 @@ def open_bundle(
 
     Exit status: as that of a launch with --run; otherwise 0, or 2 for a bundle that is not what it says.
     """
-    from orchestration import bundle
+    from orchestration.commands.open import open_bundle  # start-up time
 
-    with _one_line_errors():
-        opened = bundle.check(path)
-        folder = into or Path(f"{opened.experiment}-opened")
-        results = folder / "again"
-        if into is not None or run:
-            bundle.unpack(opened, folder)
-        for line in bundle.described(opened, folder, results):
-            print(line, flush=True)
-        if run:
-            raise typer.Exit(_run_again(opened, folder, results))
+    raise typer.Exit(_one_line_errors(lambda: open_bundle(path, into, run)))
 
 
 @app.command()
@@ -265,65 +251,39 @@ def reproduce(
 
     Exit status: 0 it agrees, 1 it does not, 2 there is no such cell.
     """
-    from rich.console import Console
+    from orchestration.commands.reproduce import reproduce  # start-up time
 
-    from orchestration import reproduce
-
-    with _one_line_errors():
-        status = Console(stderr=True).status("training it again")
-        with status:
-            answer = reproduce.reproduce(folder, cell, lambda line: status.update(f"training it again: {line}"))
-        for line in answer.lines:
-            print(line)
-        raise typer.Exit(0 if answer.agrees else 1)
+    raise typer.Exit(_one_line_errors(lambda: reproduce(folder, cell)))
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
-    import json
+    from orchestration.commands.schema import schema  # start-up time
 
-    from orchestration.specs import json_schema
-
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    raise typer.Exit(schema())
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What is wrong with what was asked for, in a line, and exit status 2."""
-    from orchestration.bundle import BundleError
-
+def _one_line_errors(work: Callable[[], int]) -> int:
+    """The work's exit status; what is wrong with what was asked for is one line, and exit status 2."""
     try:
-        yield
-    except (OSError, ValueError, BundleError) as error:
+        return work()
+    except (OSError, ValueError) as error:
         print(str(error).strip().splitlines()[0], file=sys.stderr)
-        raise typer.Exit(2) from None
+        return 2
 
 
-def _run_again(opened: "Opened", folder: Path, results: Path) -> int:
-    from rich.console import Console
-
-    from orchestration import compare
-    from orchestration.launching import Launch
-
-    profile, sets = opened.manifest["profile"], tuple(opened.manifest["sets"])
-    status = Launch(opened.spec(folder), profile, sets, results).run()
-    if (results / opened.experiment).is_dir():
-        compare.show(folder / "results" / opened.experiment, results / opened.experiment, Console())
-    return status
-
-
-def _elsewhere(verb: str, address: str, name: str | None) -> int:
-    from orchestration import ray_settings
+def _on_cluster(verb: str, address: str, name: str | None) -> int:
+    from orchestration.scheduler.environment import Unusable, is_job_server, prepare  # start-up time
 
     try:
-        if not ray_settings.is_job_server(address):
-            raise ray_settings.Unusable(f"--address: {address}: is no job server's (expected http://HOST:8265)")
-        ray_settings.prepare(address)
-        from orchestration import handover
+        if not is_job_server(address):
+            raise Unusable(f"--address: {address}: is no job server's (expected http://HOST:8265)")
+        prepare(address)
+        from orchestration.commands import jobs  # start-up time
 
-        return int(getattr(handover, verb)(address, name))
-    except ray_settings.Unusable as error:
+        return int(getattr(jobs, verb)(address, name))
+    except Unusable as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -1,38 +1,13 @@
-"""The driver's side of a handover: `python -m orchestration.submitted launch SPEC …`, in the package handed over.
+"""The driver's side of a submission: `python -m orchestration.submitted launch SPEC …`, in the submitted package.
 
 `submitted.json` beside this code says where it came from. Results go to the folder FSG_RESULTS, which is the working
-directory too, so that a relative path in a spec means the same to all nodes.
+directory too, so that a relative path in a spec means the same on all nodes.
 """
 
-import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
-
-FILE = "submitted.json"
-
-
-@cache
-def record() -> dict[str, Any]:
-    """Empty where this code was not handed over."""
-    try:
-        return dict(json.loads((Path(__file__).resolve().parents[1] / FILE).read_text()))
-    except OSError:
-        return {}
-
-
-def other_python() -> str | None:
-    """What to say where the Python that handed this over is another than the one that runs it."""
-    theirs = record().get("python")
-    ours = platform.python_version()
-    if theirs is None or theirs.split(".")[:2] == ours.split(".")[:2]:
-        return None
-    minor = ".".join(ours.split(".")[:2])
-    return f"the cluster has Python {ours}, this was handed over by {theirs} (expected {minor} at both ends)"
 
 
 def main(words: Sequence[str]) -> None:
@@ -42,7 +17,7 @@ def main(words: Sequence[str]) -> None:
         says = f"says {results}" if results else "is not set"
         print(f"FSG_RESULTS {says} in the cluster (expected a folder that all nodes share: --results /FOLDER)")
         sys.exit(2)
-    from orchestration.cli import main as fsg
+    from orchestration.cli import main as fsg  # start-up time
 
     verb, spec, *others = words
     try:

@@ -1,66 +1,195 @@
-"""The direction of the arrows: configs → orchestration → fsg → torch."""
+"""The house in one table: which folder may import which, who alone may import a library, and what must not be circular.
+
+Names are those of the folders below `orchestration/`; a folder's subfolder is a folder of its own. Arrows point down.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Who may import what, by folder or by file; whoever is not named may not.
-ALLOWED = {
-    "ray": {
-        "orchestration/tuner.py",
-        "orchestration/ray_connection.py",
-        "orchestration/cluster.py",
-        "orchestration/nodes.py",
-    },
-    "mlflow": {"orchestration/tracking.py", "orchestration/mlflow_model.py"},
-    "optuna": {"orchestration/suggesting.py", "orchestration/study_storage.py", "orchestration/study_pictures.py"},
-    "sqlalchemy": {"orchestration/study_storage.py"},
-    "s3fs": {"orchestration/store.py"},
-    "upath": {"orchestration/store.py"},
-    "botocore": {"orchestration/store.py"},
-    "pydantic": {"orchestration"},
-    "ruamel": {"orchestration"},
-    "yaml": set(),
-    "orchestration": {"orchestration"},
+BASE = {"ledger", "ledger/stores", "spec", "util"}
+# Each folder, from the top to the bottom of the house, and the folders that it may import.
+FOLDERS: dict[str, set[str]] = {
+    "": {"commands", "scheduler", *BASE},  # cli, launch, submitted
+    "commands": {"report", "scheduler", "search", "search/optuna", "tracking", "runtime", "analysis", *BASE},
+    "report": {"search", "search/optuna", "analysis", *BASE},
+    "scheduler": {"runtime", *BASE},
+    "search": {"search/optuna", "analysis", *BASE},
+    "search/optuna": {"analysis", *BASE},
+    "tracking": BASE,
+    "runtime": BASE,
+    "analysis": BASE,
+    "ledger": {"ledger/stores", "spec", "util"},
+    "ledger/stores": {"util"},
+    "spec": {"util"},
+    "util": set(),
 }
-SOURCES = sorted(
-    p.relative_to(ROOT).as_posix() for package in ("fsg", "orchestration") for p in (ROOT / package).rglob("*.py")
-)
+# Libraries that one folder alone may import, by folder or file; the core may import none of them.
+LIBRARIES: dict[str, str] = {
+    "ray": "scheduler",
+    "mlflow": "tracking",
+    "optuna": "search/optuna",
+    "sqlalchemy": "search/optuna",
+    "jinja2": "report",
+    "typer": "cli.py",
+    "s3fs": "ledger",
+    "upath": "ledger",
+    "botocore": "ledger",
+    "pydantic": "spec",
+}
+NOT_IN_THE_CORE = {*LIBRARIES, "ruamel", "yaml", "rich", "matplotlib", "scipy", "orchestration"}
 
 
-def imported(source: str) -> set[str]:
-    """The top-level packages that a file imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+class Import(NamedTuple):
+    """A module that a file imports; `inside` a function, and what a comment on that line says."""
+
+    module: str
+    line: int
+    inside: bool
+    comment: str
+
+
+def imports(source: str) -> Iterator[Import]:
+    """Every import of a file, wherever it stands."""
+    lines = source.splitlines()
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        names: list[str] = []
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            comment = " ".join(line.partition("#")[2] for line in lines[node.lineno - 1 : node.end_lineno])
+            yield Import(name, node.lineno, id(node) in inside, comment)
 
 
-@pytest.mark.parametrize("path", SOURCES)
-def test_a_file_imports_only_what_its_place_allows(path: str) -> None:
-    forbidden = {
-        package
-        for package in imported((ROOT / path).read_text())
-        if package in ALLOWED and not {path, path.split("/")[0]} & ALLOWED[package]
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for package in ("fsg", "orchestration")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+IMPORTS = {path: list(imports(source)) for path, source in SOURCES.items()}
+
+
+def file_of(module: str) -> str | None:
+    """The file of ours that a module, or a name in one, is in."""
+    while module:
+        for path in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py"):
+            if path in SOURCES:
+                return path
+        module = module.rpartition(".")[0]
+    return None
+
+
+def folder_of(path: str) -> str:
+    """`search/optuna` of `orchestration/search/optuna/storage.py`."""
+    return "/".join(path.split("/")[1:-1])
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """From each file of the orchestration to each that it imports, those for type checkers alone included."""
+    for path, found in IMPORTS.items():
+        for one in found:
+            target = file_of(one.module)
+            if target is not None and path.startswith("orchestration/") and target.startswith("orchestration/"):
+                yield path, target
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of the circles of a graph; nothing where there is none."""
+    left = {node: set(targets) - {node} for node, targets in graph.items()}
+    while True:
+        pointed_at = set().union(*left.values())
+        ends = [node for node, targets in left.items() if not targets & left.keys() or node not in pointed_at]
+        if not ends:
+            return sorted(left)
+        for node in ends:
+            del left[node]
+
+
+def test_arrows_between_folders_point_down() -> None:
+    wrong = [
+        f"{path} imports {target}"
+        for path, target in arrows()
+        if folder_of(path) != folder_of(target) and folder_of(target) not in FOLDERS[folder_of(path)]
+    ]
+    assert wrong == []
+
+
+def test_every_folder_is_in_the_table_and_the_table_itself_points_down() -> None:
+    assert {folder_of(path) for path in SOURCES if path.startswith("orchestration/")} == set(FOLDERS)
+    order = list(FOLDERS)
+    assert all(order.index(target) > order.index(folder) for folder, targets in FOLDERS.items() for target in targets)
+
+
+def test_there_is_no_circle_among_the_files() -> None:
+    graph: dict[str, set[str]] = {path: set() for path in SOURCES}
+    for path, target in arrows():
+        graph[path].add(target)
+    assert circle(graph) == []
+
+
+def test_a_library_is_known_to_its_folder_alone() -> None:
+    wrong = [
+        f"{path}:{one.line} imports {one.module}"
+        for path, found in IMPORTS.items()
+        for one in found
+        if path.startswith("orchestration/") and (home := LIBRARIES.get(one.module.split(".")[0])) is not None
+        if not f"{path.removeprefix('orchestration/')}/".startswith(f"{home}/")
+    ]
+    assert wrong == []
+
+
+def test_the_core_knows_torch_and_nothing_of_the_orchestration() -> None:
+    wrong = [
+        f"{path}:{one.line} imports {one.module}"
+        for path, found in IMPORTS.items()
+        for one in found
+        if path.startswith("fsg/") and one.module.split(".")[0] in NOT_IN_THE_CORE
+    ]
+    assert wrong == []
+
+
+def test_no_import_hides_in_a_function_unless_it_says_that_it_saves_start_up_time() -> None:
+    """In the core, what is optional may be imported where it is used."""
+    wrong = [
+        f"{path}:{one.line} imports {one.module}"
+        for path, found in IMPORTS.items()
+        for one in found
+        if path.startswith("orchestration/") and one.inside and "start-up time" not in one.comment
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ["tests/orchestration", "tests/fsg"])
+def test_tests_mirror_the_folders(package: str) -> None:
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / package).rglob("test_*.py")}
+    ours = {path.rpartition("/")[0] for path in SOURCES}
+    assert folders <= ours
+
+
+def test_the_walk_sees_what_it_is_to_see() -> None:
+    found = list(imports("def f():\n    import ray.tune  # start-up time\n    from a.b import c, d\nimport e"))
+    assert {(one.module, one.inside, "start-up time" in one.comment) for one in found} == {
+        ("ray.tune", True, True),
+        ("a.b.c", True, False),
+        ("a.b.d", True, False),
+        ("e", False, False),
     }
-    assert forbidden == set()
-
-
-def test_the_walk_sees_imports_wherever_they_are() -> None:
-    assert imported("def f():\n    import ray.tune\n    from mlflow.x import y\nif 1:\n    import a, b.c") == {
-        "ray",
-        "mlflow",
-        "a",
-        "b",
-    }
-    assert {"orchestration/tracking.py", "orchestration/tuner.py", "fsg/trainer.py"} <= set(SOURCES)
+    assert file_of("orchestration.ledger.store.of") == "orchestration/ledger/store.py"
+    assert file_of("orchestration.ledger.store") == "orchestration/ledger/store.py"
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert ("orchestration/ledger/ledger.py", "orchestration/ledger/store.py") in set(arrows())
 
 
 def test_the_core_can_be_imported_without_the_rest() -> None:
@@ -74,7 +203,7 @@ def test_the_core_can_be_imported_without_the_rest() -> None:
     ("module", "absent"),
     [
         ("orchestration.cli", {"torch", "ray", "mlflow", "optuna", "pydantic", "matplotlib"}),
-        ("orchestration.handover", {"torch", "mlflow", "optuna", "matplotlib"}),
+        ("orchestration.commands.jobs", {"torch", "mlflow", "optuna", "matplotlib"}),
     ],
 )
 def test_a_command_that_trains_nothing_does_not_wait_for_what_trains(module: str, absent: set[str]) -> None:

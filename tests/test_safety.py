@@ -80,4 +80,4 @@ def test_each_unsafe_way_is_seen(source: str) -> None:
 def test_the_safe_ways_are_not() -> None:
     safe = "torch.load(f, weights_only=True)\nnp.load(f)\nYAML(typ='safe')\nyaml.safe_load(f)\nsubprocess.run(['a'])"
     assert list(unsafe(safe)) == []
-    assert {"fsg/checkpoint.py", "orchestration/yaml_positions.py", "tests/test_safety.py"} <= set(SOURCES)
+    assert {"fsg/checkpoint.py", "orchestration/spec/yaml_tree.py", "tests/test_safety.py"} <= set(SOURCES)

@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tiny_ablation import SPEC
 
 from benchmarks.tracking import CHROMIUM
-from orchestration.specs import Report
-from orchestration.tracking import Tracker
+from orchestration.spec.fields import Report
+from orchestration.tracking.sync import Tracker
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "orchestration"))
 from synthetic_experiment import cells_of, spec_of, trained

@@ -17,8 +17,8 @@ from databases import database
 from launches import Launched, images, ledger_of, until
 from playwright.sync_api import Page, expect
 
-from orchestration.mlflow_server import free_port
-from orchestration.study_records import StudyRecords
+from orchestration.ledger.study_records import StudyRecords
+from orchestration.tracking.server import free_port
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]

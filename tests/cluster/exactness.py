@@ -2,7 +2,8 @@
 
 import math
 
-from orchestration.ledger import Ledger, LedgerRow
+from orchestration.ledger.history import LedgerRow
+from orchestration.ledger.ledger import Ledger
 
 
 def numbers(rows: list[LedgerRow]) -> list[tuple[int, dict[str, float]]]:

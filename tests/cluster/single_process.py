@@ -6,10 +6,10 @@ python single_process.py SPEC RESULTS [--profile NAME] [--set PATH=VALUE …]
 import argparse
 from pathlib import Path
 
-from orchestration.ledger import Ledger
-from orchestration.plan import cells
-from orchestration.specs import load_spec
-from orchestration.training import CellTraining
+from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.cell_training import CellTraining
+from orchestration.spec.cells import cells
+from orchestration.spec.experiment import load_spec
 
 
 def train(source: Path, results: Path, profile: str | None = None, sets: tuple[str, ...] = ()) -> Ledger:
@@ -21,7 +21,7 @@ def train(source: Path, results: Path, profile: str | None = None, sets: tuple[s
             continue
         training = CellTraining(ledger, cell, checkpoint_every=1e9)
         while training.ended is None:
-            training.go_on(3600)
+            training.run_for(3600)
         assert training.ended == "done", f"{cell.label}: {training.ended}: {training.reason}"
     return ledger
 

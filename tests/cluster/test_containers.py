@@ -20,11 +20,11 @@ import pytest
 from engine import ROOT, Engine, NotHere, compose, run
 from exactness import assert_same, finite_values
 
-from orchestration import ray_settings
-from orchestration.ledger import Ledger
+from orchestration.ledger.ledger import Ledger
+from orchestration.scheduler import environment
 
-ray_settings.prepare("http://127.0.0.1:1")
-from orchestration.cluster import JobServer  # noqa: E402
+environment.prepare("http://127.0.0.1:1")
+from orchestration.scheduler.job_server import JobServer
 
 pytestmark = pytest.mark.cluster
 SPEC, PROFILE, NAME = "configs/ablation_hgs.yaml", "quick", "ablation_hgs-quick"
@@ -264,7 +264,7 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
 
 def assert_recorded(ledger: Ledger) -> None:
     """The launch says what was handed over."""
-    from orchestration import provenance
+    from orchestration.util import provenance
 
     (launch,) = ledger.launches()
     here = provenance.code()

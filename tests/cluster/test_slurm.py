@@ -14,7 +14,7 @@ import pytest
 from exactness import assert_same
 from single_process import train
 
-from orchestration.ledger import Ledger
+from orchestration.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 
 from benchmarks.chaos import in_mlflow, multiset, values_of
-from orchestration.ledger import Ledger
-from orchestration.plan import Cell
-from orchestration.training import CellTraining
+from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.cell_training import CellTraining
+from orchestration.spec.cells import Cell
 
 LAUNCH = Path(__file__).resolve().parents[2] / "orchestration" / "launch.py"
 
@@ -142,7 +142,7 @@ def undisturbed(planned: list[Cell], folder: Path) -> Ledger:
     for cell in planned:
         ledger.add(cell)
         training = CellTraining(ledger, cell)
-        training.go_on(3600)
+        training.run_for(3600)
         assert (training.ended, training.reason) == ("done", "")
     return ledger
 

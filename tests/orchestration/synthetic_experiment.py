@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG, STE
 from fsg.trainer import TrainConfig
-from orchestration.ledger import Ledger
-from orchestration.peak_memory import METRIC as PEAK_MEMORY
-from orchestration.plan import Cell
-from orchestration.specs import ExperimentSpec, Point, Report, Resources
+from orchestration.ledger.ledger import Ledger
+from orchestration.spec.cells import Cell
+from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.fields import Report, Resources
+from orchestration.spec.resolver import Point
+from orchestration.util.metric_names import PEAK_MEMORY
 
 STEPS_AN_EPOCH = 20
 ACCURACY = {"fsg": 0.846, "no_history": 0.839, "fast_only": 0.842, "slow_only": 0.792, "ema": 0.836, "ste": 0.838}

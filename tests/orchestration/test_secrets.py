@@ -13,11 +13,14 @@ import tiny_experiment
 import torch
 from launches import SHORT, Launched, checkpoints, ledger_of, until
 
-from orchestration import report
-from orchestration.launching import Launch, sync_of
-from orchestration.ledger import Ledger
-from orchestration.specs import load_spec
-from orchestration.tracking import Tracker
+from orchestration.commands.launch import launch
+from orchestration.commands.request import LaunchRequest
+from orchestration.commands.sync import sync
+from orchestration.ledger.ledger import Ledger
+from orchestration.report.data import build
+from orchestration.report.write import write
+from orchestration.spec.experiment import load_spec
+from orchestration.tracking.sync import Tracker
 
 PLANTED = {
     "MLFLOW_TRACKING_PASSWORD": "planted-tracking-password",
@@ -57,7 +60,7 @@ def test_no_secret_of_the_environment_is_in_the_ledger_the_report_or_mlflow(
     ledger = tiny_experiment.trained(spec, tmp_path / "results" / "tiny", "train.epochs=1")
     torch.set_num_threads(threads)
     tracker = Tracker(ledger, load_spec(spec, sets=["train.epochs=1"]))
-    report.write(report.build(ledger))
+    write(build(ledger))
     tracker.sync()
     tracker.log_report(ledger.folder)
     assert (tmp_path / "results" / "mlflow.db").exists()
@@ -72,16 +75,16 @@ def test_password_of_the_uri_is_neither_recorded_nor_printed(
     """Nor does `fsg sync` know it: it says that it has to be given again."""
     monkeypatch.chdir(tmp_path)
     spec = tiny_experiment.written(tmp_path)
-    monkeypatch.setattr(Launch, "_run_held", lambda *arguments: 0)
+    monkeypatch.setattr("orchestration.commands.launch.run", lambda *arguments: 0)
     uri = f"http://ada:{IN_THE_URI}@127.0.0.1:9"
-    assert Launch(spec, tracking_uri=uri).run() == 0
+    assert launch(LaunchRequest(spec, tracking_uri=uri)) == 0
     assert found_in(tmp_path) == []
-    (launch,) = Ledger(Path("results/tiny")).launches()
-    assert launch["tracking_uri"] == "http://ada:***@127.0.0.1:9"
-    assert sync_of(Path("results/tiny")) == 2
+    (record,) = Ledger(Path("results/tiny")).launches()
+    assert record["tracking_uri"] == "http://ada:***@127.0.0.1:9"
+    assert sync(Path("results/tiny")) == 2
     assert "the password of http://ada:***@127.0.0.1:9 is not kept (expected --tracking-uri" in capsys.readouterr().err
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert sync_of(Path("results/tiny"), uri) == 1
+    assert sync(Path("results/tiny"), uri) == 1
     said = capsys.readouterr()
     assert "planted-" not in said.out + said.err
 
@@ -90,8 +93,8 @@ def test_password_of_the_uri_is_neither_recorded_nor_printed(
 
 PREPARE = """
 import json, os, sys
-from orchestration import ray_settings
-ray_settings.prepare(json.loads(sys.argv[1]))
+from orchestration.scheduler.environment import prepare
+prepare(json.loads(sys.argv[1]))
 print(json.dumps([os.environ["RAY_AUTH_MODE"], os.environ.get("RAY_AUTH_TOKEN")]))
 """
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 import fsg
-from orchestration import provenance
-from orchestration.ledger import Ledger
-from orchestration.plan import Cell, cells
-from orchestration.specs import load_spec
-from orchestration.training import CellTraining
+from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.cell_training import CellTraining
+from orchestration.spec.cells import Cell, cells
+from orchestration.spec.experiment import load_spec
+from orchestration.util import provenance
 
 SPEC = """
 name: tiny
@@ -67,6 +67,6 @@ def trained(spec: Path, folder: Path, *sets: str) -> Ledger:
     )
     for cell in every:
         training = CellTraining(ledger, cell, record={"launch": 1})
-        training.go_on(3600)
+        training.run_for(3600)
         assert (training.ended, training.reason) == ("done", "")
     return ledger

@@ -1,0 +1,1 @@
+"""Numbers in, numbers out: statistics, comparisons and the verdict of an experiment."""

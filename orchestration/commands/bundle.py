@@ -1,0 +1,299 @@
+"""`fsg bundle RESULTS` and `fsg open BUNDLE`: an experiment as one file that can be checked and run again.
+
+A bundle is a ZIP archive, the same bytes for the same contents:
+
+    manifest.json           what it is of, how to run it again, and SHA-256 and size of every other file
+    spec.yaml               the spec as it was written, with modules of the user's own beside it
+    requirements.lock       the versions of everything it was installed with, or those recorded where there is no lock
+    results/<experiment>/   the ledger and the report
+
+Left out are states to resume from of trainings that are over, locks and temporary files; nothing else. Opening trusts
+nothing: every name, size and digest is checked before anything is written, and nothing is ever executed unless asked.
+"""
+
+import hashlib
+import json
+import shlex
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from fsg.trainer import TrainConfig
+from orchestration.commands.exit_status import DONE
+from orchestration.ledger.ledger import Ledger
+from orchestration.report.data import build
+from orchestration.report.write import write
+from orchestration.spec.cells import imported
+from orchestration.spec.fields import train_from_dict
+from orchestration.util import provenance
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MOST_BYTES = 50 * 2**30
+MOST_FILES = 1_000_000
+_MANIFEST_BYTES = 256 * 2**20
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_CHUNK = 2**20
+
+
+class BundleError(ValueError):
+    """Why a bundle is not what it says, in one line."""
+
+
+class Opened(NamedTuple):
+    """A bundle whose every byte was checked."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def experiment(self) -> str:
+        return str(self.manifest["experiment"])
+
+    def spec(self, folder: Path) -> Path:
+        return folder / "spec.yaml"
+
+    def words(self, folder: Path, results: Path) -> list[str]:
+        """What to run to do it all again, once it lies in a folder."""
+        words = ["fsg", "launch", str(self.spec(folder))]
+        words += ["--profile", self.manifest["profile"]] if self.manifest["profile"] else []
+        words += [word for one in self.manifest["sets"] for word in ("--set", one)]
+        return [*words, "--results", str(results)]
+
+
+def bundle(folder: Path, target: Path | None = None) -> int:
+    """Pack an experiment and print the file's name. Returns the exit status. Raises BundleError, ValueError."""
+    print(pack(folder, target))
+    return DONE
+
+
+def pack(folder: Path, target: Path | None = None) -> Path:
+    """Bundle an experiment's folder, its report made anew; returns the file, `<folder>.fsg.zip` unless said.
+
+    Raises ValueError where nothing was launched, BundleError where the file is there already or cannot be.
+    """
+    ledger = Ledger(folder)
+    target = target or folder.with_name(f"{folder.resolve().name}.fsg.zip")
+    if target.exists():
+        raise BundleError(f"{target}: is there already (expected a new file, as in --output NAME.fsg.zip)")
+    if not target.parent.is_dir():
+        raise BundleError(f"{target}: there is no folder {target.parent}")
+    report = build(ledger)
+    write(report)
+    launch = ledger.launches()[-1]
+    sources = dict(sorted(_contents(ledger, launch)))
+    texts = {"spec.yaml": launch["spec_text"].encode(), "requirements.lock": _lock(launch)}
+    texts |= _modules(launch)
+    states = [trial.state for trial in report.trials]
+    manifest = {
+        "format": FORMAT,
+        "experiment": folder.resolve().name,
+        "question": report.question,
+        "verdict": report.verdict.sentence,
+        "profile": launch.get("profile"),
+        "sets": launch.get("sets", []),
+        "cells": {state: states.count(state) for state in sorted(set(states))},
+        "git_commit": launch["git_commit"],
+        "versions": launch["versions"],
+        "hardware": launch["hardware"],
+        "files": {
+            **{name: _seal(data) for name, data in texts.items()},
+            **{name: _seal_of_file(path) for name, path in sources.items()},
+        },
+    }
+    with zipfile.ZipFile(target, "x", allowZip64=True) as archive:
+        _put(archive, MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        for name in sorted(manifest["files"]):
+            _put(archive, name, texts[name] if name in texts else sources[name].read_bytes())
+    return target
+
+
+def _put(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.create_system = 3
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, data, compresslevel=6)
+
+
+def _contents(ledger: Ledger, launch: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    root = ledger.folder
+    over = {cell.id for cell in ledger.cells() if ledger.outcome(cell.id).state in ("done", "diverged")}
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        resumable = path.name.startswith("checkpoint-") and path.suffix == ".pt"
+        if not path.is_file() or path.is_symlink() or path.name.startswith(".") or inside.as_posix() == "lock":
+            continue
+        if resumable and inside.parts[0] == "trials" and inside.parts[1] in over:
+            continue
+        yield f"results/{root.resolve().name}/{inside.as_posix()}", path
+
+
+def _lock(launch: Mapping[str, Any]) -> bytes:
+    lock = Path(provenance.__file__).resolve().parents[2] / "requirements.lock"
+    if lock.is_file():
+        return lock.read_bytes()
+    found = {name: version for name, version in launch["versions"].items() if name != "python"}
+    return "".join(f"{name}=={version}\n" for name, version in found.items()).encode()
+
+
+def _modules(launch: Mapping[str, Any]) -> dict[str, bytes]:
+    """The sources of the user's own components, as far as they lie beside the spec as they were."""
+    trains: list[TrainConfig] = [train_from_dict(point["train"]) for point in launch["spec"]["points"]]
+    found = {}
+    for own in [own for train in trains for own in imported(train)]:
+        module = own.path.partition(":")[0]
+        name = f"{module.replace('.', '/')}.py"
+        path = Path(launch["spec_source"]).parent / name
+        if path.is_file() and _seal(data := path.read_bytes())["sha256"] == own.source_sha256:
+            found[name] = data
+    return found
+
+
+# Opening
+
+
+def check(path: Path) -> Opened:
+    """Read a bundle through, and hold it against its own manifest. Raises BundleError; writes nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _entries(archive)
+            manifest = _manifest(archive, entries)
+            _refuse_other_files(entries, manifest["files"])
+            for name, seal in manifest["files"].items():
+                _read(archive, entries[name], seal)
+    except BundleError as refused:
+        raise BundleError(f"{path}: {refused}") from None
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise BundleError(f"{path}: is damaged, or no bundle: {error}") from error
+    return Opened(path, manifest)
+
+
+def unpack(opened: Opened, folder: Path) -> None:
+    """Write a checked bundle into a new folder, each file checked once more as it is written. Raises BundleError."""
+    if folder.exists():
+        raise BundleError(f"{folder}: is there already (expected a new folder)")
+    with zipfile.ZipFile(opened.path) as archive:
+        entries = _entries(archive)
+        for name, seal in opened.manifest["files"].items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            data = b"".join(_chunks(archive, entries[name], seal))
+            if _seal(data) != seal:
+                raise BundleError(f"{opened.path}: {name}: changed since it was checked")
+            with target.open("xb") as file:
+                file.write(data)
+
+
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    found: dict[str, zipfile.ZipInfo] = {}
+    infos = archive.infolist()
+    if len(infos) > MOST_FILES:
+        raise BundleError(f"{len(infos)} files (expected at most {MOST_FILES})")
+    for info in infos:
+        _refuse_name(info.orig_filename if "\0" in info.orig_filename else info.filename)
+        if info.filename in found:
+            raise BundleError(f"{info.filename}: is there twice")
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if info.is_dir() or kind not in (0, stat.S_IFREG):
+            raise BundleError(f"{info.filename}: is no plain file")
+        found[info.filename] = info
+    return found
+
+
+def _refuse_name(name: str) -> None:
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name and ":" not in name
+    if not plain or path.is_absolute() or path.as_posix() != name or not {".", ".."}.isdisjoint(path.parts):
+        raise BundleError(f"{name!r}: is no name that a bundle may have")
+
+
+def _manifest(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
+    if MANIFEST not in entries:
+        raise BundleError(f"has no {MANIFEST}: is no bundle")
+    if entries[MANIFEST].file_size > _MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST}: is too large")
+    with archive.open(entries[MANIFEST]) as stream:
+        manifest = json.loads(stream.read(_MANIFEST_BYTES + 1))
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{MANIFEST}: is of no format that this version reads (expected {FORMAT})")
+    if not _is_whole(manifest):
+        raise BundleError(f"{MANIFEST}: is not whole")
+    _refuse_name(manifest["experiment"])
+    if sum(seal["size"] for seal in manifest["files"].values()) > MOST_BYTES:
+        raise BundleError(f"would unfold to more than {MOST_BYTES >> 30} GB")
+    return manifest
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    files, sets, cells = manifest.get("files"), manifest.get("sets"), manifest.get("cells")
+    return (
+        all(isinstance(manifest.get(key), str) for key in ("experiment", "question", "verdict"))
+        and isinstance(manifest.get("profile"), str | None)
+        and isinstance(sets, list)
+        and all(isinstance(one, str) for one in sets)
+        and isinstance(cells, dict)
+        and isinstance(manifest.get("versions"), dict)
+        and isinstance(files, dict)
+        and all(isinstance(seal, dict) and isinstance(seal.get("size"), int) for seal in files.values())
+        and all(seal["size"] >= 0 and isinstance(seal.get("sha256"), str) for seal in files.values())
+    )
+
+
+def _refuse_other_files(entries: Mapping[str, zipfile.ZipInfo], files: Mapping[str, Any]) -> None:
+    for name in entries:
+        if name != MANIFEST and name not in files:
+            raise BundleError(f"{name}: is not in the manifest")
+    for name in files:
+        if name not in entries or name == MANIFEST:
+            raise BundleError(f"{name}: is missing")
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, seal: Mapping[str, Any]) -> None:
+    total = hashlib.sha256()
+    for chunk in _chunks(archive, info, seal):
+        total.update(chunk)
+    if total.hexdigest() != seal["sha256"]:
+        raise BundleError(f"{info.filename}: is not what the manifest says (SHA-256 {total.hexdigest()})")
+
+
+def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, seal: Mapping[str, Any]) -> Iterator[bytes]:
+    """What a file unfolds to, never more than its manifest says."""
+    size = 0
+    with archive.open(info) as stream:
+        while chunk := stream.read(_CHUNK):
+            size += len(chunk)
+            if size > seal["size"]:
+                raise BundleError(f"{info.filename}: is longer than the manifest says")
+            yield chunk
+    if size != seal["size"]:
+        raise BundleError(f"{info.filename}: is {size} bytes (expected {seal['size']})")
+
+
+def _seal(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _seal_of_file(path: Path) -> dict[str, Any]:
+    return _seal(path.read_bytes())
+
+
+def described(opened: Opened, folder: Path, results: Path) -> list[str]:
+    """What a bundle holds, and how to run it again, once it lies in a folder."""
+    manifest = opened.manifest
+    cells = ", ".join(f"{count} {state}" for state, count in manifest["cells"].items())
+    size = sum(seal["size"] for seal in manifest["files"].values())
+    return [
+        f"{opened.path}: {len(manifest['files'])} files, {size / 1e6:.1f} MB, every one as the manifest says",
+        f"experiment  {manifest['experiment']}: {manifest['question']}",
+        f"cells       {cells}",
+        f"verdict     {manifest['verdict']}",
+        f"code        commit {manifest.get('git_commit') or 'none'}, "
+        + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+        f"run again   {shlex.join(opened.words(folder, results))}",
+    ]

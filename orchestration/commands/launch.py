@@ -1,0 +1,154 @@
+"""`fsg launch`: load the spec, make the plan, train what is pending, track it, report it. Each is done once."""
+
+import shlex
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsg
+from orchestration.commands.exit_status import BAD_INPUT, DONE, INTERRUPTED
+from orchestration.commands.orphans import confirm_orphans
+from orchestration.commands.plan import ExperimentPlan, load_checked, make_plan
+from orchestration.commands.progress import view_for
+from orchestration.commands.request import LaunchRequest, Refused, refusing_write_errors, run_guarded
+from orchestration.commands.submit import submit
+from orchestration.commands.train import View, train
+from orchestration.ledger import store
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.stores.errors import Unwritable
+from orchestration.scheduler.environment import Unusable, is_job_server
+from orchestration.spec.experiment import ExperimentSpec
+from orchestration.util import provenance, submission
+from orchestration.util.clock import now_ms
+from orchestration.util.error_text import first_line
+from orchestration.util.passwords import without_password
+
+if TYPE_CHECKING:
+    from orchestration.tracking.sync import Tracker
+
+SYNC_EVERY = 15.0
+
+
+def launch(request: LaunchRequest) -> int:
+    """Run what is missing of an experiment, or submit it to a cluster. Returns the exit status."""
+    if is_job_server(request.address):
+        return run_guarded(request, lambda: submit(request, ["launch"]))
+    return run_guarded(request, lambda: _launch(request))
+
+
+def _launch(request: LaunchRequest) -> int:
+    spec, ledger = load_checked(request)
+    if store.is_remote(ledger.folder):
+        _refuse_databases_in_a_bucket(request, spec)
+    with ExitStack() as stack:
+        with refusing_write_errors(ledger.folder):
+            stack.enter_context(ledger.lock())
+        plan = make_plan(request, spec, ledger)
+        with refusing_write_errors(ledger.folder):
+            confirm_orphans(request, plan)
+            number = _enter(request, plan)
+        return run(request, plan, number)
+
+
+def _refuse_databases_in_a_bucket(request: LaunchRequest, spec: ExperimentSpec) -> None:
+    if request.mlflow is None:
+        hint = "expected --tracking-uri or MLFLOW_TRACKING_URI: a server's address, or sqlite:////FOLDER/mlflow.db"
+        raise Refused(f"--results {request.results}: MLflow's database cannot lie there ({hint})")
+    if spec.studies and (request.study_storage or spec.study_storage) is None:
+        hint = "expected --study-storage postgresql://… or sqlite:////FOLDER/study.db"
+        raise Refused(f"--results {request.results}: Optuna's journal cannot lie there ({hint})")
+
+
+def _enter(request: LaunchRequest, plan: ExperimentPlan) -> int:
+    """Put the cells and the launch into the ledger; returns the launch's number."""
+    for cell in plan.cells:
+        plan.ledger.add(cell)
+    return plan.ledger.record_launch(_record(request, plan))
+
+
+def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
+    spec = plan.spec
+    return {
+        "started": now_ms(),
+        "command": request.command,
+        "spec": spec.resolved(),
+        "spec_sha256": spec.sha256(),
+        "spec_text": spec.text,
+        "spec_source": submission.record().get("spec_source", str(spec.source)),
+        "profile": request.profile,
+        "sets": list(request.sets),
+        "tracking_uri": without_password(request.mlflow) if request.mlflow else None,
+        "cells": [cell.id for cell in plan.cells],
+        "numerics": fsg.NUMERICS,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "data": dict(sorted((c.train.data.title(), c.train.data.fingerprint()) for c in plan.cells)),
+        "git_diff": provenance.uncommitted(),
+        **provenance.code(),
+    }
+
+
+def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
+    """Train what is pending while MLflow is kept level, then report. Raises KeyboardInterrupt where it was stopped."""
+    from orchestration.tracking.sync import Tracker, background  # start-up time
+
+    request.say(plan.summary)
+    if plan.orphans:
+        request.say(f"{len(plan.orphans)} earlier cells of the same names are orphans; --plan lists them")
+    tracker = Tracker(plan.ledger, plan.spec, request.mlflow)
+    view = view_for(plan.statuses, plan.spec.folder_name, plan.max_running, request.console)
+    waiting = request.console.status("bringing MLflow and the report up to date")
+    status = INTERRUPTED
+    try:
+        with background(tracker, SYNC_EVERY, view.message):
+            try:
+                status = DONE if plan.complete else train(request, plan, number, view)
+            except (Refused, Unusable):
+                status = BAD_INPUT
+                raise
+            finally:
+                with suppress(Unwritable):
+                    plan.ledger.record_launch_end(number, {"finished": now_ms(), "exit_status": status})
+                waiting.start()
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        _conclude(request, plan, tracker, view)
+    finally:
+        waiting.stop()
+    return status
+
+
+def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", view: View) -> None:
+    """Print the report, and what went wrong. A report or an MLflow that fails takes nothing from a run."""
+    try:
+        request.say(f"report   {_report(request, plan.ledger)}")
+    except Exception as error:
+        print(f"the report is not complete: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+    try:
+        if tracker.behind is None:
+            tracker.log_report(plan.ledger.folder)
+            request.say(f"MLflow   {tracker.ui()}")
+    except Exception as error:
+        tracker.behind = first_line(error)
+    if tracker.behind is not None:
+        lacks = without_password(f"MLflow lacks a part of it ({tracker.behind})")
+        request.say(f"{lacks}; the ledger has it all. Later: fsg sync {shlex.quote(str(plan.ledger.folder))}")
+    for cell in plan.cells:
+        outcome = plan.ledger.outcome(cell.id)
+        if outcome.state == "diverged":
+            request.say(f"diverged: {cell.label}: {outcome.reason}")
+    for cell, reason, log in view.tally.failed:
+        request.say(f"failed: {cell.label}: {reason}" + (f" (log: {log})" if log else ""))
+
+
+def _report(request: LaunchRequest, ledger: Ledger) -> Path:
+    """Write the report and print its table; returns the page."""
+    from orchestration.report.data import build  # start-up time
+    from orchestration.report.tables import terminal  # start-up time
+    from orchestration.report.write import write  # start-up time
+
+    built = build(ledger)
+    page = next(path for path in write(built) if path.suffix == ".html")
+    request.console.print(terminal(built))
+    return page

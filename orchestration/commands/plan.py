@@ -1,0 +1,214 @@
+"""`fsg plan`: the cells of an experiment, what the ledger has of them, and what the rest will cost.
+
+A plan is computed once. `fsg launch` makes it under the lock of the experiment and hands it on.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from orchestration.commands.exit_status import DONE
+from orchestration.commands.preflight import other_study, unrunnable
+from orchestration.commands.request import LaunchRequest, Refused, refusing_write_errors, run_guarded
+from orchestration.commands.submit import submit
+from orchestration.ledger import store
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.status import CellStatus, cell_statuses
+from orchestration.runtime.pilot import Pilots, predicted, wall_clock
+from orchestration.scheduler.environment import is_job_server
+from orchestration.search.forecast import expected_cells
+from orchestration.spec.cells import Cell, cells
+from orchestration.spec.experiment import ExperimentSpec, load_spec
+from orchestration.util import submission
+from orchestration.util.clock import now_ms
+from orchestration.util.duration import duration
+from orchestration.util.error_text import first_line
+from orchestration.util.provenance import cores, gpu_names
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """An experiment against its ledger: `cells` are those of the table, `expected` those that its searches will train.
+
+    `orphans` are cells of the ledger with the label of a planned cell and another id.
+    """
+
+    spec: ExperimentSpec
+    ledger: Ledger
+    cells: tuple[Cell, ...]
+    statuses: tuple[CellStatus, ...]
+    orphans: tuple[Cell, ...]
+
+    @property
+    def every(self) -> list[Cell]:
+        """The cells of the table and of the searches."""
+        return [status.cell for status in self.statuses]
+
+    @property
+    def expected(self) -> list[Cell]:
+        return self.every[len(self.cells) :]
+
+    @property
+    def pending(self) -> list[Cell]:
+        """The cells of the table that are left to train."""
+        return [status.cell for status in self.statuses[: len(self.cells)] if not status.over]
+
+    @property
+    def complete(self) -> bool:
+        return all(status.over for status in self.statuses)
+
+    @cached_property
+    def max_running(self) -> int:
+        """How many trainings fit on this machine at the same time."""
+        spec = self.spec
+        cpus = spec.resources.cpus or max(train.threads for train in spec.trains)
+        fit = cores() // cpus
+        if spec.resources.gpu_share:
+            fit = min(fit, int(len(gpu_names()) / spec.resources.gpu_share))
+        return max(1, min(fit, spec.resources.max_concurrent or fit))
+
+    @property
+    def summary(self) -> str:
+        """The line that a launch begins with."""
+        left = sum(not status.over for status in self.statuses)
+        count, folder = len(self.statuses), self.ledger.folder
+        if not left:
+            return f"{count} cells, all done, in {folder}"
+        done = f", {count - left} done" if left < count else ""
+        return f"{count} cells{done}, {left} to run, {self.max_running} at a time, into {folder}"
+
+
+def load_checked(request: LaunchRequest) -> tuple[ExperimentSpec, Ledger]:
+    """The spec and its ledger, once nothing stands in the way. Raises SpecErrors, Refused; trains nothing."""
+    if request.address and request.address.startswith("ray://"):
+        hint = "expected http://HOST:8265, or on a node of the cluster auto or HOST:PORT"
+        raise Refused(f"--address: {request.address}: Ray's client mode is not supported ({hint})")
+    if request.submit:
+        raise Refused("--submit: wants the job server of a cluster (expected --address http://HOST:8265)")
+    if wrong := submission.other_python():
+        raise Refused(wrong)
+    spec = load_spec(request.source, request.profile, request.sets)
+    if problems := unrunnable(spec, request.source, request.sets, remote=request.address is not None):
+        raise Refused(*problems)
+    ledger = Ledger(request.results / spec.folder_name)
+    with refusing_write_errors(ledger.folder):
+        store.of(ledger.folder).names(ledger.folder)  # one that does not answer is told before anything else
+    if problems := other_study(spec, ledger, request.source, request.sets):
+        raise Refused(*problems)
+    return spec, ledger
+
+
+def make_plan(request: LaunchRequest, spec: ExperimentSpec, ledger: Ledger) -> ExperimentPlan:
+    """The plan of an experiment; `gpus: auto` is measured. Raises Refused where it cannot be."""
+    planned = cells(spec)
+    statuses = cell_statuses([*planned, *expected_cells(spec, ledger)], ledger)
+    plan = ExperimentPlan(spec, ledger, tuple(planned), tuple(statuses), tuple(ledger.orphans(planned)))
+    return _with_measured_sharing(request, plan) if spec.resources.gpus == "auto" else plan
+
+
+def _with_measured_sharing(request: LaunchRequest, plan: ExperimentPlan) -> ExperimentPlan:
+    from orchestration.scheduler.gpu_sharing import shared  # start-up time
+
+    try:
+        with request.console.status("measuring how many trainings do best beside each other"):
+            spec, measured = shared(plan.spec, plan.every)
+    except Exception as error:  # what a training of the user's own may raise
+        text = f"auto cannot be measured: {first_line(error)} (expected a number)"
+        raise Refused(f"{request.source}: resources.gpus: {text}") from error
+    request.say(measured)
+    return replace(plan, spec=spec)
+
+
+# The command
+
+
+def plan(request: LaunchRequest, with_pilot: bool = True) -> int:
+    """Print what a launch would run. Returns the exit status."""
+    if is_job_server(request.address):
+        return run_guarded(request, lambda: submit(request, ["plan"] + ([] if with_pilot else ["--no-pilot"])))
+    return run_guarded(request, lambda: _show(request, with_pilot))
+
+
+def _show(request: LaunchRequest, with_pilot: bool) -> int:
+    found = make_plan(request, *load_checked(request))
+    statuses = list(found.statuses)
+    if with_pilot:
+        device = "cuda" if found.spec.resources.gpu_share else "cpu"
+        status = request.console.status("measuring a few steps of each kind of cell")
+        with status, Pilots(device, found.max_running) as pilots:
+            statuses = predicted(
+                statuses, pilots.measure, lambda label: status.update(f"measuring a few steps of {label}")
+            )
+    request.console.print(plan_table(found.spec, statuses))
+    request.say(found.summary)
+    waiting = Counter(one.cell.depends_on for one in statuses if one.cell.depends_on and not one.over)
+    before = [one for one in statuses if one.cell.id in waiting and not one.over]
+    if before:
+        request.say(f"{sum(waiting[one.cell.id] for one in before)} cells wait for {len(before)} pretrainings")
+    if with_pilot and not found.complete:
+        request.say(_expected_time(statuses, found.max_running))
+        with suppress(OSError):  # where nothing can be written, a plan can still be read
+            found.ledger.record_plan({"made": now_ms(), "cells": _forecast(statuses)})
+    for cell in found.orphans:
+        state = found.ledger.outcome(cell.id).state
+        request.console.print(
+            f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data", style="yellow"
+        )
+    return DONE
+
+
+def plan_table(spec: ExperimentSpec, statuses: Sequence[CellStatus]) -> Table:
+    """The cells of a plan, a line a variant."""
+    table = Table(box=box.SIMPLE_HEAD, title=spec.folder_name, title_justify="left", caption=spec.question or None)
+    table.add_column("variant", overflow="fold")
+    for name in ("cells", "done", "failed", "to run", "steps", "a cell", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    variants: dict[str, list[CellStatus]] = {}
+    for one in statuses:
+        what = {"trial": " (trials)", "candidate": " (best, anew)"}.get(one.cell.kind, "")
+        variants.setdefault(one.cell.variant + what, []).append(one)
+    for variant, group in variants.items():
+        states = [one.outcome.state for one in group]
+        left = [one for one in group if not one.over]
+        known = [one.left for one in left if one.left is not None]
+        table.add_row(
+            variant,
+            str(len(group)),
+            str(states.count("done")),
+            str(states.count("failed") + states.count("diverged") or ""),
+            str(len(left) or ""),
+            _range([str(steps) for steps in (min(one.steps for one in group), max(one.steps for one in group))], "-"),
+            _range_of_durations([one.seconds for one in group if one.seconds is not None]),
+            duration(sum(known)) if left and len(known) == len(left) else "",
+        )
+    return table
+
+
+def _expected_time(statuses: Sequence[CellStatus], max_running: int) -> str:
+    left = [one for one in statuses if not one.over]
+    unknown = [one.cell.label for one in left if one.left is None]
+    training = duration(sum(one.left or 0.0 for one in left))
+    text = f"expected: {training} of training, {duration(wall_clock(left, max_running))} on the clock"
+    return text + (f"; not known for {len(unknown)} cells, such as {unknown[0]}" if unknown else "")
+
+
+def _forecast(statuses: Sequence[CellStatus]) -> dict[str, Any]:
+    return {
+        one.cell.id: {"seconds": one.seconds, "peak_megabytes": one.peak_megabytes}
+        for one in statuses
+        if one.cell.id and not one.over and one.seconds is not None
+    }
+
+
+def _range(ends: Sequence[str], between: str) -> str:
+    return between.join(dict.fromkeys(ends))
+
+
+def _range_of_durations(values: Sequence[float]) -> str:
+    return _range([duration(min(values)), duration(max(values))], " to ") if values else ""

@@ -1,0 +1,136 @@
+"""What a valid spec asks for and this machine does not have: found before anything starts."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from fsg.config import to_dict
+from fsg.starting_points import File, load_into, load_weights
+from fsg.trainer import TrainConfig
+from orchestration.ledger.ledger import Ledger
+from orchestration.search.compatibility import differences
+from orchestration.spec.cells import contaminated
+from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.yaml_tree import Mark, Node, Problem
+from orchestration.util.provenance import cores
+
+
+def unrunnable(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), remote: bool = False) -> list[str]:
+    """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
+    problems = [*_data(spec), *_starting_weights(spec), *_precision(spec), *([] if remote else _resources(spec))]
+    if remote and spec.resources.gpus == "auto":
+        what = "auto is measured on this machine, and the trainings run elsewhere (expected a number)"
+        problems.append(("resources.gpus", what))
+    return _lines(spec, source, sets, [*problems, *_searches(spec)])
+
+
+def unplaceable(
+    spec: ExperimentSpec, source: Path, sets: Sequence[str], nodes: Sequence[Mapping[str, float]]
+) -> list[str]:
+    """One line for what a training asks for and no node of a cluster has; a training is on one node, whole."""
+    gpus, most = spec.resources.gpu_share, max(node["GPU"] for node in nodes)
+    if gpus > most:
+        what = f"a training asks for {gpus:g} (expected ≤ {most:g}, the most that a node of the cluster has)"
+        return _lines(spec, source, sets, [("resources.gpus", what)])
+    cpus, field = _cpus(spec)
+    most = max(node["CPU"] for node in nodes if node["GPU"] >= gpus)
+    if cpus > most > 0:  # a cluster without any may be about to grow
+        what = f"a training asks for {cpus} CPUs (expected ≤ {most:g}, the most that a node of the cluster has)"
+        return _lines(spec, source, sets, [(field, what)])
+    return []
+
+
+def other_study(spec: ExperimentSpec, ledger: Ledger, source: Path, sets: Sequence[str] = ()) -> list[str]:
+    """One line for each thing in which a search that has begun differs from the spec."""
+    assert spec.tree is not None
+    section = "search" if "search" in spec.tree.items() else "tuning"
+    return _lines(spec, source, sets, differences(spec, ledger, section))
+
+
+def _lines(spec: ExperimentSpec, source: Path, sets: Sequence[str], problems: Iterable[tuple[str, str]]) -> list[str]:
+    return list(dict.fromkeys(str(Problem(_mark(spec, source, sets, field), field, what)) for field, what in problems))
+
+
+def _searches(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """A search is judged by validation images, and by none that its starting weights know."""
+    for train in [study.train for study in spec.studies]:
+        if not train.data.validation:
+            yield "train.data", "validation is 0, and a search is judged by validation images (expected ≥ 1)"
+        elif contaminated(train):
+            what = "its weights may have been trained on the validation images, by which a search would then be judged"
+            yield "train.init", f"{what} (expected trained_on: train_without_validation or other_data)"
+
+
+def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    for train in _distinct(spec, lambda train: to_dict(train.data)):
+        try:
+            train.data.load()  # leaves the fingerprint behind
+        except (OSError, ValueError) as error:
+            yield "train.data", _one_line(error)
+
+
+def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    for train in _distinct(spec, lambda train: [to_dict(train.data), to_dict(train.model), to_dict(train.init)]):
+        if isinstance(train.init, File):
+            try:
+                dataset = train.data.load()
+                load_into(train.model.build(dataset.shape, dataset.classes), load_weights(train.init.path))
+            except (OSError, ValueError) as error:
+                yield "train.init.path", _one_line(error)
+
+
+def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    for precision in {train.precision for train in spec.trains} - {"fp32"}:
+        if not (spec.resources.gpu_share or _has_auto(spec)):
+            yield "train.precision", f"{precision} needs a GPU (expected fp32, or resources.gpus above 0)"
+
+
+def _has_auto(spec: ExperimentSpec) -> bool:
+    return spec.resources.gpus == "auto" and torch.cuda.device_count() > 0
+
+
+def _resources(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    gpus, have = spec.resources.gpu_share, torch.cuda.device_count()
+    if gpus > have:
+        yield (
+            "resources.gpus",
+            f"a training asks for {gpus:g} (expected ≤ {have}, the CUDA GPUs of this machine)",
+        )
+    cpus, field = _cpus(spec)
+    if cpus > cores():
+        yield field, f"a training asks for {cpus} CPUs (expected ≤ {cores()}, those of this machine)"
+
+
+def _cpus(spec: ExperimentSpec) -> tuple[int, str]:
+    """What a training asks for at most, and the field that says so."""
+    if spec.resources.cpus:
+        return spec.resources.cpus, "resources.cpus"
+    return max(train.threads for train in spec.trains), "train.threads"
+
+
+def _distinct(spec: ExperimentSpec, what: Callable[[TrainConfig], object]) -> Sequence[TrainConfig]:
+    return list({json.dumps(what(train), sort_keys=True): train for train in spec.trains}.values())
+
+
+def _mark(spec: ExperimentSpec, source: Path, sets: Sequence[str], field: str) -> Mark:
+    """Where a field was set on the command line, or written, or the nearest thing above it."""
+    for one in sets:
+        if one.startswith(field):
+            return Mark(f"--set {one}")
+    assert spec.tree is not None
+    return _deepest(spec.tree, field.split("."))
+
+
+def _deepest(node: Node, parts: Sequence[str]) -> Mark:
+    """Where the most of a path is written; a key may itself have dots."""
+    for count in range(len(parts), 0, -1):
+        child = node.items().get(".".join(parts[:count]))
+        if child is not None:
+            return _deepest(child, parts[count:])
+    return node.key_mark
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,173 @@
+"""`fsg reproduce RESULTS CELL`: one cell is trained anew, beside the ledger, and held against what it has."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestration.analysis import statistics
+from orchestration.analysis.units import Unit
+from orchestration.commands.exit_status import DONE, FAILED
+from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.retrain import bits
+from orchestration.spec.cells import Cell
+from orchestration.spec.fields import nearest
+from orchestration.util import provenance
+from orchestration.util.metric_names import OF_THE_MACHINE
+
+_SPREADS = 2.0
+_SECONDS = 2.0  # between two looks at a training that goes on
+Values = dict[tuple[int, str], float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a cell agrees: bit for bit, or else by its metric, or not; `lines` say it."""
+
+    agrees: bool
+    bit_for_bit: bool
+    lines: tuple[str, ...]
+
+
+def find(ledger: Ledger, name: str) -> Cell:
+    """A cell of the last launch, by its id, the beginning of it, or its label. Raises ValueError."""
+    launches = ledger.launches()
+    if not launches:
+        raise ValueError(f"{ledger.folder}: no launch is recorded there")
+    ids = set(launches[-1]["cells"])
+    cells = [cell for cell in ledger.cells() if cell.id in ids]
+    found = [cell for cell in cells if cell.label == name] or [cell for cell in cells if cell.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    labels = ", ".join(f"'{cell.label}'" for cell in (found or cells)[:4])
+    what = "several cells begin with that" if found else "no such cell"
+    near = "" if found else nearest(name, (cell.label for cell in cells))
+    raise ValueError(f"{name or 'CELL'}: {what} (expected an id or a label, as in {labels}, …){near}")
+
+
+def reproduce(folder: Path, name: str) -> int:
+    """Train a cell again and print whether it agrees. Returns the exit status. Raises what `reproduce_cell` does."""
+    with Console(stderr=True).status("training it again") as status:
+        answer = reproduce_cell(folder, name, lambda line: status.update(f"training it again: {line}"))
+    for line in answer.lines:
+        print(line)
+    return DONE if answer.agrees else FAILED
+
+
+def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda line: None) -> Answer:
+    """Train the cell again on this machine, in a scratch ledger, and compare.
+
+    Its pretraining is not trained again: it starts from the weights that the ledger has. Raises ValueError where
+    there is no such cell, or it is not over; KeyboardInterrupt passes.
+    """
+    ledger = Ledger(folder)
+    cell = find(ledger, name)
+    before = ledger.outcome(cell.id)
+    if before.state not in ("done", "diverged"):
+        raise ValueError(f"{cell.label}: is {before.state}: there is nothing to compare with")
+    launch = ledger.launches()[-1]
+    sys.path.append(str(Path(launch["spec_source"]).parent))  # components of the user's own
+    device = "cuda" if launch["spec"]["resources"]["gpus"] else "cpu"
+    if device == "cuda" and not provenance.gpu_names():
+        raise ValueError(f"{cell.label}: was trained on a GPU, and this machine has none")
+    with tempfile.TemporaryDirectory(prefix="fsg-reproduce-") as scratch:
+        again = Ledger(Path(scratch))
+        again.add(cell)
+        if cell.depends_on is not None:
+            for one in {cell.depends_on, ledger.origin(cell.depends_on)}:
+                shutil.copytree(ledger.folder / "trials" / one, again.folder / "trials" / one, dirs_exist_ok=True)
+        training = CellTraining(again, cell, device=device)
+        while training.ended is None:
+            training.run_for(_SECONDS)
+            tell(f"step {training.step} of {training.total_steps}")
+        if training.ended not in ("done", "diverged"):
+            raise ValueError(f"{cell.label}: {training.ended} here: {training.reason}")
+        return _compared(ledger, again, cell, _elsewhere(ledger, cell, device))
+
+
+def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -> Answer:
+    before, now = ledger.outcome(cell.id), again.outcome(cell.id)
+    then, here = values(ledger, cell.id), values(again, cell.id)
+    names = {name for _, name in then} & {name for _, name in here}
+    alone = sorted({name for _, name in [*then, *here]} - names)  # recorded by one of the two versions alone
+    then, here = ({place: v for place, v in found.items() if place[1] in names} for found in (then, here))
+    differing = [place for place in sorted({*then, *here}) if bits(then.get(place)) != bits(here.get(place))]
+    if (before.state, before.digest) == (now.state, now.digest) and not differing:
+        state = f"state {now.digest[:12]}" if now.digest else now.state
+        said = f"{cell.label}: agrees bit for bit ({state}, {len(here)} values)"
+        return Answer(
+            True, True, (said, *([f"  not compared, recorded in one alone: {', '.join(alone)}"] * bool(alone)))
+        )
+    lines = [f"  {len(differing)} of {len(then)} values differ, the first {differing[0][1]} at step {differing[0][0]}"
+             if differing else f"  all {len(then)} values agree, and the final state does not"]  # fmt: skip
+    lines += [f"  {line}" for line in elsewhere]
+    if before.state != now.state:
+        return Answer(False, False, (f"{cell.label}: DIFFERS: {before.state} in the ledger, {now.state} here", *lines))
+    close, metrics = _by_metric(ledger, cell, then, here)
+    agrees = bool(elsewhere) and close
+    how = "agrees by its metrics, not bit for bit" if agrees else "DIFFERS"
+    if not elsewhere:
+        lines.append("  device, versions and code are those of the ledger: the bits should be the same")
+    return Answer(agrees, False, (f"{cell.label}: {how}", *metrics, *lines))
+
+
+def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[bool, list[str]]:
+    """Last values side by side; close is what lies within two standard deviations of the other seeds of its kind."""
+    ids = set(ledger.launches()[-1]["cells"]) - {cell.id}  # its own value, were it wrong, would widen the spread
+    kind = [c for c in ledger.cells() if c.id in ids and (c.variant, c.grid) == (cell.variant, cell.grid)]
+    alike = [values(ledger, one.id) for one in kind]
+    close, lines = True, []
+    for name in dict.fromkeys(name for _, name in then):
+        if not name.endswith(("accuracy", "/loss")):
+            continue
+        unit, was, now = Unit.of(name), _last(then, name), _last(here, name)
+        if was is None or now is None:
+            close = False
+            lines.append(f"  {name}: {'only in the ledger' if now is None else 'only here'}")
+            continue
+        spread = statistics.standard_deviation([v for one in alike if (v := _last(one, name)) is not None])
+        near = abs(now - was) <= _SPREADS * spread
+        close = close and near
+        place = "within" if near else "beyond"
+        of = f"{place} {_SPREADS:g} standard deviations of the other seeds"
+        of = of if spread == spread else "fewer than two other seeds: no spread to hold it against"
+        lines.append(
+            f"  {name}: {unit.write(was)} in the ledger, {unit.write(now)} here, "
+            f"{unit.write(now - was, True)} {unit.difference}".rstrip()
+            + f" ({of})"
+        )
+    return close, lines
+
+
+def values(ledger: Ledger, cell_id: str) -> Values:
+    """Every value that a training recorded of itself, by step and metric."""
+    rows = ledger.rows(cell_id)
+    return {(r.step, n): v for r in rows for n, v in r.values.items() if not n.startswith(OF_THE_MACHINE)}
+
+
+def _last(found: Values, name: str) -> float | None:
+    return next((value for (_, metric), value in sorted(found.items(), reverse=True) if metric == name), None)
+
+
+def _elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:
+    """What is other here than where the attempts at the cell were made."""
+    launches = dict(enumerate(ledger.launches(), start=1))
+    here: dict[str, Any] = {"device": provenance.device_name(device), **provenance.versions()}
+    here["source of fsg"] = provenance.code()["fsg_source_sha256"]
+    found: dict[str, None] = {}
+    for attempt in ledger.attempts(cell.id):
+        then: dict[str, Any] = {"device": attempt.get("device"), **attempt.get("versions", {})}
+        with suppress(KeyError):
+            then["source of fsg"] = launches[attempt["launch"]]["fsg_source_sha256"]
+        for name, value in then.items():
+            if value and value != here.get(name):
+                was, now = (str(one)[:40] for one in (value, here.get(name)))
+                found[f"trained with {name} {was} (here {now})"] = None
+    return list(found)

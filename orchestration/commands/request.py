@@ -1,0 +1,101 @@
+"""What a user asks for on the command line, and how a command that refuses or breaks off ends: in one line."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestration.commands.exit_status import BAD_INPUT, FAILED, INTERRUPTED
+from orchestration.ledger.stores.errors import LockedError
+from orchestration.scheduler.environment import Unusable
+from orchestration.spec.experiment import SpecErrors
+from orchestration.util import submission
+from orchestration.util.passwords import without_password
+
+
+class Refused(Exception):
+    """Why a launch does not start, a line each."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """A spec and the options of `fsg launch` and `fsg plan`."""
+
+    source: Path
+    profile: str | None = None
+    sets: Sequence[str] = ()
+    results: Path = Path("results")
+    tracking_uri: str | None = None
+    address: str | None = None
+    submit: bool = False
+    study_storage: str | None = None
+    yes: bool = False
+    console: Console = field(default_factory=lambda: Console(file=sys.stdout))
+
+    @property
+    def command(self) -> str:
+        """The command that asks for the same, without passwords: it is printed, and kept in records."""
+        if submission.record():
+            return str(submission.record()["command"])
+        words = ["fsg", "launch", str(self.source), *self.options]
+        words += ["--results", str(self.results)] if self.results != Path("results") else []
+        words += ["--tracking-uri", without_password(self.tracking_uri)] if self.tracking_uri else []
+        words += ["--address", self.address] if self.address else []
+        words += ["--study-storage", without_password(self.study_storage)] if self.study_storage else []
+        return shlex.join(words)
+
+    @property
+    def options(self) -> list[str]:
+        """The words that choose a profile and change fields."""
+        profile = ["--profile", self.profile] if self.profile else []
+        return [*profile, *(word for one in self.sets for word in ("--set", one))]
+
+    @property
+    def mlflow(self) -> str | None:
+        """MLflow's tracking URI, where one was given."""
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def describe_break(self, error: OSError) -> str:
+        """What a launch says that cannot write any more."""
+        what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
+        return f"The launch broke off: {what}; what is in {self.results} is whole."
+
+
+def run_guarded(request: LaunchRequest, work: Callable[[], int]) -> int:
+    """Do the work of a command and return its exit status; every error that a user can cause is one line."""
+    try:
+        return work()
+    except (SpecErrors, Refused) as refused:
+        for line in refused.lines:
+            print(line, file=sys.stderr)
+        return BAD_INPUT
+    except (LockedError, Unusable) as refused:
+        print(refused, file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"{request.describe_break(error)} It goes on with: {request.command}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"Interrupted. It goes on with: {request.command}", file=sys.stderr)
+        return INTERRUPTED
+
+
+@contextmanager
+def refusing_write_errors(folder: Path) -> Iterator[None]:
+    """Within, a results folder that cannot be written to is refused."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{folder}: cannot be written to ({error.strerror or error})") from error

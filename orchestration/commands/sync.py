@@ -1,0 +1,41 @@
+"""`fsg sync`: bring MLflow level with an experiment's ledger."""
+
+import os
+import sys
+from pathlib import Path
+
+from orchestration.commands.exit_status import BAD_INPUT, DONE, FAILED
+from orchestration.ledger import store
+from orchestration.ledger.ledger import Ledger
+from orchestration.spec.experiment import recorded_spec
+from orchestration.tracking.sync import Tracker
+from orchestration.util.error_text import first_line
+from orchestration.util.passwords import without_password
+
+
+def sync(folder: Path, tracking_uri: str | None = None) -> int:
+    """Bring MLflow level with an experiment's folder. Returns the exit status."""
+    ledger = Ledger(folder)
+    try:
+        launches = ledger.launches()
+    except OSError as error:
+        print(first_line(error), file=sys.stderr)
+        return BAD_INPUT
+    if not launches:
+        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        return BAD_INPUT
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or launches[-1].get("tracking_uri")
+    if uri and ":***@" in uri:
+        print(f"{folder}: the password of {uri} is not kept (expected --tracking-uri with it)", file=sys.stderr)
+        return BAD_INPUT
+    tracker = Tracker(ledger, recorded_spec(launches[-1]), uri)
+    try:
+        sent = tracker.sync()
+        if store.exists(folder / "report.html"):
+            tracker.log_report(folder)
+    except Exception as error:
+        print(without_password(f"MLflow ({tracker.uri}) cannot be written to: {first_line(error)}"), file=sys.stderr)
+        return FAILED
+    print(f"sent {sent.runs} runs, {sent.metrics} metric values and {sent.files} files: MLflow is level with {folder}")
+    print(f"MLflow   {tracker.ui()}")
+    return DONE

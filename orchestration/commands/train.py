@@ -1,0 +1,172 @@
+"""The pending cells of a plan, trained on Ray. A signal stops them at a checkpoint."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import fsg
+from orchestration.commands.exit_status import DONE, FAILED, INTERRUPTED
+from orchestration.commands.orphans import MAX_NAMED
+from orchestration.commands.plan import ExperimentPlan
+from orchestration.commands.preflight import unplaceable
+from orchestration.commands.progress import LiveView, PlainLines
+from orchestration.commands.request import LaunchRequest, Refused
+from orchestration.commands.restart import restart_process
+from orchestration.ledger import store
+from orchestration.ledger.outcome import Outcome
+from orchestration.ledger.sealed import write_new
+from orchestration.ledger.stores.errors import Unwritable
+from orchestration.scheduler.environment import Unusable, prepare
+from orchestration.search.optuna.errors import SearchError
+from orchestration.spec.cells import Cell, own_code
+from orchestration.util import provenance
+from orchestration.util.error_text import first_line
+
+if TYPE_CHECKING:
+    from orchestration.search.source import ErrorCapturingSource
+
+View = LiveView | PlainLines
+
+
+def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View) -> int:
+    """Train what is pending; returns the exit status. An unexpected error goes to a log and is told in one line."""
+    stop_file = plan.ledger.stop_file(number)
+    try:
+        with stopping_at(stop_file, view) as install, view.shown(), Path(os.devnull).open("w") as nowhere:
+            with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
+                trained, unsettled = train_on_ray(request, plan, number, view, install)
+    except (Refused, Unusable):
+        raise
+    except Unwritable as error:
+        told = f"{request.describe_break(error)} Once there is room, it goes on with: {request.command}"
+        print(told, file=sys.stderr)
+        return FAILED
+    except SearchError as error:
+        print(f"The launch broke off: {error}. It goes on with: {request.command}", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        log = plan.ledger.folder / "launches" / f"{number:04d}-log.txt"
+        with suppress(FileExistsError):
+            write_new(log, traceback.format_exc().encode())
+        print(f"the launch broke off: {type(error).__name__}: {first_line(error)} (log: {log})", file=sys.stderr)
+        return FAILED
+    outcomes = [(cell, plan.ledger.outcome(cell.id)) for cell in trained]
+    unfinished = [one for one in outcomes if one[1].state not in ("done", "diverged", "pruned")]
+    if not unsettled and not unfinished:
+        return DONE
+    if store.exists(stop_file):
+        return INTERRUPTED
+    why = describe_unfinished(unfinished, unsettled)
+    if why:
+        print(f"The launch ended short: {why}. It goes on with: {request.command}", file=sys.stderr)
+    return FAILED
+
+
+def train_on_ray(
+    request: LaunchRequest, plan: ExperimentPlan, number: int, view: View, install_signals: Callable[[], None]
+) -> tuple[list[Cell], list[str]]:
+    """Train on a Ray of this process or a cluster's. Returns the cells, and the searches that have not ended."""
+    prepare(request.address)
+    from orchestration.scheduler import nodes, tune  # start-up time: Ray
+    from orchestration.scheduler.connection import connected  # start-up time: Ray
+
+    spec, ledger, own = plan.spec, plan.ledger, own_code(plan.spec)
+    resources = tune.TrialResources(
+        gpus=spec.resources.gpu_share,
+        cpus=spec.resources.cpus,
+        max_concurrent=spec.resources.max_concurrent,
+        max_retries=spec.resources.max_retries,
+        checkpoint_every=spec.resources.checkpoint_every,
+        python_path=[str(own)] if own else [],
+    )
+    packages = [Path(fsg.__file__).parent, Path(provenance.__file__).parents[1]]
+    with connected(request.address, packages, own, lambda name: restart_process(name, request, ledger, number)):
+        install_signals()  # Ray has put its own in place
+        if problems := unplaceable(spec, request.source, request.sets, nodes.resources()):
+            raise Refused(*problems)
+        left = [*plan.pending, *plan.expected]
+        if request.address is not None:
+            view.tally.phase = "looking at the nodes"
+            if problems := nodes.check_nodes(ledger.folder, left, resources.python_path, number):
+                raise Refused(*problems)
+        concurrency = tune.max_concurrency(left, resources)
+        view.tally.max_running = concurrency.largest
+        source = _search_source(request, plan, concurrency.largest, view) if spec.studies else None
+        view.tally.phase = "starting workers"
+        trained = tune.run(
+            ledger,
+            plan.pending,
+            resources,
+            view,
+            stop_file=ledger.stop_file(number),
+            record={"launch": number, "git_commit": provenance.code()["git_commit"]},
+            source=source,
+            concurrency=concurrency,
+        )
+        if source is None:
+            return trained, []
+        if source.broken is not None:
+            raise source.broken
+        return trained, source.searches.unsettled
+
+
+def _search_source(
+    request: LaunchRequest, plan: ExperimentPlan, max_running: int, view: View
+) -> "ErrorCapturingSource":
+    from orchestration.search.source import ErrorCapturingSource, SearchManager  # start-up time: Optuna
+
+    try:
+        manager = SearchManager(
+            plan.spec,
+            plan.ledger,
+            storage=request.study_storage,
+            max_running=max_running,
+            pruned=view.pruned,
+            say=view.message,
+        )
+        return ErrorCapturingSource(manager)
+    except SearchError as error:
+        raise Refused(f"{request.source}: {error}") from error
+
+
+@contextmanager
+def stopping_at(stop_file: Path, view: View) -> Iterator[Callable[[], None]]:
+    """Within, the first SIGINT or SIGTERM asks the workers to stop at a checkpoint; the second ends it all at once.
+
+    What is yielded puts these handlers in place once more, where a library has replaced them.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        try:
+            if store.exists(stop_file):
+                raise KeyboardInterrupt
+            write_new(stop_file, b"")
+        except OSError:  # a full disk
+            raise KeyboardInterrupt from None
+        view.stopping()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def install() -> None:
+        for number in before:
+            signal.signal(number, stop)
+
+    install()
+    try:
+        yield install
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe_unfinished(unfinished: Sequence[tuple[Cell, Outcome]], unsettled: Sequence[str]) -> str:
+    """What a launch ends without, in a line; failed cells are left out, as each is told with its reason."""
+    left = [f"{cell.label} is {outcome.state}" for cell, outcome in unfinished if outcome.state != "failed"]
+    more = [f"{len(left) - MAX_NAMED} more"] if len(left) > MAX_NAMED else []
+    return ", ".join([*left[:MAX_NAMED], *more, *(f"the search of {name} came to no choice" for name in unsettled)])

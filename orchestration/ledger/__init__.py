@@ -1,0 +1,1 @@
+"""The source of truth on disk: cells, attempts, rows, checkpoints, launches."""

@@ -1,0 +1,1 @@
+"""Where a ledger can lie: a folder or a bucket, with the lock of an experiment."""

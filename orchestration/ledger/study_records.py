@@ -1,0 +1,133 @@
+"""What the ledger knows of a search, so that Optuna's own record of it may be lost.
+
+    RESULTS/studies/<name>/
+      study.json                     the space and everything else that makes two trials comparable
+      trials/000007.json             one trial: its settings, their distributions, and its cells, one a seed
+      trials/000007-rung-0003.json   the mean over the seeds after epoch 3, and whether the trial was stopped there
+      trials/000007-end.json         how it ended: COMPLETE with its values, PRUNED or FAIL
+      choice-0001.json               which candidate validation chose: written before the test images are opened
+      study.journal                  Optuna's; it can be rebuilt from the rest
+
+All but the journal is written once, whole and sealed, like everything in the ledger.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestration.ledger import store
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.sealed import read_sealed, write_sealed
+from orchestration.spec.cells import Cell
+
+pass
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as the ledger has it; `cells` by seed, `rungs` by epoch."""
+
+    number: int
+    params: dict[str, Any]
+    distributions: dict[str, str]
+    cells: dict[int, str]
+    attributes: dict[str, Any]
+    origin: str | None
+    rungs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    end: dict[str, Any] | None = None
+
+    @property
+    def state(self) -> str:
+        """COMPLETE, PRUNED, FAIL, or RUNNING."""
+        return str(self.end["state"]) if self.end else "RUNNING"
+
+    @property
+    def intermediate(self) -> dict[int, float]:
+        return {epoch: float(rung["value"]) for epoch, rung in sorted(self.rungs.items())}
+
+    @property
+    def last_attributes(self) -> dict[str, Any]:
+        """Optuna's own notes on the trial, as they were last."""
+        records = [rung for _, rung in sorted(self.rungs.items())] + ([self.end] if self.end else [])
+        return dict(records[-1]["attributes"]) if records else self.attributes
+
+
+class StudyRecords:
+    """One study's part of the ledger. Constructing it touches nothing."""
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        self.folder = ledger.folder / "studies" / name
+        self.name = name
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "study.journal"
+
+    def description(self) -> dict[str, Any] | None:
+        """What the study was begun with."""
+        return read_sealed(self.folder / "study.json")
+
+    def begin(self, description: dict[str, Any]) -> None:
+        self._write("study.json", description)
+
+    def add(self, trial: TrialRecord) -> None:
+        self._write(
+            f"trials/{trial.number:06d}.json",
+            {
+                "params": trial.params,
+                "distributions": trial.distributions,
+                "cells": {str(seed): cell for seed, cell in trial.cells.items()},
+                "attributes": trial.attributes,
+                "origin": trial.origin,
+            },
+        )
+
+    def add_rung(self, number: int, epoch: int, value: float, pruned: bool, attributes: dict[str, Any]) -> None:
+        record = {"value": value, "pruned": pruned, "attributes": attributes}
+        self._write(f"trials/{number:06d}-rung-{epoch:04d}.json", record)
+
+    def end(
+        self, number: int, state: str, values: Sequence[float] | None, reason: str, attributes: dict[str, Any]
+    ) -> None:
+        record = {"state": state, "values": values, "reason": reason, "attributes": attributes}
+        self._write(f"trials/{number:06d}-end.json", record)
+
+    def trials(self) -> list[TrialRecord]:
+        """Every trial, by number, up to the first that is missing or damaged."""
+        parts: dict[int, dict[str, dict[str, Any]]] = {}
+        for path in store.matching(self.folder / "trials", "[0-9]*.json"):
+            record = read_sealed(path)
+            if record is not None:
+                at, _, part = path.stem.partition("-")
+                parts.setdefault(int(at), {})[part] = record
+        found: list[TrialRecord] = []
+        for number in itertools.count():
+            records = parts.get(number, {})
+            if "" not in records:
+                return found
+            begun = records[""]
+            rungs = {int(part.removeprefix("rung-")): r for part, r in records.items() if part.startswith("rung-")}
+            cells = {int(seed): cell for seed, cell in begun["cells"].items()}
+            of_begin = (begun["params"], begun["distributions"], cells, begun["attributes"], begun["origin"])
+            found.append(TrialRecord(number, *of_begin, rungs, records.get("end")))
+        raise AssertionError("counting has no end")
+
+    def choose(self, record: dict[str, Any]) -> None:
+        self._write(f"choice-{len(self.choices()) + 1:04d}.json", record)
+
+    def choices(self) -> list[dict[str, Any]]:
+        """Each opening of the test set, oldest first."""
+        records = (read_sealed(path) for path in store.matching(self.folder, "choice-*.json"))
+        return [record for record in records if record is not None]
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        write_sealed(self.folder / name, record)
+
+
+def chosen_cells(ledger: Ledger, names: Iterable[str]) -> list[Cell]:
+    """The cells of the table that searches have come to, each under its study's name."""
+    choices = [(name, choice) for name in names for choice in StudyRecords(ledger, name).choices()[-1:]]
+    cells = [(name, ledger.find(cell_id)) for name, choice in choices for cell_id in choice["cells"]]
+    return [replace(cell, variant=name, grid={}) for name, cell in cells if cell is not None]

@@ -1,0 +1,267 @@
+"""What there is to say about an experiment, from its ledger alone: lines, tests, curves, costs, provenance.
+
+`build` gathers it; `orchestration.report` writes it down.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestration.analysis.comparisons import Line, Measure, Trial, lines_of
+from orchestration.analysis.preregistration import SeedPlan, seed_plan
+from orchestration.analysis.units import Unit
+from orchestration.analysis.verdict import Best, Contrast, Family, Verdict, best_of, contrasts_of, judge
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.study_records import chosen_cells
+from orchestration.report import convergence, layer_maps
+from orchestration.report.curves import Panel
+from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
+from orchestration.spec.cells import Cell
+from orchestration.spec.fields import Published, adapter
+from orchestration.spec.fields import Report as Asked
+
+_UNFINISHED = ("diverged", "failed", "interrupted", "running", "waiting")
+
+
+class Measured(NamedTuple):
+    """One measure of all variants, and its tests: a family of its own."""
+
+    measure: Measure
+    lines: tuple[Line, ...]
+    contrasts: tuple[Contrast, ...]
+
+    @property
+    def unit(self) -> Unit:
+        return self.measure.unit
+
+    @property
+    def family(self) -> Family:
+        return Family(tuple(test for test in self.contrasts if test.role == "family"))
+
+    def test(self, variant: str) -> Contrast | None:
+        return next((test for test in self.contrasts if test.variant == variant), None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say about an experiment. The first of `measured` is the metric that was asked for.
+
+    `changes` is the diff of uncommitted code.
+    """
+
+    folder: Path
+    name: str
+    question: str
+    asked: Asked
+    plan: SeedPlan
+    verdict: Verdict
+    best: Best | None
+    measured: tuple[Measured, ...]
+    pretraining: tuple[Trial, ...]
+    unfinished: tuple[Trial, ...]
+    warnings: tuple[str, ...]
+    panels: tuple[tuple[Panel, ...], ...]
+    provenance: dict[str, str]
+    layers: dict[str, list[layer_maps.Map]]
+    spec_text: str
+    changes: str
+    launches: tuple[dict[str, Any], ...]
+    command: str
+    forecast: tuple[ForecastAccuracy, ...] = ()
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        return self.measured[0].lines
+
+    @property
+    def metric(self) -> str:
+        return self.asked.metric
+
+    @property
+    def baseline(self) -> str:
+        return self.asked.baseline
+
+    @property
+    def primary(self) -> str:
+        return self.asked.primary
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [*self.pretraining, *(trial for line in self.lines for trial in line.trials)]
+
+    @property
+    def unit(self) -> Unit:
+        return self.measured[0].unit
+
+    def published(self, line: Line) -> Published | None:
+        """What a paper states of a line, if the spec says it."""
+        stated = self.asked.published or {}
+        return stated.get(line.label) or stated.get(line.variant)
+
+
+def build(ledger: Ledger) -> Report:
+    """The report of an experiment as its last launch planned it, from its ledger alone.
+
+    Raises ValueError where nothing was ever launched.
+    """
+    launches = ledger.launches()
+    if not launches:
+        raise ValueError(f"{ledger.folder}: no launch is recorded there")
+    launch = launches[-1]
+    spec, every = launch["spec"], {cell.id: cell for cell in ledger.cells()}
+    asked = adapter(Asked).validate_python(spec["report"])
+    assert isinstance(asked, Asked)
+    planned = [every[cell_id] for cell_id in launch["cells"] if cell_id in every]
+    planned += chosen_cells(ledger, [study["name"] for study in spec.get("studies", ())])
+    trials = [Trial(cell, ledger.outcome(cell.id), tuple(ledger.rows(cell.id))) for cell in planned]
+    plan = seed_plan(launches, [trial for trial in trials if trial.cell.kind == "train"], asked.baseline)
+    trials = [trial.marked(trial.cell.seed in plan.added) for trial in trials]
+    trained = [trial for trial in trials if trial.cell.kind == "train"]
+    measured = tuple(_measured(trained, asked, plan))
+    lines = measured[0].lines
+    return Report(
+        folder=ledger.folder,
+        name=spec["name"] + (f" · {spec['profile']}" if spec["profile"] else ""),
+        question=spec["question"],
+        asked=asked,
+        plan=plan,
+        verdict=judge(measured[0].contrasts, measured[0].unit, asked, plan),
+        best=best_of(lines, measured[0].unit, plan),
+        measured=measured,
+        pretraining=tuple(trial for trial in trials if trial.cell.kind == "pretrain"),
+        unfinished=tuple(sorted((t for t in trials if t.state != "done"), key=lambda t: _UNFINISHED.index(t.state))),
+        warnings=(
+            *_warnings(lines, trials, asked.metric),
+            *_about_seeds(plan),
+            *_mixed(ledger, launches, trials),
+            *unlike_pairs(ledger, trained, asked.baseline),
+            *_left_out(ledger.orphans(planned)),
+        ),
+        panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
+        provenance=_provenance(launches),
+        layers=layer_maps.maps({line.short_label: _diagnostics(ledger, line) for line in lines}),
+        spec_text=launch["spec_text"],
+        changes=launch.get("git_diff") or "",
+        launches=tuple(launches),
+        command=launch["command"],
+        forecast=tuple(forecast_accuracy(ledger, trials)),
+    )
+
+
+def _diagnostics(ledger: Ledger, line: Line) -> list[list[dict[str, Any]]]:
+    return [ledger.diagnostics(trial.cell.id) for trial in line.planned if trial.state == "done"]
+
+
+def _measured(trials: Sequence[Trial], asked: Asked, plan: SeedPlan) -> Iterable[Measured]:
+    metric = Measure.metric(asked.metric)
+    for measure in (metric, *convergence.measures(asked.reach)):
+        lines = lines_of(trials, measure, asked.baseline)
+        if measure is metric or any(line.values for line in lines):
+            tests = contrasts_of(lines, asked, plan, asked.primary if measure is metric else None)
+            yield Measured(measure, tuple(lines), tuple(tests))
+
+
+# What must be known beside it
+
+
+def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str) -> Iterable[str]:
+    missing = sum(trial.state not in ("done", "diverged") for trial in trials)
+    if missing:
+        yield f"{missing} of {len(trials)} cells are not done: this is what there is so far; they are named below."
+    diverged = [trial.cell.label for trial in trials if trial.state == "diverged"]
+    if diverged:
+        lost = "an accuracy of 0 %" if metric.endswith("accuracy") else "an infinite loss"
+        yield f"Diverged, and counted with {lost}: {', '.join(diverged)}."
+    contaminated = [line.label for line in lines if line.contaminated]
+    if contaminated:
+        whose = "all variants" if len(contaminated) == len(lines) else ", ".join(contaminated)
+        yield (
+            "Validation figures are contaminated: the starting weights may have been trained on the validation images "
+            f"({whose})."
+        )
+
+
+def _about_seeds(plan: SeedPlan) -> Iterable[str]:
+    if plan.added:
+        yield (
+            f"Exploratory: seeds {_listed(plan.added)} were added when results could be seen. They are shown apart, as "
+            "hollow points and in rows of their own; no mean, interval or test of the planned seeds has them."
+        )
+    if plan.dropped:
+        yield (
+            f"Seeds {_listed(plan.dropped)} were planned, and left out when results could be seen: the plan is not "
+            "complete without them, and no difference is claimed."
+        )
+    if plan.late_rule:
+        held = "that of the plan is applied" if plan.rule else "it is not applied"
+        yield f"The rule for looks was declared, or changed, when results could be seen: {held}."
+    if plan.late:
+        yield (
+            f"What is compared was changed when results could be seen: {'; '.join(plan.late)}. All of it is "
+            "exploratory, and no difference is claimed."
+        )
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _left_out(orphaned: Sequence[Cell]) -> Iterable[str]:
+    if orphaned:
+        of = "of the same names, but of other settings, code or data"
+        yield f"Earlier cells {of}, are left out (orphans): {len(orphaned)}."
+
+
+_COMPARED = {
+    "git_commit": "commits",
+    "git_diff_sha256": "uncommitted changes",
+    "fsg_source_sha256": "training code",
+    "device": "devices",
+    "versions": "versions",
+    "cpu": "CPU types",
+}
+
+
+def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Iterable[str]:
+    """What differs between the cells of the table; where an attempt says nothing of itself, its launch does."""
+    seen: dict[str, set[str]] = {"threads": {str(trial.cell.train.threads) for trial in trials}}
+    by_number = dict(enumerate(launches, start=1))
+    for trial in trials:
+        for attempt in ledger.attempts(trial.cell.id):
+            launch = by_number.get(attempt.get("launch", 0), {})
+            record = launch | {"cpu": launch.get("hardware", {}).get("cpu")} | attempt
+            for key, what in _COMPARED.items():
+                if record.get(key):
+                    seen.setdefault(what, set()).add(_text(record[key]))
+    for what, found in seen.items():
+        if len(found) > 1:
+            yield f"Cells of different {what} stand in one table: {', '.join(sorted(found))}."
+
+
+def _provenance(launches: Sequence[dict[str, Any]]) -> dict[str, str]:
+    launch = launches[-1]
+    changed = ", with changes that are not committed (below)" if launch["git_diff_sha256"] else ""
+    return {
+        "Launched": _when(launch["started"]) + (f" (launch {len(launches)})" if len(launches) > 1 else ""),
+        "Commit": (launch["git_commit"] or "none: not run from a git checkout") + changed,
+        "Training code": f"SHA-256 {launch['fsg_source_sha256']}",
+        "Spec": f"{Path(launch['spec_source']).name}, resolved SHA-256 {launch['spec_sha256']}",
+        "Images": _text(launch.get("data", {})) or "not recorded",
+        "Versions": _text(launch["versions"]),
+        "Hardware": _text(launch["hardware"]),
+    }
+
+
+def _when(milliseconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(milliseconds / 1000))
+
+
+def _text(value: Any) -> str:
+    """Plain text of a recorded value: a mapping as `name value, …`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    return str(value)

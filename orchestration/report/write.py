@@ -1,0 +1,234 @@
+"""The report of an experiment: one page that stands alone, and the same as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from orchestration.analysis.comparisons import Line, Trial
+from orchestration.ledger import store
+from orchestration.ledger.ledger import Ledger
+from orchestration.report import curves, differences, layer_maps, tables
+from orchestration.report.data import Report
+from orchestration.report.forecast import HEADER
+from orchestration.report.search import as_data_uri, sections
+from orchestration.report.tables import TextTable
+
+
+def write(report: Report) -> list[Path]:
+    """`report.html`, `.md`, `.tex`, `.csv`, those of cells and layers, and `figures/`, in the experiment's folder."""
+    with store.of(report.folder).staging_dir(report.folder) as staging_dir:
+        paths = _written(report, staging_dir)
+    return [report.folder / path.relative_to(staging_dir).as_posix() for path in paths]
+
+
+def _written(report: Report, folder: Path) -> list[Path]:
+    drawn = curves.save(report.panels, folder / "figures", "convergence")
+    svgs = [[curves.inline_svg(panel) for panel in row] for row in report.panels]
+    seeds_plot = differences.drawn(report.lines, report.unit, report.baseline, report.primary)
+    inlined = None
+    if seeds_plot is not None:
+        inlined = curves.inline(seeds_plot, "differences", f"Differences to {report.baseline}, each seed a point")
+        drawn += curves.save_figure(seeds_plot, folder / "figures", "differences")
+    layers = {}
+    for title, found in report.layers.items():
+        figure = layer_maps.drawn(title, found)
+        layers[title] = curves.inline(figure, title, f"{title}, by layer and epoch")
+        drawn += curves.save_figure(figure, folder / "figures", "layers-" + re.sub(r"\W+", "-", title.lower()))
+    searches = [
+        (one, one.drawn(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
+    ]
+    shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
+    more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}
+    written = {
+        "report.md": _rendered("report.md.j2", report, autoescape=False, drawn=[path.name for path in drawn], **more),
+        "report.html": _rendered(
+            "report.html.j2", report, autoescape=True, svgs=svgs, differences=inlined, layers=layers, **more
+        ),
+        "report.tex": latex(report),
+        "report.csv": _csv(tables.results(report)),
+        "report.cells.csv": cells_csv(report),
+        "report.layers.csv": layers_csv(report),
+    }
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [*(folder / name for name in written), *drawn, *(path for _, files in searches for path in files.values())]
+
+
+def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    low, high = _range(report)
+    return environment.get_template(template).render(
+        report=report,
+        forecast_header=HEADER,
+        results=tables.results(report),
+        dots={line.label: _dots(report, line, low, high) for line in report.lines},
+        strip_range=f"{report.unit.write(low)} to {report.unit.write(high)}" if math.isfinite(low) else "",
+        tests=tables.tests(report),
+        convergence=tables.convergence(report),
+        convergence_note=tables.CONVERGENCE_NOTE,
+        cost=tables.cost(report),
+        cells=tables.cells(report),
+        difference_note=_DIFFERENCES,
+        caption=_CAPTION,
+        **more,
+    )
+
+
+_CAPTION = (
+    "Line: mean over the planned seeds that are done; band: from the lowest to the highest of them. A seed that "
+    "diverged is a thin line of its own that ends in a cross. The baseline is black and dashed. Long trainings are "
+    "drawn with neighbouring values averaged."
+)
+
+
+_DIFFERENCES = (
+    "Point: a seed, its difference to the baseline's same seed (hollow: exploratory); diamond: mean over the planned "
+    "seeds; bar: its 95 % interval, not corrected. Right of the dashed line is more than the baseline."
+)
+
+
+# Each seed as a point
+
+
+def _range(report: Report) -> tuple[float, float]:
+    """From the lowest to the highest seed that is done, over all variants."""
+    values = [v for line in report.lines for seed, v in _all(line).items() if seed not in _lost(line)]
+    return (min(values), max(values)) if values else (math.nan, math.nan)
+
+
+def _all(line: Line) -> dict[int, float]:
+    return line.values | line.added
+
+
+def _lost(line: Line) -> set[int]:
+    return {trial.cell.seed for trial in line.trials if trial.state == "diverged"}
+
+
+def _dots(report: Report, line: Line, low: float, high: float) -> dict[str, Any]:
+    """Where a line's seeds stand on a strip that is 150 wide; hollow are the exploratory ones."""
+    width, lost, unit = high - low or 1.0, _lost(line), report.unit
+    ids = {trial.cell.seed: trial.cell.id for trial in line.trials}
+    found = [
+        (
+            round(10 + 130 * (value - low) / width, 1),
+            f"seed {seed}: {unit.write(value)} {unit.value} (cell {ids[seed]})",
+            seed in line.added,
+        )
+        for seed, value in _all(line).items()
+        if seed not in lost
+    ]
+    planned = [place for place, _, added in found if not added]
+    return {
+        "found": found,
+        "lost": [f"seed {seed}: diverged (cell {ids[seed]})" for seed in sorted(lost)],
+        "mean": round(sum(planned) / len(planned), 1) if planned else None,
+    }
+
+
+# LaTeX and CSV
+
+
+def latex(report: Report) -> str:
+    """The tables of results and tests as LaTeX, for `\\usepackage{booktabs}`."""
+    verdict = report.verdict
+    lines = [f"% {report.name}: made by fsg report; \\usepackage{{booktabs}}", ""]
+    for made in (tables.results(report), tables.tests(report)):
+        caption = " ".join([f"{report.name}: {made.title.lower()}.", *made.notes])
+        lines += [*_latex_table(made, caption), ""]
+    text = f"{verdict.headline}. {verdict.sentence} {verdict.consequence}".strip()
+    return "\n".join([*lines, f"% Verdict: {_one_line(text)}", ""])
+
+
+def _latex_table(made: TextTable, caption: str) -> Iterable[str]:
+    yield "\\begin{table}"
+    yield f"\\caption{{{_tex(caption)}}}"
+    yield f"\\begin{{tabular}}{{l{'r' * (len(made.header) - 1)}}}"
+    yield "\\toprule"
+    yield " & ".join(map(_tex, made.header)) + " \\\\"
+    yield "\\midrule"
+    for row in made.rows:
+        cells = [_tex(cell) for cell in row.cells]
+        if row.best:
+            cells[2] = f"\\textbf{{{cells[2]}}}"
+        if row.kind == "exploratory":
+            cells = [f"\\textit{{{cell}}}" for cell in cells]
+        yield " & ".join(cells) + " \\\\"
+    yield "\\bottomrule"
+    yield "\\end{tabular}"
+    yield "\\end{table}"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "\u00a0": "~", "−": "$-$", "±": r"$\pm$", "∞": r"$\infty$", "·": r"$\cdot$", "–": "--",
+    "≥": r"$\geq$", "≤": r"$\leq$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(re.split(r"[\n\r\t ]+", text))
+
+
+def _csv(made: TextTable) -> str:
+    return _as_csv([made.header, *(row.cells for row in made.rows)])
+
+
+def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def cells_csv(report: Report) -> str:
+    """A row a cell with what every table is made of, so that each number can be computed again."""
+    names = [measured.unit.name for measured in report.measured]
+    header = ["cell", "kind", "variant", "grid", "seed", "state", "exploratory", *names, "seconds", "digest"]
+    rows: list[Sequence[Any]] = []
+    for trial in report.trials:
+        cell, outcome = trial.cell, trial.outcome
+        values = [_of_cell(report, trial, place) for place in range(len(report.measured))]
+        rows.append([cell.id, cell.kind, cell.variant, " · ".join(f"{k}={v}" for k, v in cell.grid.items()), cell.seed,
+                     trial.state, "yes" if trial.exploratory else "no", *values, f"{outcome.seconds:.3f}",
+                     outcome.digest or ""])  # fmt: skip
+    return _as_csv([header, *rows])
+
+
+def layers_csv(report: Report) -> str:
+    """What the maps draw: a row a line of the table, layer and epoch, a column a quantity."""
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    for title, maps in report.layers.items():
+        for each in maps:
+            for (place, epoch), value in np.ndenumerate(each.values):
+                key = each.label, each.layers[place], each.epochs[epoch]
+                found.setdefault(key, {})[title] = float(value)
+    rows = [[*key, *(_known(values.get(title)) for title in report.layers)] for key, values in found.items()]
+    return _as_csv([["line", "layer", "epoch", *report.layers], *rows])
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _of_cell(report: Report, trial: Trial, place: int) -> str:
+    if trial.cell.kind != "train" or trial.state not in ("done", "diverged"):
+        return ""
+    value = report.measured[place].measure.of(trial)
+    return "" if value is None else repr(value)

@@ -1,0 +1,262 @@
+"""One cell in this process, from the claim of an attempt to its end: what a worker does, without Ray.
+
+An exception of the training is final: the same code would raise it again. What hangs on the machine instead (memory,
+a newer attempt elsewhere) ends in `again`, for another attempt to go on from the last checkpoint; a full disk ends in
+`unwritable`, for another launch to do so once there is room.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fsg import checkpoint
+from fsg.diagnostics import over_all_layers
+from fsg.finite import Diverged
+from fsg.imported import source_sha256
+from fsg.trainer import Row, Training
+from orchestration.ledger import store
+from orchestration.ledger.attempt import Attempt, Superseded
+from orchestration.ledger.history import ResumePoint
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.sealed import write_new
+from orchestration.ledger.stores.errors import Unwritable
+from orchestration.runtime import peak_memory
+from orchestration.runtime.reset import reset_process_state
+from orchestration.runtime.system_metrics import SystemMetrics
+from orchestration.spec.cells import Cell, imported
+from orchestration.util import provenance
+
+Ending = Literal["done", "failed", "diverged", "interrupted", "retry", "paused", "unwritable"]
+BEST_BY = "validation/accuracy"
+
+
+class CellTraining:
+    """The training of one cell. `stop` is asked between two steps; `ended` says how it ended, once it has.
+
+    At step `until` it keeps a checkpoint and is `paused`: whoever hands it out decides whether it goes on.
+    `note` says what else the user has to know: that a checkpoint was damaged, and where the training went on instead.
+    `record` joins the attempt's record in the ledger.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        cell: Cell,
+        *,
+        device: str = "cpu",
+        checkpoint_every: float = 60.0,
+        record: dict[str, Any] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        until: int | None = None,
+    ) -> None:
+        self.ledger, self.cell, self.device, self.checkpoint_every = ledger, cell, device, checkpoint_every
+        self.until = until
+        self.record, self.stop = record or {}, stop
+        self.ended: Ending | None = None
+        self.reason = self.note = ""
+        self.log: Path | None = None
+        self.last: dict[str, float] = {}
+        self.step = self.total_steps = 0
+        self._attempt: Attempt | None = None
+        self._run: ActiveRun | None = None
+
+    def run_for(self, seconds: float) -> None:
+        """Train for about so long, or until the cell has ended. What the training raises ends it, and is not raised."""
+        try:
+            self._run_until(time.monotonic() + seconds)
+        except Diverged as error:
+            self._end("diverged", _one_line(error))
+        except Superseded as error:
+            self.ended, self.reason = "retry", str(error)
+        except Unwritable as error:
+            self.ended, self.reason = "unwritable", f"{error.strerror} ({error.filename})"
+        except Exception as error:
+            if _is_lack_of_memory(error):
+                self.ended, self.reason = "retry", f"out of memory: {_one_line(error)}"
+            else:
+                self._keep_traceback()
+                self._end("failed", f"{type(error).__name__}: {_one_line(error)}")
+        if self._run is not None:
+            self.step, self.total_steps = self._run.training.step, self._run.training.total_steps
+        if self.ended is not None:
+            self._run = None  # a worker that waits for its next cell keeps nothing of this one
+
+    def interrupt(self, reason: str) -> None:
+        """Keep where the training is, for another attempt to go on from."""
+        if self.ended is not None:
+            return
+        try:
+            if self._run is not None:
+                self._run.checkpoint()
+            self._end("interrupted", reason)
+        except Diverged as error:
+            self._end("diverged", _one_line(error))
+        except (Superseded, OSError) as error:
+            self.ended, self.reason = "interrupted", f"{reason}; no checkpoint was kept: {_one_line(error)}"
+
+    def _run_until(self, until: float) -> None:
+        while self.ended is None:
+            if self.stop():
+                self.interrupt("stopped")
+            elif self._run is None:
+                self._run = self._begin()
+            elif self.until is not None and self._run.training.step >= self.until:
+                self.interrupt(f"paused at step {self._run.training.step}")
+                self.ended = "paused" if self.ended == "interrupted" else self.ended
+            else:
+                self.last |= self._run.advance()
+                if self._run.training.done:
+                    self._run.finish(whole_state=self.cell.kind == "candidate")
+                    self.ended = "done"
+                elif self._run.since_checkpoint() >= self.checkpoint_every:
+                    self._run.checkpoint()
+            if time.monotonic() >= until:
+                return
+
+    def _begin(self) -> "ActiveRun":
+        reset_process_state(self.cell.train.threads, self.cell.seed)
+        for own in imported(self.cell.train):
+            if source_sha256(own.path) != own.source_sha256:
+                raise RuntimeError(f"{own.path} was edited since the launch; another launch trains what it is now")
+        where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
+        self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
+        training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
+        if attempt.passed_over:
+            goes_on = f"went on from step {attempt.resume.step}" if attempt.resume is not None else "began again"
+            self.note = f"damaged: {', '.join(attempt.passed_over)}; {goes_on}"
+        if attempt.resume is not None:
+            return ActiveRun(attempt, training, _load(training, attempt.resume))
+        ended = self.ledger.resume_point(self.cell.continues) if self.cell.continues else None
+        if ended is None or ended.step < training.total_steps:  # nobody's end, or a lost one: train it all
+            return ActiveRun(attempt, training, {})
+        best = _load(training, ended)
+        training.done = False  # the test is left
+        assert self.cell.continues is not None
+        attempt.take_over(self.ledger.rows(self.cell.continues))
+        for table in self.ledger.diagnostics(self.cell.continues):
+            attempt.diagnostics(table)
+        return ActiveRun(attempt, training, best, seconds=ended.seconds)
+
+    def _start(self) -> dict[str, Tensor] | None:
+        if self.cell.depends_on is None:
+            return None
+        path = self.ledger.final_weights(self.cell.depends_on)
+        if path is None:
+            raise RuntimeError(f"the weights of its pretraining (cell {self.cell.depends_on}) are missing or damaged")
+        return checkpoint.from_bytes(store.of(path).read(path))
+
+    def _end(self, state: Literal["failed", "diverged", "interrupted"], reason: str) -> None:
+        self.ended, self.reason = state, reason
+        if self._attempt is None:
+            return
+        try:
+            self._attempt.finish(state, reason, seconds=self._run.seconds if self._run else 0.0)
+        except (Superseded, OSError) as error:
+            self.reason = f"{reason}; its end could not be recorded: {_one_line(error)}"
+
+    def _keep_traceback(self) -> None:
+        if self._attempt is not None:
+            with suppress(OSError):
+                write_new(self._attempt.log, traceback.format_exc().encode())
+                self.log = self._attempt.log
+
+
+@dataclass
+class ActiveRun:
+    """A training that goes on, and the attempt that it writes to; `best` are the weights where validation was best."""
+
+    attempt: Attempt
+    training: Training
+    best: dict[str, Any]
+    seconds: float = 0.0
+    checkpointed: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.system = SystemMetrics(self.training.device)
+        self._peak_is_due = True
+
+    def advance(self) -> dict[str, float]:
+        """One step; returns the metrics that it gave."""
+        began = time.monotonic()
+        rows, peak = self._advance()
+        self.seconds += time.monotonic() - began
+        self.attempt.record(rows + self._beside(peak))
+        if self.training.table is not None:
+            self.attempt.diagnostics(self.training.table)
+        values: dict[str, float] = {}
+        for row in rows:
+            values |= row.values
+            if row.values.get(BEST_BY, float("-inf")) > self.best.get("value", float("-inf")):
+                self.best = {
+                    "step": row.step,
+                    "value": row.values[BEST_BY],
+                    "weights": _copied(self.training.weights()),
+                }
+        return values
+
+    def _advance(self) -> tuple[list[Row], dict[str, float]]:
+        """One step, and its peak of memory where it is the last of the attempt's first epoch: the history is filled."""
+        training = self.training
+        ends_an_epoch = (training.step + 1) % training.steps_per_epoch == 0 and training.step < training.total_steps
+        if not (self._peak_is_due and ends_an_epoch):
+            return training.advance(), {}
+        self._peak_is_due = False
+        peak: dict[str, float] = {}
+        return training.advance(peak_memory.seen(training, peak)), peak
+
+    def _beside(self, peak: dict[str, float]) -> list[Row]:
+        """What is known of a step besides its metrics: its peak, the machine's load now and then, flips."""
+        values = peak | (self.system.sample() if self.training.done else self.system.due())
+        if self.training.table is not None:
+            values |= over_all_layers(self.training.table)
+        return [Row(self.training.step, values)] if values else []
+
+    def since_checkpoint(self) -> float:
+        return time.monotonic() - self.checkpointed
+
+    def checkpoint(self) -> None:
+        """Keep the state, if there is any: before the first step there is none."""
+        if self.training.step and not self.training.done:
+            self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
+        self.checkpointed = time.monotonic()
+
+    def _state(self) -> bytes:
+        return checkpoint.to_bytes({"training": self.training.state_dict(), "best": self.best})
+
+    def finish(self, whole_state: bool = False) -> None:
+        """Keep the weights, or all that another cell needs to go on from here, and end the attempt."""
+        if whole_state and self.training.step:
+            self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
+        step, digest = self.training.step, checkpoint.digest(self.training.state_dict())
+        if self.best and self.best["step"] < step:
+            self.attempt.weights(f"best-{self.best['step']:08d}.pt", checkpoint.to_bytes(self.best["weights"]))
+        self.attempt.weights("final.pt", checkpoint.to_bytes(self.training.weights()))
+        self.attempt.finish("done", digest=digest, step=step, seconds=self.seconds)
+
+
+def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
+    """Put a training where it was kept; returns the best weights so far."""
+    state = checkpoint.from_bytes(store.of(point.path).read(point.path))
+    training.load_state_dict(state["training"])
+    best: dict[str, Any] = state["best"]
+    return best
+
+
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Torch says of the CPU's memory, in a RuntimeError like any other, that there is none left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't" in str(error)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,27 @@
+"""What a process carries from one training to the next, put back."""
+
+import random
+
+import numpy as np
+import torch
+
+from fsg.trainer import seed_generators
+
+
+def reset_process_state(threads: int, seed: int) -> None:
+    """Put the process into the state of a fresh one, so that what ran in it before leaves no trace in any number."""
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.set_flush_denormal(False)
+    if torch.are_deterministic_algorithms_enabled():  # setting it, whatever to, imports the compiler: seconds
+        torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    random.seed(seed)
+    np.random.seed(seed)
+    seed_generators(seed)

@@ -1,0 +1,198 @@
+"""The Ray that trainings run on: this process's own, looked after while it lasts, or a cluster's.
+
+`ray_settings.prepare` has to come before the import of this module.
+"""
+
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import ray
+from ray._private import services
+
+from orchestration.scheduler.environment import SECONDS_TO_BEGIN, Unusable
+from orchestration.util import submission
+from orchestration.util.error_text import first_line
+from orchestration.util.provenance import cores
+from orchestration.util.scratch import scratch
+from orchestration.util.user_code import python_files
+
+_VITAL = ("raylet", "gcs_server")
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_START, TRIES_TO_START = float(SECONDS_TO_BEGIN), 3
+
+
+@contextmanager
+def connected(
+    address: str | None,
+    packages: Sequence[Path] = (),
+    own: Path | None = None,
+    died: Callable[[str], None] = lambda name: None,
+) -> Iterator[None]:
+    """A Ray of this process's own, on loopback, or with `address` a running cluster's.
+
+    To a cluster, these packages are sent, and the Python files of the user's `own` folder. Where a process of its own
+    Ray dies, `died` is called with its name, in a thread: whoever then calls Ray may wait for ever. Raises Unusable.
+    """
+    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
+    with scratch("fsg-", "/tmp") as folder:  # sockets lie below it, and their paths must be short
+        if address is None:
+            options |= {
+                "address": "local",
+                "num_cpus": cores(),
+                "object_store_memory": 100 * 2**20,
+                "include_dashboard": False,
+                "_temp_dir": str(folder),
+            }
+        else:
+            shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
+            if own is not None:
+                shipped |= {"working_dir": str(python_files(own, folder / "own"))}
+            # What was submitted with the driver is what its workers get, too.
+            options |= {"address": address} | ({} if submission.record() else {"runtime_env": shipped})
+        try:
+            with _refusing(address):
+                _knock(address)
+                _start(options, own=address is None)
+            with _watched(died) if address is None else nullcontext():
+                yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _refusing(address: str | None) -> Iterator[None]:
+    """Says in a line why there is no connection to the cluster at an address."""
+    try:
+        yield
+    except Exception as error:
+        why = None if address is None else _why_unconnected(error)
+        if why is None:
+            raise
+        raise Unusable(f"--address {address}: {why}") from error
+
+
+def _knock(address: str | None) -> None:
+    """Raises ConnectionError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
+
+
+def _why_unconnected(error: Exception) -> str | None:
+    text = " ".join(str(error).split())
+    if isinstance(error, ray.exceptions.AuthenticationError) or "uthentication" in text:
+        hint = "expected the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        return f"the cluster refuses the token, or there is none ({hint})"
+    if "Version mismatch" in text:
+        both = [f"{name} {version}" for name, version in re.findall(r"(Ray|Python): ([\w.]+)", text)]
+        half = len(both) // 2
+        return f"the cluster has {' and '.join(both[:half])}, here is {' and '.join(both[half:])} (expected the same)"
+    if isinstance(error, ConnectionError | TimeoutError) or "onnect" in text:
+        hint = "expected auto or HOST:PORT on one of its nodes; from elsewhere http://HOST:8265"
+        return f"no cluster answers that this machine is a node of ({hint})"
+    return None
+
+
+@contextmanager
+def _watched(died: Callable[[str], None]) -> Iterator[None]:
+    """Within, the two processes without which this process's own Ray is none are looked after."""
+    vital = _vital()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(SECONDS_BETWEEN_LOOKS):
+            for name, process in vital:
+                if not _runs(process) and not stop.is_set():
+                    died(name)
+                    return
+
+    thread = threading.Thread(target=watch, name="Ray's watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _vital() -> list[tuple[str, psutil.Process]]:
+    """Those processes of this one's own Ray that run, by name."""
+    return [(child.name(), child) for child in psutil.Process().children() if _runs(child) and child.name() in _VITAL]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+class _NotStarted(Exception):
+    """Ray's own processes did not come up."""
+
+
+def _start(options: dict[str, Any], own: bool) -> None:
+    """Ray gives a node of its own half a minute to start; on a busy machine that is too short. Raises Unusable."""
+    if not own:
+        ray.init(**options)
+        return
+    before = set(psutil.Process().children())
+    end = time.monotonic() + SECONDS_TO_START
+    for left in reversed(range(TRIES_TO_START)):
+        try:
+            with _patient(end):
+                ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not isinstance(error, _NotStarted) and "Failed to start GCS" not in str(error):
+                raise
+            for process in set(psutil.Process().children()) - before:
+                process.kill()
+                process.wait()
+            if not left or time.monotonic() >= end:
+                hint = "expected some memory, room in /tmp, and processors that are not all busy"
+                what = f"Ray does not start on this machine, tried {TRIES_TO_START - left} times"
+                raise Unusable(f"{what}: {first_line(error)} ({hint})") from error
+
+
+@contextmanager
+def _patient(end: float) -> Iterator[None]:
+    """Within, Ray waits until `end` for a node whose processes run, and no longer: nothing else tells it to."""
+    look = services.get_node
+
+    def get_node(*arguments: Any) -> Any:
+        while True:
+            try:
+                return look(*arguments)  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                dead = set(_VITAL) - {name for name, _ in _vital()}
+                if dead:
+                    raise _NotStarted(f"its {dead.pop()} died") from error
+                if time.monotonic() >= end:
+                    raise _NotStarted(f"no answer within {SECONDS_TO_START:.0f} s") from error
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = look
+
+
+def capacity() -> dict[str, float]:
+    """CPUs and GPUs of the Ray that is connected."""
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}

@@ -1,0 +1,216 @@
+"""An experiment on a cluster: submitted to Ray's job server, looked at and stopped from anywhere.
+
+What is submitted is the code, the spec and the user's own modules as they are then: a package that Ray keeps under
+the hash of its content. The driver runs in the cluster, so whoever handed it over may leave. The ledger lies where
+FSG_RESULTS says there, on a file system that all of the cluster's nodes share.
+
+`ray_settings.prepare` has to come before the import of this module.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import requests
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from orchestration.scheduler.environment import Unusable
+from orchestration.util import provenance, submission
+from orchestration.util.error_text import first_line
+from orchestration.util.user_code import python_files
+
+Job = JobDetails
+OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+SECONDS_TO_STOP = 60
+SECONDS_TO_BEGIN = 120
+_PACKAGES = ("fsg", "orchestration")
+_EXPERIMENT = "fsg.experiment"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What is submitted: a package, and the words of the command that is run on it."""
+
+    experiment: str
+    package: Path
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class JobServer:
+    """Ray's job server at `http://HOST:PORT`; its token is where Ray looks for it, unless given.
+
+    Raises Unusable where it cannot be spoken to.
+    """
+
+    def __init__(self, address: str, token: str | None = None) -> None:
+        self.address = address.rstrip("/")
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+        with self._refusing():
+            token = token or _token()
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            self._refuse_other_versions(headers)
+            self._client = JobSubmissionClient(self.address, headers=headers)
+
+    def submit(self, handover: Handover) -> Job:
+        """Hand over. Raises Unusable."""
+        with self._refusing():
+            job = self._client.submit_job(
+                entrypoint=shlex.join(["exec", "python", "-m", "orchestration.submitted", *handover.command]),
+                submission_id=f"fsg-{handover.experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+                runtime_env={
+                    "working_dir": str(handover.package),
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_STOP), **handover.environment},
+                },
+                metadata={_EXPERIMENT: handover.experiment, "fsg.package": package_sha256(handover.package)},
+            )
+            return self._client.get_job_info(job)
+
+    def experiments(self) -> dict[str, Job]:
+        """The driver of each experiment that was submitted, the newest first: the one that runs, or the last."""
+        with self._refusing():
+            jobs = [job for job in self._client.list_jobs() if _EXPERIMENT in (job.metadata or {})]
+        found: dict[str, Job] = {}
+        for job in sorted(jobs, key=lambda job: (job.status.value in OVER, -(job.start_time or 0))):
+            found.setdefault(experiment_of(job), job)
+        return dict(sorted(found.items(), key=lambda item: -(item[1].start_time or 0)))
+
+    def job(self, experiment: str) -> Job:
+        """The driver of an experiment. Raises Unusable where there is none."""
+        found = self.experiments()
+        if experiment not in found:
+            names = ", ".join(found) or "none yet"
+            raise Unusable(f"{experiment}: was not submitted to {self.address} (expected one of: {names})")
+        return found[experiment]
+
+    def refreshed(self, job: Job) -> Job:
+        """The same, as it stands now."""
+        with self._refusing():
+            return self._client.get_job_info(str(job.submission_id))
+
+    def log(self, job: Job) -> str:
+        """What its driver has printed."""
+        with self._refusing():
+            return _of_driver(self._client.get_job_logs(str(job.submission_id)))
+
+    def follow(self, job: Job, say: Callable[[str], None]) -> Job:
+        """Pass on what the driver prints until it ends; returns how it stands then."""
+
+        async def tail() -> None:
+            async for chunk in self._client.tail_job_logs(str(job.submission_id)):
+                say(_of_driver(chunk))
+
+        while True:
+            with self._refusing():
+                asyncio.run(tail())
+            job = self.refreshed(job)
+            if job.status.value in OVER:
+                return job
+            time.sleep(1)
+
+    def begun(self, job: Job) -> Job:
+        """Wait until a driver has read its spec and says what it will run, or has ended."""
+        end = time.monotonic() + SECONDS_TO_BEGIN
+        while time.monotonic() < end:
+            job = self.refreshed(job)
+            if job.status.value in OVER or re.search(r"^\d+ cells", self.log(job), flags=re.MULTILINE):
+                break
+            time.sleep(0.5)
+        return job
+
+    def stop(self, job: Job) -> Job:
+        """Ask a driver to stop, every training at a checkpoint, and wait until it has."""
+        with self._refusing():
+            self._client.stop_job(str(job.submission_id))
+        end = time.monotonic() + SECONDS_TO_STOP + 10
+        while (job := self.refreshed(job)).status.value not in OVER and time.monotonic() < end:
+            time.sleep(0.5)
+        return job
+
+    def _refuse_other_versions(self, headers: dict[str, str]) -> None:
+        answer = requests.get(f"{self.address}/api/version", headers=headers, timeout=20)
+        if answer.status_code in (401, 403):
+            what = "the token is another one" if headers else "it wants a token, and there is none"
+            raise Unusable(
+                f"{self.address}: {what} (expected the cluster's, RAY_AUTH_TOKEN in its .env file, "
+                "in RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+            )
+        theirs = answer.json()["ray_version"] if answer.ok else None
+        if theirs is None:
+            raise Unusable(f"{self.address}: is no job server of Ray's (expected http://HOST:8265)")
+        if theirs != ray.__version__:
+            raise Unusable(
+                f"{self.address}: the cluster has Ray {theirs}, here is {ray.__version__} (expected the same: "
+                f"build the cluster's image anew, or pip install ray=={theirs} here)"
+            )
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (requests.ConnectionError, requests.Timeout, ConnectionError):
+            raise Unusable(f"{self.address}: nothing answers there (expected a cluster: make cluster-up)") from None
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise Unusable(f"{self.address}: is no job server of Ray's ({first_line(error)})") from error
+        except RuntimeError as error:
+            raise Unusable(f"{self.address}: {first_line(error)}") from error
+
+
+def experiment_of(job: Job) -> str:
+    """The name of its experiment."""
+    return str((job.metadata or {}).get(_EXPERIMENT, ""))
+
+
+def pack(target: Path, spec: Path, own: Path | None, record: dict[str, Any]) -> Path:
+    """The folder that is submitted: this code, the spec, the Python files of the user's folder, and a record."""
+    target.mkdir(parents=True)
+    if own is not None:
+        python_files(own, target)
+    for name in _PACKAGES:
+        source = Path(__file__).resolve().parents[2] / name
+        shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copyfile(spec, target / spec.name)
+    versions = {"python": platform.python_version(), **provenance.code()}
+    (target / submission.FILE).write_text(json.dumps(versions | record, indent=1))
+    return target
+
+
+def package_sha256(folder: Path) -> str:
+    """Of the names and contents of its files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _token() -> str | None:
+    """Where Ray looks for it."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _of_driver(text: str) -> str:
+    """Without the lines that Ray puts before what the driver prints, and without the place where it keeps a package."""
+    text = re.sub(r"^(.* -- Runtime env is setting up|Running entrypoint for job ).*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"/\S*/_ray_pkg_\w+/", "", text)

@@ -1,0 +1,101 @@
+"""The nodes of a cluster, looked at by a driver that is connected: can they train what is to be trained?
+
+`ray_settings.prepare` has to come before the import of this module.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fsg.config import to_dict
+from fsg.starting_points import File
+from orchestration.ledger import store
+from orchestration.spec.cells import Cell
+from orchestration.spec.fields import train_from_dict
+from orchestration.util import provenance
+from orchestration.util.error_text import first_line
+
+SECONDS_FOR_A_LOOK = 60
+
+
+def resources() -> list[dict[str, float]]:
+    """CPUs and GPUs of each node."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [{"CPU": one.get("CPU", 0.0), "GPU": one.get("GPU", 0.0)} for one in found]
+
+
+def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:
+    """One line for each node that trains and cannot: it lacks the results' folder, the data, or our versions."""
+    wanted = {
+        "record": str(results.resolve() / "launches" / f"{number:04d}.json"),
+        "results": str(results.resolve()),
+        "directory": os.getcwd(),
+        "python_path": list(python_path),
+        "versions": _versions(),
+        "inputs": _inputs(cells),
+    }
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = {}
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[look.options(scheduling_strategy=there).remote(wanted)] = node["NodeManagerAddress"]
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_FOR_A_LOOK) if asked else ([], [])
+    problems = []
+    for one in ready:
+        try:
+            problems += [f"node {asked[one]}: {problem}" for problem in ray.get(one)]
+        except ray.exceptions.RayTaskError as error:
+            problems.append(f"node {asked[one]}: {first_line(error.cause)}")
+        except ray.exceptions.RayError:
+            continue  # it is gone: what it had goes elsewhere
+    return sorted(problems)
+
+
+def _look(wanted: dict[str, Any]) -> list[str]:
+    """On a node: what it lacks."""
+    versions = _versions()
+    found = [
+        f"has {name} {versions.get(name)}, the driver {ours} (expected the same everywhere)"
+        for name, ours in wanted["versions"].items()
+        if versions.get(name) != ours
+    ]
+    if not store.exists(store.resolve_path(wanted["record"])):
+        what = "a folder on a file system that all nodes share, or s3:// and its credentials on each"
+        found.append(f"does not see {wanted['results']} (expected {what})")
+    if os.path.isdir(wanted["directory"]):
+        os.chdir(wanted["directory"])
+    sys.path[:0] = [path for path in wanted["python_path"] if path not in sys.path]
+    for train, kind, fingerprint in wanted["inputs"]:
+        config = train_from_dict(train)
+        source = config.data if kind == "data" else config.init
+        try:
+            theirs = source.fingerprint()  # type: ignore[union-attr]
+        except (OSError, ValueError) as error:
+            found.append(f"train.{kind}: {first_line(error)} (expected the driver's files, at the same path)")
+            continue
+        if theirs != fingerprint:
+            found.append(f"train.{kind}: other contents than the driver's, under the same path")
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {name: version for name, version in provenance.versions().items() if name in ("python", "torch", "numpy")}
+
+
+def _inputs(cells: Sequence[Cell]) -> list[tuple[dict[str, Any], str, str]]:
+    """Each file or folder that some training reads: a training that reads it, which part of it does, what it holds."""
+    found: dict[str, tuple[dict[str, Any], str, str]] = {}
+    for cell in cells:
+        train = cell.train
+        data = json.dumps(to_dict(train.data), sort_keys=True)
+        found.setdefault(data, (to_dict(train), "data", train.data.fingerprint()))
+        if isinstance(train.init, File):
+            found.setdefault(train.init.path, (to_dict(train), "init", train.init.fingerprint()))
+    return list(found.values())

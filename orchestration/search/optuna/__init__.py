@@ -1,0 +1,1 @@
+"""The only folder that knows Optuna: samplers, pruners, its storage and its figures."""

@@ -1,0 +1,218 @@
+"""From a spec to its cells: what is trained, in which order, and under which id."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import fsg
+from fsg import trainer
+from fsg.config import Settings, to_dict
+from fsg.imported import Imported
+from fsg.starting_points import File, Pretrain
+from fsg.trainer import TrainConfig
+from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.fields import train_from_dict
+from orchestration.spec.resolver import Point
+
+# A training of the table, the pretraining that some wait for, a search's trial with one of its seeds, and a training
+# of one of a search's best settings with a fresh seed.
+Kind = Literal["train", "pretrain", "trial", "candidate"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, with one seed. `continues` is the candidate whose end it goes on from: what is left is the test."""
+
+    id: str
+    kind: Kind
+    variant: str
+    grid: dict[str, Any]
+    seed: int
+    train: TrainConfig
+    depends_on: str | None = None
+    contaminated: bool = False
+    continues: str | None = None
+
+    @property
+    def label(self) -> str:
+        """As people read it: `fsg · optimizer.lr=0.01 · seed 2`."""
+        return f"{self.name} · seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """The label without the seed: what is averaged over seeds."""
+        return " · ".join([self.variant, *(f"{path}={value}" for path, value in self.grid.items())])
+
+    def to_dict(self) -> dict[str, Any]:
+        record = {name: getattr(self, name) for name in _FIELDS} | {"train": to_dict(self.train)}
+        return {name: value for name, value in record.items() if name != "continues" or value is not None}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Cell":
+        """The inverse of `to_dict`; what it does not know it ignores."""
+        known = {name: record[name] for name in _FIELDS if name in record}
+        return cls(**known | {"train": train_from_dict(record["train"])})
+
+
+_FIELDS = [one.name for one in fields(Cell)]
+
+
+class WorkItem(NamedTuple):
+    """A cell, to be trained to its end or up to a step."""
+
+    cell: Cell
+    until: int | None = None
+
+
+def cells(spec: ExperimentSpec) -> list[Cell]:
+    """The cells of a spec: pretrainings first, then breadth first, every point with one seed before the next seed.
+
+    Raises OSError or ValueError where data or starting weights cannot be read.
+    """
+    before = {index: trainer.pretraining(p.train) for index, p in enumerate(spec.points) if _asks_for_pretraining(p)}
+    names = _pretraining_names(spec, before)
+    pretrainings: dict[str, Cell] = {}
+    trainings: list[Cell] = []
+    for seed in spec.seeds:
+        for index, point in enumerate(spec.points):
+            name = names[_canonical(before[index].identity())] if index in before else ("", {})
+            pretraining, cell = cells_of(point.train, "train", point.variant, point.grid, seed, name)
+            if pretraining is not None:
+                pretrainings.setdefault(pretraining.id, pretraining)
+            trainings.append(cell)
+    return [*pretrainings.values(), *trainings]
+
+
+def cells_of(
+    train: TrainConfig,
+    kind: Kind,
+    variant: str,
+    grid: dict[str, Any],
+    seed: int,
+    pretraining_name: tuple[str, dict[str, Any]] = ("pretrain", {}),
+) -> tuple[Cell | None, Cell]:
+    """A training with a seed, and the pretraining that it waits for, if it does."""
+    pretraining, start = None, ""
+    if isinstance(train.init, Pretrain):
+        before = trainer.pretraining(train)
+        pretraining = Cell(cell_id(before, seed), "pretrain", *pretraining_name, seed, before)
+        start = cell_id(replace(before, test="end"), seed)  # the same weights, whoever looks at them
+    elif isinstance(train.init, File):
+        start = train.init.fingerprint()
+    cell = Cell(
+        id=cell_id(train, seed, start),
+        kind=kind,
+        variant=variant,
+        grid=grid,
+        seed=seed,
+        train=train,
+        depends_on=pretraining.id if pretraining else None,
+        contaminated=contaminated(train),
+    )
+    return pretraining, cell
+
+
+def _asks_for_pretraining(point: Point) -> bool:
+    return isinstance(point.train.init, Pretrain)
+
+
+def _pretraining_names(spec: ExperimentSpec, before: dict[int, TrainConfig]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Variant and grid of the label of each pretraining: `pretrain`, or what first asks for it where they differ."""
+    firsts: dict[str, Point] = {}
+    for index, train in before.items():
+        firsts.setdefault(_canonical(train.identity()), spec.points[index])
+    if len(firsts) == 1:
+        return {one: ("pretrain", {}) for one in firsts}
+    return {one: (f"pretrain for {point.variant}", point.grid) for one, point in firsts.items()}
+
+
+def contaminated(train: TrainConfig) -> bool:
+    """Whether the weights that it starts from may have been trained on its validation images."""
+    init = train.init
+    clean = ("train_without_validation", "other_data")
+    return isinstance(init, File) and init.trained_on not in clean and train.data.validation > 0
+
+
+def cell_id(train: TrainConfig, seed: int, start: str = "") -> str:
+    """What determines a training's numbers, as 16 hex digits: `start` stands for the weights that it starts from."""
+    return _id(train.identity(), seed, train.data.fingerprint(), start, fsg.NUMERICS, train.test)
+
+
+def with_current_id(cell: Cell, by_id: Callable[[str], Cell]) -> Cell:
+    """A cell as it would be planned now: with another id, and that of its pretraining, where the numerics changed."""
+    if cell.depends_on is None:
+        start = cell.train.init.fingerprint() if isinstance(cell.train.init, File) else ""
+        return replace(cell, id=cell_id(cell.train, cell.seed, start))
+    before = with_current_id(by_id(cell.depends_on), by_id).id
+    return replace(cell, id=cell_id(cell.train, cell.seed, before), depends_on=before)
+
+
+def numerics_of(cell: Cell, recorded: dict[str, Any]) -> int | None:
+    """The `fsg.NUMERICS` under which a cell got its id, if that and settings that there were not yet are all that
+    sets it apart from the same cell today; None where its settings, data, starting weights or code were others.
+
+    `recorded` are its settings as they were written down.
+    """
+    start = cell.depends_on or (cell.train.init.fingerprint() if isinstance(cell.train.init, File) else "")
+    identity, data = _within(cell.train.identity(), recorded), cell.train.data.fingerprint()
+    known = range(fsg.NUMERICS, 0, -1)
+    return next((n for n in known if _id(identity, cell.seed, data, start, n, cell.train.test) == cell.id), None)
+
+
+def _within(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """The part of an identity whose settings there are in a record."""
+    return {
+        name: _within(value, recorded[name]) if isinstance(value, dict) and isinstance(recorded[name], dict) else value
+        for name, value in identity.items()
+        if name in recorded
+    }
+
+
+def _id(identity: dict[str, Any], seed: int, data: str, start: str, numerics: int, test: str) -> str:
+    determining = {"train": identity, "seed": seed, "data": data, "start": start, "numerics": numerics}
+    if test != "end":  # rows without the test images; named only here, so that no older cell's id changes
+        determining["test"] = test
+    return hashlib.sha256(_canonical(determining).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def imported(settings: Settings) -> list[Imported]:
+    """The components of the user's own in a training."""
+    if isinstance(settings, Imported):
+        return [settings]
+    values = [getattr(settings, one.name) for one in fields(settings)]
+    return [own for value in values if isinstance(value, Settings) for own in imported(value)]
+
+
+def own_code(spec: ExperimentSpec) -> Path | None:
+    """The folder of the user's own components, if a spec names any."""
+    return spec.source.parent if any(imported(train) for train in spec.trains) else None
+
+
+def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:
+    """Cells of the ledger that have a planned one's label and another id: code, data or settings were others then."""
+    ids = {cell.id for cell in planned}
+    labels = {(cell.kind, cell.label) for cell in planned}
+    return [cell for cell in entered if cell.id not in ids and (cell.kind, cell.label) in labels]
+
+
+def total_steps(cell: Cell) -> int:
+    """Optimizer steps of a cell; what goes on from another's end has none."""
+    return 0 if cell.continues is not None else cell.train.epochs * steps_per_epoch(cell.train)
+
+
+def steps_per_epoch(train: TrainConfig) -> int:
+    """Optimizer steps of an epoch."""
+    key = json.dumps([to_dict(train.data), train.batch_size], sort_keys=True)
+    if key not in _steps:
+        _steps[key] = train.data.load().steps_per_epoch(train.batch_size)
+    return _steps[key]
+
+
+_steps: dict[str, int] = {}

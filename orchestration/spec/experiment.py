@@ -1,0 +1,176 @@
+"""An experiment from a YAML file: every training that it asks for, or every mistake in it."""
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from fsg.config import to_dict
+from fsg.trainer import TrainConfig
+from orchestration.spec.fields import Report, Resources, adapter, nearest, train_from_dict
+from orchestration.spec.reader import show
+from orchestration.spec.resolver import Point, Resolver
+from orchestration.spec.study import StudySpec
+from orchestration.spec.yaml_tree import Mark, Node, Problem, ProblemError, parse, printable, read_text
+
+
+class SpecErrors(Exception):
+    """Every mistake, a line each: `file:line:column: field: what is wrong (expected …; did you mean …?)`."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSpec:
+    """An experiment, resolved: no two of its points are alike."""
+
+    name: str
+    question: str
+    profile: str | None
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    resources: Resources
+    report: Report
+    points: tuple[Point, ...]
+    studies: tuple[StudySpec, ...] = ()
+    study_storage: str | None = None
+    source: Path
+    text: str
+    tree: Node | None = field(default=None, compare=False, repr=False)  # of the file, where this was read from one
+
+    @property
+    def trains(self) -> list[TrainConfig]:
+        """Every training that is known before anything has run, the searched ones as they stand."""
+        return [point.train for point in self.points] + [study.train for study in self.studies]
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder of results is called."""
+        return f"{self.name}-{self.profile}" if self.profile else self.name
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that the file means, as plain data: what JSON can hold, and `sha256` is taken of."""
+        return {
+            "name": self.name,
+            "question": self.question,
+            "profile": self.profile,
+            "variants": list(self.variants),
+            "seeds": list(self.seeds),
+            "resources": to_dict(self.resources),
+            "report": to_dict(self.report),
+            "points": [{"variant": p.variant, "grid": p.grid, "train": to_dict(p.train)} for p in self.points],
+            **({"studies": [study.resolved() for study in self.studies]} if self.studies else {}),
+        }
+
+    def sha256(self) -> str:
+        """Of the canonical JSON of `resolved`."""
+        canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedSpec(ExperimentSpec):
+    """An experiment as a launch recorded it: `resolved` is what it was then; its searches are not read."""
+
+    record: dict[str, Any]
+
+    def resolved(self) -> dict[str, Any]:
+        return self.record
+
+
+def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
+    """The spec of a launch from its record. Raises KeyError, pydantic's ValidationError."""
+    spec = launch["spec"]
+    return RecordedSpec(
+        record=spec,
+        name=spec["name"],
+        question=spec["question"],
+        profile=spec["profile"],
+        variants=tuple(spec["variants"]),
+        seeds=tuple(spec["seeds"]),
+        resources=cast(Resources, adapter(Resources).validate_python(spec["resources"])),
+        report=cast(Report, adapter(Report).validate_python(spec["report"])),
+        points=tuple(
+            Point(variant=point["variant"], grid=point["grid"], train=train_from_dict(point["train"]))
+            for point in spec["points"]
+        ),
+        source=Path(launch["spec_source"]),
+        text=launch["spec_text"],
+    )
+
+
+def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) -> ExperimentSpec:
+    """The experiment in a YAML file, as a profile sizes it and `path=value` settings change it.
+
+    The folder of the file goes on `sys.path`, for components of the user's own. The whole file is checked,
+    other profiles included. Raises SpecErrors with every mistake.
+    """
+    start = Mark(printable(str(path), 1000), 1, 1)
+    try:
+        text = read_text(path)
+        root, unreadable = parse(text, start)
+    except ProblemError as refused:
+        raise SpecErrors([str(refused.problem)]) from None
+    if not isinstance(root.value, dict):
+        empty = "the file is empty" if root.value is None else f"got {show(root.value)}"
+        raise SpecErrors([str(Problem(start, "", f"{empty} (expected a mapping: name, train, variants, …)"))])
+    _import_from(path.resolve().parent)
+
+    resolver = Resolver(path.resolve().parent)
+    profiles = root.items()["profiles"].items() if "profiles" in root.items() else {}
+    resolved, problems = resolver.resolve(root)
+    chosen = root
+    for name, overrides in profiles.items():
+        changed, wrong_paths = resolver.apply(root, overrides)
+        outcome, found = resolver.resolve(changed)
+        problems += wrong_paths + found
+        if name == profile:
+            chosen, resolved = changed, outcome
+    if profile is not None and profile not in profiles:
+        what = f"no such profile (expected one of {', '.join(profiles)}{nearest(profile, profiles)})"
+        problems.append(Problem(Mark(printable(f"--profile {profile}")), "profiles", what))
+    for text_of_set in sets:
+        chosen, found = resolver.set(chosen, text_of_set)
+        problems += found
+    if sets:
+        resolved, found = resolver.resolve(chosen)
+        problems += found
+    unread = {problem.mark for problem in unreadable}
+    problems = unreadable + [problem for problem in problems if problem.mark not in unread]
+    if problems:
+        raise SpecErrors(_lines(problems))
+    assert resolved is not None
+    file, points, studies = resolved
+    searching = file.search or file.tuning
+    return ExperimentSpec(
+        name=file.name,
+        question=file.question,
+        profile=profile,
+        variants=tuple(file.variants),
+        seeds=tuple(file.seeds),
+        resources=file.resources,
+        report=file.report,
+        points=points,
+        studies=studies,
+        study_storage=searching.storage if searching else None,
+        source=path.resolve(),
+        text=text,
+        tree=root,
+    )
+
+
+def _import_from(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+def _lines(problems: Sequence[Problem]) -> list[str]:
+    """In the order of the file, each once."""
+    return list(dict.fromkeys(str(p) for p in sorted(problems, key=lambda p: (p.mark.line, p.mark.column))))

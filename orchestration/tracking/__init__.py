@@ -1,0 +1,1 @@
+"""The only folder that knows MLflow, which mirrors the ledger."""

@@ -1,0 +1,151 @@
+"""MLflow's own server over a results folder, on loopback and with what trainings have no use for switched off."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from orchestration.ledger import store
+from orchestration.tracking import saved_view
+from orchestration.util.passwords import without_password
+
+HOST, PORT = "127.0.0.1", 5000
+_STARTED_WITHIN = 120.0  # seconds; a database of an older version is migrated first
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # for judges of language models, and a gigabyte of memory
+    "MLFLOW_ENABLE_AI_GATEWAY": "false",
+}
+
+
+def is_server(uri: str) -> bool:
+    """Whether a tracking URI is that of a server that runs already."""
+    return uri.startswith(("http://", "https://"))
+
+
+def command(folder: Path, uri: str | None = None) -> str:
+    """What to type to see an experiment's folder in MLflow; `uri` where it is not in the file beside the folder."""
+    fsg = Path(sys.prefix) / "bin" / "fsg"
+    words = [os.path.relpath(fsg) if fsg.is_relative_to(Path.cwd()) else str(fsg), "ui", str(folder)]
+    return shlex.join([*words, *(["--tracking-uri", uri] if uri else [])])
+
+
+def database(folder: Path) -> str:
+    """The tracking URI of the database that an experiment's folder, or a folder of such folders, has."""
+    folder = folder.resolve()
+    return f"sqlite:///{(folder if (folder / 'mlflow.db').exists() else folder.parent) / 'mlflow.db'}"
+
+
+def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Callable[[str], None]) -> int:
+    """Serve a folder until interrupted, or open the server that there is. Returns the exit status.
+
+    Raises OSError or ValueError, in one line, where there is nothing to show.
+    """
+    if uri is not None and is_server(uri):
+        server = uri.rstrip("/")
+        _tell(server + comparison_url(server, folder.name), open_browser, say)
+        return 0
+    if store.is_remote(folder):
+        if uri is None:
+            raise ValueError(
+                f"{folder}: MLflow's database does not lie there (expected --tracking-uri, as in the launch)"
+            )
+    elif not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    if uri is None:
+        uri = database(folder)
+        if not Path(uri.removeprefix("sqlite:///")).exists():
+            raise ValueError(f"{uri.removeprefix('sqlite:///')}: nothing was tracked here yet (fsg launch does)")
+    with suppress(KeyboardInterrupt), _terminated_like_interrupted(), serving(uri, free_port(port)) as server:
+        _tell(server + comparison_url(server, folder.name), open_browser, say)
+        say("Ctrl-C ends it")
+        while True:
+            time.sleep(3600)
+    return 0
+
+
+@contextmanager
+def serving(uri: str, port: int) -> Iterator[str]:
+    """A server of MLflow's over a database, from when it answers until it is ended; gives its address.
+
+    Raises OSError, with the last line that it wrote, where it does not start.
+    """
+    words = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    environment = _ENVIRONMENT | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # a list of processes shows the words
+    server = f"http://{HOST}:{port}"
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(words, env=environment, stdout=said, stderr=said, start_new_session=True)
+        try:
+            until = time.monotonic() + _STARTED_WITHIN
+            while not _answers(server):
+                if process.poll() is not None or time.monotonic() > until:
+                    said.seek(0)
+                    lines = said.read().decode(errors="replace").strip().splitlines()
+                    raise OSError(
+                        f"MLflow's server did not start: {without_password(lines[-1]) if lines else 'silent'}"
+                    )
+                time.sleep(0.1)
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def free_port(wanted: int) -> int:
+    """The port wanted, or the next one that is free."""
+    for port in range(wanted, min(wanted + 100, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+                return port
+            except OSError:
+                continue
+    raise OSError(f"no port from {wanted} on is free")
+
+
+def _answers(server: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{server}/health", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def comparison_url(server: str, experiment: str) -> str:
+    """Where on a server the experiment of a name is compared; all experiments where it has none of that name."""
+    query = urllib.parse.urlencode({"experiment_name": experiment})
+    try:
+        with urllib.request.urlopen(f"{server}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=20) as answer:
+            return saved_view.address(str(json.load(answer)["experiment"]["experiment_id"]))
+    except urllib.error.HTTPError:
+        return saved_view.address("")
+
+
+def _tell(address: str, open_browser: bool, say: Callable[[str], None]) -> None:
+    say(f"MLflow   {without_password(address)}")
+    if open_browser:
+        webbrowser.open(address)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Within, SIGTERM is a KeyboardInterrupt, so that the server ends with us."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
