@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from orchestration.ledger.ledger import Ledger
+from orchestration.search.dispatch import SearchContext
 from orchestration.search.optuna import storage
-from orchestration.search.study import SearchContext, Study
+from orchestration.search.study import Study
 from orchestration.spec.cells import Cell, WorkItem
 from orchestration.spec.experiment import ExperimentSpec
 

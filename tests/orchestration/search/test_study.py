@@ -265,7 +265,7 @@ def test_trial_whose_cells_know_no_peak_of_memory_fails_and_says_so(
 ) -> None:
     monkeypatch.setattr(Work, "counts_memory", False)
     work = Work(tmp_path, study(objectives=("memory/peak",), pruner=pruner, trials=1))
-    for _, cell in work.searches.studies[0]._cells(replace(TRAIN, test="never"), "trial", 0, (1000, 1001)):
+    for _, cell in work.searches.studies[0]._dispatcher.cells(replace(TRAIN, test="never"), "trial", 0, (1000, 1001)):
         work.ledger.add(cell)
         work.train_whole(cell)
     work.go()
