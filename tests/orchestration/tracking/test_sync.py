@@ -39,7 +39,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of MLflow's, whose making takes seconds, to copy from."""
     folder = tmp_path_factory.mktemp("migrated")
     spec = spec_of(name="none")
-    Tracker(launched(folder / "none", spec, []), spec)._client()
+    Tracker(launched(folder / "none", spec, []), spec).runs.client()
     return folder / "mlflow.db"
 
 
@@ -200,7 +200,7 @@ def test_batch_that_was_sent_but_not_marked_is_sent_again_without_harm(results: 
     tracker = Tracker(ledger, spec, uri)
     tracker.sync()
     run = in_mlflow(tracker)[cell.label]
-    tracker._client().delete_tag(run.info.run_id, "fsg.synced")
+    tracker.runs.client().delete_tag(run.info.run_id, "fsg.synced")
     again = Tracker(ledger, spec, uri).sync()
     assert again.metrics == len(in_ledger(ledger, cell.id))
     assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
@@ -361,7 +361,7 @@ def test_model_whose_sync_was_cut_off_is_made_once(results: Path, sqlite: str, i
 
     ledger, spec, cell = really_trained(results / "ablation", images)
     tracker = Tracker(ledger, spec, sqlite)
-    client = tracker._client()
+    client = tracker.runs.client()
     finalize = client.finalize_logged_model
 
     def failing(*arguments: Any) -> None:
@@ -431,7 +431,7 @@ def test_experiment_deleted_in_mlflow_comes_back(results: Path, sqlite: str) -> 
     tracker = Tracker(ledger, spec, sqlite)
     tracker.sync()
     before = set(in_mlflow(tracker))
-    tracker._client().delete_experiment(tracker._experiment_id)
+    tracker.runs.client().delete_experiment(tracker.runs.experiment_id)
     Tracker(ledger, spec, sqlite).sync()
     assert set(in_mlflow(tracker)) == before
 
@@ -530,7 +530,7 @@ def test_what_to_type_names_the_folder_and_the_address_the_comparison(results: P
     tracker.sync()
     typed, _, address = tracker.ui().partition("   ")
     assert shlex.split(typed)[1:] == ["ui", str(results / "ablation")]
-    assert address.startswith(f"(http://127.0.0.1:5000/#/experiments/{tracker._experiment_id}/runs?")
+    assert address.startswith(f"(http://127.0.0.1:5000/#/experiments/{tracker.runs.experiment_id}/runs?")
     elsewhere = Tracker(Ledger(results / "ablation"), spec, f"sqlite:///{results / 'other.db'}").ui()
     assert f"--tracking-uri 'sqlite:///{results / 'other.db'}'" in elsewhere
 
