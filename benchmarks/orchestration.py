@@ -233,8 +233,6 @@ def warm_start(folder: Path, count: int) -> list[Row]:
 def result_throughput(folder: Path, reports: int, theirs: int) -> list[Row]:
     """16 torch-free trials that report 4 metrics as fast as they can, until MLflow shows them."""
     import ray
-    from ray import tune
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     from orchestration.tracking.sync import Tracker
 
@@ -269,17 +267,7 @@ def result_throughput(folder: Path, reports: int, theirs: int) -> list[Row]:
     tracker.sync()
     visible = time.monotonic() - began
 
-    class Reporting(tune.Trainable):
-        def step(self) -> dict[str, Any]:
-            return values(self.iteration) | {"done": self.iteration + 1 >= theirs}
-
-    (folder / "theirs").mkdir()
-    callback = MLflowLoggerCallback(f"sqlite:///{folder / 'theirs' / 'mlflow.db'}", experiment_name="throughput")
-    began = time.monotonic()
-    with contextlib.redirect_stdout(None):
-        tune.run(Reporting, num_samples=16, storage_path=str(folder / "theirs"), name="t", verbose=0,
-                 callbacks=[callback])  # fmt: skip
-    rate = 16 * theirs / (time.monotonic() - began)
+    rate = _callback_rate(folder / "theirs", theirs, values)
     ours = 16 * reports / visible
     return [
         Row(
@@ -291,6 +279,23 @@ def result_throughput(folder: Path, reports: int, theirs: int) -> list[Row]:
             measured={"durable": 16 * reports / durable, "visible": ours, "callback": rate, "unit": "results a second"},
         )
     ]
+
+
+def _callback_rate(folder: Path, reports: int, values: Callable[[int], dict[str, float]]) -> float:
+    """Results a second through Tune's own callback."""
+    from ray import tune
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    class Reporting(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            return values(self.iteration) | {"done": self.iteration + 1 >= reports}
+
+    folder.mkdir()
+    callback = MLflowLoggerCallback(f"sqlite:///{folder / 'mlflow.db'}", experiment_name="throughput")
+    began = time.monotonic()
+    with contextlib.redirect_stdout(None):
+        tune.run(Reporting, num_samples=16, storage_path=str(folder), name="t", verbose=0, callbacks=[callback])
+    return 16 * reports / (time.monotonic() - began)
 
 
 _SPEC = """

@@ -31,13 +31,14 @@ Retention. An attempt keeps its two newest checkpoints and removes the older one
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt
 from orchestration.ledger.history import AttemptView, History, LedgerRow, ResumePoint, attempt_numbers
+from orchestration.ledger.launches import LaunchRecords
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import read_sealed, write_sealed
 from orchestration.ledger.stores.errors import Unwritable
@@ -46,14 +47,14 @@ from orchestration.spec.cells import Cell, orphans
 from orchestration.util.clock import now_ms
 
 
-class Ledger:
+class Ledger(LaunchRecords):
     """One experiment's folder, on a disk or in an object store (`store`). Constructing it touches nothing.
 
     What one such object has once found whole it does not check again.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = store.resolve_path(folder)
+        super().__init__(folder)
         self._seen: dict[Path, AttemptView] = {}
 
     # cells
@@ -216,56 +217,7 @@ class Ledger:
         best = [name for name in newest.end["weights"] if name.startswith("best-")]
         return newest.weights(best[-1]) if best else self.final_weights(cell_id)
 
-    # launches
-
-    def record_launch(self, record: dict[str, Any]) -> int:
-        """Keep what is launched; returns the launch's number."""
-        return self._numbered("launches", record)
-
-    def record_launch_end(self, number: int, record: dict[str, Any]) -> None:
-        """Keep how a launch ended: it joins the launch's record."""
-        write_sealed(self.folder / "launches" / f"{number:04d}-end.json", record)
-
-    def record_plan(self, record: dict[str, Any]) -> None:
-        """Keep what a plan expects of its cells, by id, and when it was `made`."""
-        folder = self.folder / "plans"
-        write_sealed(folder / f"{len(store.matching(folder, '*.json')) + 1:04d}.json", record)
-
-    def plans(self) -> list[dict[str, Any]]:
-        """What plans expected, oldest first."""
-        records = (read_sealed(path) for path in store.matching(self.folder / "plans", "*.json"))
-        return [record for record in records if record is not None]
-
-    def stop_file(self, number: int) -> Path:
-        """The file whose existence asks the workers of a launch to stop at a checkpoint."""
-        return self.folder / "launches" / f"{number:04d}-stop"
-
-    def launches(self) -> list[dict[str, Any]]:
-        """The records of the launches, oldest first."""
-        found = []
-        for path in store.matching(self.folder / "launches", "[0-9]*.json"):
-            record = read_sealed(path) if path.stem.isdigit() else None
-            if record is not None:
-                found.append(record | (read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
-        return found
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the experiment: one launch at a time. Raises Held, saying who holds it and since when."""
-        return store.of(self.folder).lock(self.folder)
-
     # reading
-
-    def _numbered(self, kind: str, record: dict[str, Any]) -> int:
-        folder = self.folder / kind
-        found = (path.stem for path in store.matching(folder, "[0-9]*.json"))
-        number = max((int(stem) for stem in found if stem.isdigit()), default=0)
-        while True:
-            number += 1
-            try:
-                write_sealed(folder / f"{number:04d}.json", record)
-                return number
-            except FileExistsError:
-                continue
 
     def _cell_folder(self, cell_id: str) -> Path:
         return self.folder / "trials" / cell_id

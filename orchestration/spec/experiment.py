@@ -13,7 +13,7 @@ from fsg.config import to_dict
 from fsg.trainer import TrainConfig
 from orchestration.spec.fields import Report, Resources, adapter, nearest, train_from_dict
 from orchestration.spec.reader import show
-from orchestration.spec.resolver import Point, Resolver
+from orchestration.spec.resolver import Point, Resolved, Resolver
 from orchestration.spec.study import StudySpec
 from orchestration.spec.yaml_tree import Mark, Node, Problem, ProblemError, parse, printable, read_text
 
@@ -111,36 +111,10 @@ def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) 
     The folder of the file goes on `sys.path`, for components of the user's own. The whole file is checked,
     other profiles included. Raises SpecErrors with every mistake.
     """
-    start = Mark(printable(str(path), 1000), 1, 1)
-    try:
-        text = read_text(path)
-        root, unreadable = parse(text, start)
-    except ProblemError as refused:
-        raise SpecErrors([str(refused.problem)]) from None
-    if not isinstance(root.value, dict):
-        empty = "the file is empty" if root.value is None else f"got {show(root.value)}"
-        raise SpecErrors([str(Problem(start, "", f"{empty} (expected a mapping: name, train, variants, …)"))])
+    text, root, unreadable = _read(path)
     _import_from(path.resolve().parent)
 
-    resolver = Resolver(path.resolve().parent)
-    profiles = root.items()["profiles"].items() if "profiles" in root.items() else {}
-    resolved, problems = resolver.resolve(root)
-    chosen = root
-    for name, overrides in profiles.items():
-        changed, wrong_paths = resolver.apply(root, overrides)
-        outcome, found = resolver.resolve(changed)
-        problems += wrong_paths + found
-        if name == profile:
-            chosen, resolved = changed, outcome
-    if profile is not None and profile not in profiles:
-        what = f"no such profile (expected one of {', '.join(profiles)}{nearest(profile, profiles)})"
-        problems.append(Problem(Mark(printable(f"--profile {profile}")), "profiles", what))
-    for text_of_set in sets:
-        chosen, found = resolver.set(chosen, text_of_set)
-        problems += found
-    if sets:
-        resolved, found = resolver.resolve(chosen)
-        problems += found
+    resolved, problems = _resolve(root, Resolver(path.resolve().parent), profile, sets)
     unread = {problem.mark for problem in unreadable}
     problems = unreadable + [problem for problem in problems if problem.mark not in unread]
     if problems:
@@ -163,6 +137,45 @@ def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) 
         text=text,
         tree=root,
     )
+
+
+def _read(path: Path) -> tuple[str, Node, list[Problem]]:
+    """The text of a file, its tree, and the mistakes that did not end the reading. Raises SpecErrors."""
+    start = Mark(printable(str(path), 1000), 1, 1)
+    try:
+        text = read_text(path)
+        root, unreadable = parse(text, start)
+    except ProblemError as refused:
+        raise SpecErrors([str(refused.problem)]) from None
+    if not isinstance(root.value, dict):
+        empty = "the file is empty" if root.value is None else f"got {show(root.value)}"
+        raise SpecErrors([str(Problem(start, "", f"{empty} (expected a mapping: name, train, variants, …)"))])
+    return text, root, unreadable
+
+
+def _resolve(
+    root: Node, resolver: Resolver, profile: str | None, sets: Sequence[str]
+) -> tuple[Resolved | None, list[Problem]]:
+    """What the file means with a profile and settings applied, and every mistake, those of other profiles too."""
+    profiles = root.items()["profiles"].items() if "profiles" in root.items() else {}
+    resolved, problems = resolver.resolve(root)
+    chosen = root
+    for name, overrides in profiles.items():
+        changed, wrong_paths = resolver.apply(root, overrides)
+        outcome, found = resolver.resolve(changed)
+        problems += wrong_paths + found
+        if name == profile:
+            chosen, resolved = changed, outcome
+    if profile is not None and profile not in profiles:
+        what = f"no such profile (expected one of {', '.join(profiles)}{nearest(profile, profiles)})"
+        problems.append(Problem(Mark(printable(f"--profile {profile}")), "profiles", what))
+    for setting in sets:
+        chosen, found = resolver.set(chosen, setting)
+        problems += found
+    if sets:
+        resolved, found = resolver.resolve(chosen)
+        problems += found
+    return resolved, problems
 
 
 def _import_from(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna import distributions
 from optuna.trial import FrozenTrial, TrialState
 
@@ -66,32 +67,44 @@ def drawn(trials: Sequence[TrialRecord], objectives: Sequence[str], folder: Path
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # start-up time
-    from matplotlib.ticker import NullFormatter  # start-up time
+
+    study = in_memory(trials, objectives)
+    if sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)) < 2:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for title, draw in _pictures(study, trials, objectives).items():
+        with pyplot.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                axes = np.ravel(draw())
+            except (ValueError, RuntimeError):  # too few trials for this one
+                pyplot.close("all")
+                continue
+            _styled(axes, title, objectives[0])
+            path = folder / f"{prefix}-{title.lower().replace(' ', '-')}.png"
+            axes[0].figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+            pyplot.close("all")
+            found[title] = path
+    return found
+
+
+def _pictures(
+    study: optuna.Study, trials: Sequence[TrialRecord], objectives: Sequence[str]
+) -> dict[str, Callable[[], Any]]:
+    """What draws each picture that the study has enough trials and settings for, by title."""
     from optuna.visualization import matplotlib as pictures  # start-up time
 
-    study, first = in_memory(trials, objectives), objectives[0]
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    if len(complete) < 2:
-        return {}
-    numeric = {
-        name: complete
-        for trial in complete
-        for name, one in trial.distributions.items()
-        if not isinstance(one, distributions.CategoricalDistribution)
-    }
-    shares = list(importances(trials, objectives))
-    short = short_names(path for trial in trials for path in trial.params)
-    two = [name for name in (short[path] for path in shares) if name in numeric][:2]
-    two += [name for name in numeric if name not in two][: 2 - len(two)]
-
-    only: dict[str, Any] = {"target": _first_value if len(objectives) > 1 else None, "target_name": first}
+    only: dict[str, Any] = {"target": _first_value if len(objectives) > 1 else None, "target_name": objectives[0]}
     wanted: dict[str, Callable[[], Any]] = {
         "History": lambda: pictures.plot_optimization_history(study, **only),
         "Slices": lambda: pictures.plot_slice(study, **only),
     }
+    shares = list(importances(trials, objectives))
     if shares:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         wanted["Importances"] = lambda: pictures.plot_param_importances(study, evaluator=evaluator, **only)
+    two = _two_settings(study, trials, shares)
     if len(two) == 2:
         wanted["Contour"] = lambda: pictures.plot_contour(study, params=two, **only)
     if any(len(trial.intermediate_values) > 1 for trial in study.get_trials(deepcopy=False)):
@@ -103,30 +116,33 @@ def drawn(trials: Sequence[TrialRecord], objectives: Sequence[str], folder: Path
             target_names=[f"{unit.name} ({unit.value})" if unit.value else unit.name for unit in units],
             targets=lambda trial: [value * unit.factor for value, unit in zip(trial.values, units, strict=True)],
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for title, draw in wanted.items():
-        with pyplot.rc_context(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                axes = draw()
-            except (ValueError, RuntimeError):  # too few trials for this one
-                pyplot.close("all")
-                continue
-            figure = np.ravel(axes)[0].figure
-            for one in np.ravel(axes):
-                one.xaxis.set_minor_formatter(NullFormatter())
-                if title in ("Rungs", "Importances") and one.get_legend() is not None:
-                    one.get_legend().remove()
-                if title == "Rungs":
-                    one.set_title("Means at the rungs")
-                    one.set_xlabel("epoch")
-                    one.set_ylabel(first)
-            figure.set_size_inches(6.4, 4.2)
-            if title == "Slices":
-                figure.set_size_inches(min(3.2 * np.size(axes), 18), 3.6)
-            path = folder / f"{prefix}-{title.lower().replace(' ', '-')}.png"
-            figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
-            pyplot.close("all")
-            found[title] = path
-    return found
+    return wanted
+
+
+def _two_settings(study: optuna.Study, trials: Sequence[TrialRecord], shares: Sequence[str]) -> list[str]:
+    """The short names of two numeric settings, those that explain most first."""
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    numeric = [
+        name
+        for trial in complete
+        for name, one in trial.distributions.items()
+        if not isinstance(one, distributions.CategoricalDistribution)
+    ]
+    short = short_names(path for trial in trials for path in trial.params)
+    explaining = [short[path] for path in shares if short[path] in numeric]
+    return list(dict.fromkeys([*explaining, *numeric]))[:2]
+
+
+def _styled(axes: NDArray[Any], title: str, objective: str) -> None:
+    from matplotlib.ticker import NullFormatter  # start-up time
+
+    for one in axes:
+        one.xaxis.set_minor_formatter(NullFormatter())
+        if title in ("Rungs", "Importances") and one.get_legend() is not None:
+            one.get_legend().remove()
+        if title == "Rungs":
+            one.set_title("Means at the rungs")
+            one.set_xlabel("epoch")
+            one.set_ylabel(objective)
+    width, height = (min(3.2 * np.size(axes), 18), 3.6) if title == "Slices" else (6.4, 4.2)
+    axes[0].figure.set_size_inches(width, height)
