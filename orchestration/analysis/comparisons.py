@@ -26,7 +26,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Trial:
-    """A cell, where it stands, and its rows; exploratory if its seed was added when results could be seen."""
+    """A cell, its outcome and its rows; exploratory if its seed was added when results could be seen."""
 
     cell: Cell
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""What was the plan: seeds and comparisons of the launches before anybody could have seen a result."""
+"""The preregistered plan: seeds and comparisons as they were declared before results could be seen."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class SeedPlan:
 
 
 def seed_plan(launches: Sequence[Mapping[str, Any]], trials: Sequence[Trial], baseline: str) -> SeedPlan:
-    """The plan of the last launch that began before the first comparison was there to be seen.
+    """The plan of the last launch that began before results could be seen.
 
-    A comparison is there once a seed of the baseline and of another variant is over, whether or not anybody looked:
-    a ledger cannot prove that nobody did. A group-sequential rule that was declared by then plans all of its seeds.
+    Results count as seen once the baseline and another variant have finished the same seed, whether or not anybody
+    looked: a ledger cannot prove that nobody did. A group-sequential rule declared by then plans all of its seeds.
     """
     seen = _first_comparison(trials, baseline)
     before = [one for one in launches if seen is None or one["started"] <= seen]
@@ -47,7 +47,7 @@ def seed_plan(launches: Sequence[Mapping[str, Any]], trials: Sequence[Trial], ba
 
 
 def _late(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
-    """What of the comparisons is not as it was declared."""
+    """What changed about the comparisons after they were declared."""
     for field in ("baseline", "primary", "metric", "family"):
         was, is_now = (spec["report"].get(field) for spec in (then, now))
         if was != is_now:

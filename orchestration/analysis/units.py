@@ -41,7 +41,7 @@ class Unit(NamedTuple):
 
     @property
     def lost_text(self) -> str:
-        """What a diverged seed counts as."""
+        """The value that a diverged seed counts as."""
         return "∞" if math.isinf(self.lost) else f"{self.lost:g} {self.value}"
 
     def spread(self, spread: Spread) -> str:

@@ -1,4 +1,4 @@
-"""What a valid spec asks for and this machine does not have: found before anything starts."""
+"""Checks before a launch: what a valid spec needs and this machine or cluster lacks."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a launch shows while it runs: a live view in a terminal, plain lines elsewhere."""
+"""The progress of a launch: a live view in a terminal, plain lines elsewhere."""
 
 import time
 from collections import Counter
@@ -38,7 +38,7 @@ class _Running:
 
 
 class Tally:
-    """The counts behind both views; it is told what happens, and says how long the rest will take."""
+    """The counts behind both views, updated by events, and the time that is left."""
 
     def __init__(
         self, standings: Sequence[CellStatus], max_running: int = 1, clock: Callable[[], float] = time.monotonic
@@ -142,7 +142,7 @@ class Tally:
         return max(seconds / self.max_running, longest)
 
 
-class _Told:
+class _TallyView:
     """What both views pass on to their tally."""
 
     tally: Tally
@@ -159,7 +159,7 @@ class _Told:
         self.tally.pruned(cells)
 
 
-class LiveView(_Told):
+class LiveView(_TallyView):
     """A view that is drawn over and over, at the bottom of a terminal."""
 
     def __init__(self, tally: Tally, name: str, console: Console) -> None:
@@ -256,7 +256,7 @@ class LiveView(_Told):
         return table
 
 
-class PlainLines(_Told):
+class PlainLines(_TallyView):
     """A line for each cell that ends, and at most one a minute besides."""
 
     def __init__(self, tally: Tally, name: str, console: Console) -> None:

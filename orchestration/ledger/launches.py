@@ -46,7 +46,7 @@ class LaunchRecords:
         return found
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the experiment: one launch at a time. Raises Held, saying who holds it and since when."""
+        """Hold the experiment: one launch at a time. Raises LockedError, saying who holds it and since when."""
         return store.of(self.folder).lock(self.folder)
 
     def _numbered(self, kind: str, record: dict[str, Any]) -> int:

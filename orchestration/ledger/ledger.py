@@ -50,7 +50,7 @@ from orchestration.util.clock import now_ms
 class Ledger(LaunchRecords):
     """One experiment's folder, on a disk or in an object store (`store`). Constructing it touches nothing.
 
-    What one such object has once found whole it does not check again.
+    A file that it has found whole is not checked again.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -175,7 +175,7 @@ class Ledger(LaunchRecords):
         return [table for piece in history.pieces for table in piece.diagnostics()]
 
     def outcome(self, cell_id: str) -> Outcome:
-        """Where a cell stands."""
+        """The state of a cell."""
         history = self._history(cell_id)
         newest = history.newest
         if newest is None:

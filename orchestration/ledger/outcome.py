@@ -9,7 +9,7 @@ State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a cell stands.
+    """The state of a cell, and the sums over its attempts.
 
     `seconds` is the time of training and evaluation over the attempts that count, `step` the last one covered;
     `damaged`: it was done, and a part of what it left is lost.

@@ -19,7 +19,7 @@ from orchestration.ledger.stores.s3 import SCHEME, S3Store
 
 
 def resolve_path(text: str | Path) -> Path:
-    """A folder, or a bucket's part as a path. Raises ValueError, in one line, for what can be neither."""
+    """A folder, or a part of a bucket, as a path. Raises ValueError, in one line, for any other text."""
     if not isinstance(text, str):
         return text
     scheme, found, rest = text.partition("://")
@@ -61,10 +61,10 @@ def exists(path: Path) -> bool:
 
 
 class PolledFile:
-    """Whether a file exists, asked of a store, which may be a slow one, now and then; once there, it stays."""
+    """Checks now and then whether a file exists: a store may be slow. Once found, the file stays."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._every = path, of(path).seconds_between_looks
+        self._path, self._every = path, of(path).poll_interval
         self._next, self._found = 0.0, False
 
     def exists(self) -> bool:

@@ -1,4 +1,4 @@
-"""How fast it got there: the curves of an experiment by epoch, each over its seeds, and convergence as numbers."""
+"""Convergence: the curves of an experiment by epoch, over its seeds, and measures of how fast it converged."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,4 @@
-"""What there is to say about an experiment, from its ledger alone: lines, tests, curves, costs, provenance.
-
-`build` gathers it; `orchestration.report` writes it down.
-"""
+"""The content of a report, from the ledger alone: lines, tests, curves, costs, provenance. `write` formats it."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +43,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say about an experiment. The first of `measured` is the metric that was asked for.
+    """The content of a report. The first of `measured` is the metric of the spec.
 
     `changes` is the diff of uncommitted code.
     """

@@ -1,4 +1,4 @@
-"""What a plan said beside what came of it: time and memory by variant; and pairs that no one device has trained."""
+"""How good a plan's forecast was: expected and actual time and memory, by variant. Pairs from different devices."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

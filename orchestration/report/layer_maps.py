@@ -1,4 +1,4 @@
-"""What happened in the layers: flip rates, cosines and norms of gradients by layer and epoch, as heat maps."""
+"""Heat maps by layer and epoch: flip rates, cosines and norms of gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

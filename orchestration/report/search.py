@@ -1,4 +1,4 @@
-"""The part of a report that speaks of searches: what was tried, what it shows, what was chosen, and what spoils it."""
+"""The report of searches: trials, importances, how well rungs rank, the choice, and warnings."""
 
 import base64
 import math

@@ -1,8 +1,7 @@
-"""One cell in this process, from the claim of an attempt to its end: what a worker does, without Ray.
+"""Trains one cell in this process, from the claim of an attempt to its end.
 
-An exception of the training is final: the same code would raise it again. What hangs on the machine instead (memory,
-a newer attempt elsewhere) ends in `again`, for another attempt to go on from the last checkpoint; a full disk ends in
-`unwritable`, for another launch to do so once there is room.
+User-code errors are final. Out of memory or a newer attempt means retry, which resumes from the last checkpoint; a full
+disk (`unwritable`) stops the launch.
 """
 
 import time
@@ -38,11 +37,11 @@ BEST_BY = "validation/accuracy"
 
 
 class CellTraining:
-    """The training of one cell. `stop` is asked between two steps; `ended` says how it ended, once it has.
+    """The training of one cell. `stop` is called between two steps; `ended` says how it ended, once it has.
 
-    At step `until` it keeps a checkpoint and is `paused`: whoever hands it out decides whether it goes on.
-    `note` says what else the user has to know: that a checkpoint was damaged, and where the training went on instead.
-    `record` joins the attempt's record in the ledger.
+    At step `until` it keeps a checkpoint and is `paused`: whoever submitted it decides whether it resumes.
+    `note` is what the user should know besides: which checkpoint was damaged, and where the training resumed instead.
+    `record` is added to the attempt's record in the ledger.
     """
 
     def __init__(
@@ -86,10 +85,10 @@ class CellTraining:
         if self._run is not None:
             self.step, self.total_steps = self._run.training.step, self._run.training.total_steps
         if self.ended is not None:
-            self._run = None  # a worker that waits for its next cell keeps nothing of this one
+            self._run = None  # frees its memory while the worker waits
 
     def interrupt(self, reason: str) -> None:
-        """Keep where the training is, for another attempt to go on from."""
+        """Keep a checkpoint, from which another attempt can resume."""
         if self.ended is not None:
             return
         try:
@@ -170,7 +169,7 @@ class CellTraining:
 
 @dataclass
 class ActiveRun:
-    """A training that goes on, and the attempt that it writes to; `best` are the weights where validation was best."""
+    """A running training and the attempt that it writes to; `best` are the weights at the best validation."""
 
     attempt: Attempt
     training: Training
@@ -183,7 +182,7 @@ class ActiveRun:
         self._peak_is_due = True
 
     def advance(self) -> dict[str, float]:
-        """One step; returns the metrics that it gave."""
+        """Do one step; returns its metrics."""
         began = time.monotonic()
         rows, peak = self._advance()
         self.seconds += time.monotonic() - began
@@ -212,7 +211,7 @@ class ActiveRun:
         return training.advance(peak_memory.seen(training, peak)), peak
 
     def _beside(self, peak: dict[str, float]) -> list[Row]:
-        """What is known of a step besides its metrics: its peak, the machine's load now and then, flips."""
+        """A row beside the metrics of a step: peak memory, the load of the machine, flip rates."""
         values = peak | (self.system.sample() if self.training.done else self.system.due())
         if self.training.table is not None:
             values |= over_all_layers(self.training.table)
@@ -222,7 +221,7 @@ class ActiveRun:
         return time.monotonic() - self.checkpointed
 
     def checkpoint(self) -> None:
-        """Keep the state, if there is any: before the first step there is none."""
+        """Keep the state; before the first step there is none."""
         if self.training.step and not self.training.done:
             self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
         self.checkpointed = time.monotonic()
@@ -231,7 +230,7 @@ class ActiveRun:
         return checkpoint.to_bytes({"training": self.training.state_dict(), "best": self.best})
 
     def finish(self, whole_state: bool = False) -> None:
-        """Keep the weights, or all that another cell needs to go on from here, and end the attempt."""
+        """Keep the weights, with `whole_state` also a checkpoint for another cell, and end the attempt."""
         if whole_state and self.training.step:
             self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
         step, digest = self.training.step, checkpoint.digest(self.training.state_dict())
@@ -254,7 +253,7 @@ def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """Torch says of the CPU's memory, in a RuntimeError like any other, that there is none left."""
+    """On a CPU, torch reports a lack of memory as a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't" in str(error)
 
 

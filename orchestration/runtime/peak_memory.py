@@ -1,4 +1,4 @@
-"""The most memory that a training's tensors take at once: what its process holds says little, as it may be warm.
+"""The peak memory of a training's tensors. The memory of its process says little, as a warm process keeps some.
 
     system/peak_tensor_megabytes   over one step
 

@@ -1,4 +1,4 @@
-"""What a plan will cost: measured on cells of the same kind that are done, or on a few steps of each kind."""
+"""The expected cost of cells: from finished cells of the same kind, or from a pilot, a few steps of each kind."""
 
 import heapq
 import itertools
@@ -99,9 +99,9 @@ def _timed(work: Callable[[], object], device: str) -> float:
 
 
 class Pilots:
-    """Measures cells the way they will run: on CPUs beside others of their kind, which share caches and memory.
+    """Measures cells as they will run: on CPUs, beside others of their kind, which share caches and memory.
 
-    To be used as a context: it keeps processes for it, so that each warms up once.
+    Use it as a context: it keeps its processes, so that each warms up once.
     """
 
     def __init__(self, device: str, max_running: int) -> None:
@@ -136,9 +136,9 @@ def predicted(
     measure: Callable[[Cell], Cost],
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[CellStatus]:
-    """The same with expected seconds: what cells of the same kind took, or else a pilot.
+    """The same with expected seconds: from finished cells of the same kind, or else from a pilot.
 
-    A kind whose pilot fails stays without an expectation; the launch will say why it fails.
+    A kind whose pilot fails has no expectation; the launch will say why it fails.
     """
     took: dict[str, list[float]] = {}
     for standing in cells_standing:

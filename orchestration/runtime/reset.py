@@ -1,4 +1,4 @@
-"""What a process carries from one training to the next, put back."""
+"""Resets the state of a process between two trainings."""
 
 import random
 
@@ -9,7 +9,7 @@ from fsg.trainer import seed_generators
 
 
 def reset_process_state(threads: int, seed: int) -> None:
-    """Put the process into the state of a fresh one, so that what ran in it before leaves no trace in any number."""
+    """Put the process into the state of a fresh one, so that earlier trainings in it change no number."""
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)

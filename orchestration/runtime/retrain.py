@@ -24,7 +24,7 @@ _MOST_NAMED = 3
 
 
 def to_train_again(ledger: Ledger, cell: Cell, folder: Path) -> Ledger:
-    """A ledger in a scratch folder, with what a training of the cell has to find there."""
+    """A ledger in a scratch folder, with the cell and the pretraining that it starts from."""
     again = Ledger(folder)
     again.add(cell)
     if cell.depends_on is not None:
@@ -34,7 +34,7 @@ def to_train_again(ledger: Ledger, cell: Cell, folder: Path) -> Ledger:
 
 
 def train_until_killed(command: Sequence[str], steps: int, draw: random.Random) -> int | None:
-    """Start a training and kill it at a random moment after a random step; returns the step, None if it died before.
+    """Start a training and kill it at a random moment after a random step; returns the step, None if it ended before.
 
     It writes a checkpoint at a random step before that, and begins another one right after it.
     """
@@ -68,7 +68,7 @@ def train_until_killed(command: Sequence[str], steps: int, draw: random.Random) 
 
 
 def train_to_the_end(command: Sequence[str]) -> str:
-    """Go on with it; returns the last line of what went wrong, if anything did."""
+    """Resume it; returns the last line of its error, if there was one."""
     ended = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
     return (ended.stderr.strip().splitlines() or [""])[-1] if ended.returncode else ""
 
@@ -79,7 +79,7 @@ def _environment() -> dict[str, str]:
 
 
 def main(folder: str, cell_id: str, device: str, own: str, *checkpoints: str) -> None:
-    """Train a cell of a scratch ledger, telling each step.
+    """Train a cell of a scratch ledger, printing each step.
 
     With steps to write checkpoints at, it waits after the last of them to be killed.
     """
@@ -101,13 +101,13 @@ def main(folder: str, cell_id: str, device: str, own: str, *checkpoints: str) ->
 
 
 def rows_of(ledger: Ledger, cell: Cell) -> dict[tuple[int, str], float]:
-    """Every value that is recorded of a cell, by step and name, but for what the machine has a say in."""
+    """Every recorded value of a cell, by step and name, without timings and system metrics."""
     values = ((row.step, name, value) for row in ledger.rows(cell.id) for name, value in row.values.items())
     return {(step, name): value for step, name, value in values if not name.startswith(OF_THE_MACHINE)}
 
 
 def other_rows(before: dict[tuple[int, str], float], now: dict[tuple[int, str], float]) -> list[str]:
-    """A line for each of the first rows that are not the same, to the last bit."""
+    """A line for each of the first values that differ in any bit."""
     places = sorted({*before, *now})
     wrong = [place for place in places if bits(before.get(place)) != bits(now.get(place))]
     told = [f"{name} at step {step}: {before.get((step, name))!r} in the ledger, {now.get((step, name))!r} here"

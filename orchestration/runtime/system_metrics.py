@@ -1,11 +1,11 @@
-"""What the machine does for a training: its process's CPU and memory, and the GPU it is on, looked at now and then.
+"""System metrics of a training: CPU and memory of its process, and its GPU, sampled every few seconds.
 
-    system/cpu_percent            of one core, by this process, since the last look
+    system/cpu_percent            of one core, by this process, since the last sample
     system/memory_megabytes       resident, of this process
     system/gpu_memory_megabytes   of the GPU, that this process has reserved
     system/gpu_percent            of the GPU, all its processes, where NVIDIA's library can be asked
 
-A look takes well under a millisecond, and these numbers stand outside every comparison of bits.
+A sample takes well under a millisecond, and these numbers stand outside every comparison of bits.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""What a Ray worker does: a thin shell about `CellTraining` that stays warm from cell to cell.
+"""A worker: trains one cell after another in a process that stays warm.
 
-It imports no Ray itself: Tune alone would take as long as torch.
+It does not import Ray: Tune alone takes as long to import as torch.
 """
 
 import os
@@ -18,9 +18,7 @@ from orchestration.runtime.cell_training import CellTraining
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What is the same for all cells of a launch: where things are, how often to say how far a training is, and what
-    the records of attempts say besides.
-    """
+    """What all cells of a launch share; `report_interval` is in seconds, `record` is added to attempts' records."""
 
     results: str
     stop_file: str
@@ -33,7 +31,7 @@ class WorkerConfig:
 
 
 class WorkerReport(NamedTuple):
-    """What a worker says of its cell: for the eye alone, the ledger has the truth."""
+    """What a worker reports of its cell, for display: the ledger has the truth."""
 
     state: str
     reason: str
@@ -45,7 +43,7 @@ class WorkerReport(NamedTuple):
 
 
 class Worker:
-    """Trains one cell after another. A SIGTERM is noticed between two steps: the training is kept, the process ends."""
+    """Trains one cell after another. On SIGTERM it keeps a checkpoint after the current step, and the process ends."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
@@ -73,7 +71,7 @@ class Worker:
         )
 
     def stop(self) -> None:
-        """Keep a training that is not over yet."""
+        """Keep a checkpoint of the running training, if there is one."""
         if self._running is not None:
             self._running.interrupt("stopped")
             self._running = None

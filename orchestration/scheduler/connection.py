@@ -1,6 +1,6 @@
-"""The Ray that trainings run on: this process's own, looked after while it lasts, or a cluster's.
+"""The connection to Ray: a Ray of this process, watched while it runs, or a cluster's.
 
-`ray_settings.prepare` has to come before the import of this module.
+Call `environment.prepare` before this module is imported: Ray reads its environment then.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What Ray reads from the environment, much of it when it is imported: this comes first."""
+"""The environment variables that Ray reads, many of them when it is imported: set them before."""
 
 import os
 import secrets
@@ -20,19 +20,19 @@ _PATIENT = {  # with processes of our own, on a machine that is busy
 
 
 class Unusable(Exception):
-    """A cluster that cannot be used: one line that says why, and what to do."""
+    """Why a cluster cannot be used, and what to do, in one line."""
 
 
 def is_job_server(address: str | None) -> bool:
-    """Whether an address is a job server's, and not that of a cluster which this machine is a node of."""
+    """Whether an address is a job server's (`http://…`), and not that of a cluster that this machine is a node of."""
     return address is not None and address.startswith(("http://", "https://"))
 
 
 def prepare(address: str | None) -> None:
-    """Set the environment for a Ray of our own, or for the one at an address; what is set already stays.
+    """Set the environment for a Ray of this process, or for the one at an address. Variables that are set stay.
 
-    A Ray of our own listens on loopback and takes a token that only its processes know; the token of a cluster is where
-    Ray looks for it.
+    A Ray of this process listens on loopback, with a token that only its processes know. The token of a cluster is
+    where Ray looks for it.
     """
     for name, value in (_QUIET | (_PATIENT if address is None else {})).items():
         os.environ.setdefault(name, value)

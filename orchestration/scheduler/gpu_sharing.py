@@ -1,8 +1,8 @@
-"""How many trainings share a GPU, or the CPUs of this machine: measured, where a spec says `auto`.
+"""Measures how many trainings should share a GPU, or the CPUs of this machine, where a spec says `gpus: auto`.
 
-What counts is the throughput of all of them together. So as many pilots run beside each other as would be trained, for
-1, 2, 4, … of them, until memory or CPUs end it; the number with the most steps a second is taken, and of two within a
-twentieth the smaller. `train.threads` is never changed: another number of threads gives other bits.
+The measure is the throughput of all of them together: 1, 2, 4, … pilots run beside each other, until memory or CPUs are
+full. The number with the most steps a second wins; of two within 5 %, the smaller. `train.threads` is never changed:
+another number of threads gives other bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ _OF_MEMORY = 0.9
 
 @dataclass(frozen=True)
 class Sharing:
-    """So many trainings beside each other, their steps a second together, and the megabytes that each holds."""
+    """A number of concurrent trainings, their steps a second together, and the megabytes of each."""
 
     concurrent: int
     steps_a_second: float
@@ -108,7 +108,7 @@ def _beside(cell: Cell, device: str, number: int) -> tuple[float, float]:
 
 
 def _as_a_worker() -> None:
-    """What a worker has imported counts among what it holds."""
+    """Import what a worker imports, so that its memory counts."""
     environment.prepare(None)
     for name in ("ray", "orchestration.runtime.worker"):
         import_module(name)

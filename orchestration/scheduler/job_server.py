@@ -1,10 +1,10 @@
-"""An experiment on a cluster: submitted to Ray's job server, looked at and stopped from anywhere.
+"""Ray's job server: an experiment is submitted to it, and watched and stopped from anywhere.
 
 What is submitted is the code, the spec and the user's own modules as they are then: a package that Ray keeps under
 the hash of its content. The driver runs in the cluster, so whoever handed it over may leave. The ledger lies where
 FSG_RESULTS says there, on a file system that all of the cluster's nodes share.
 
-`ray_settings.prepare` has to come before the import of this module.
+Call `environment.prepare` before this module is imported: Ray reads its environment then.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _EXPERIMENT = "fsg.experiment"
 
 @dataclass(frozen=True)
 class Handover:
-    """What is submitted: a package, and the words of the command that is run on it."""
+    """What is submitted: a package, and the command that runs in it."""
 
     experiment: str
     package: Path
@@ -82,7 +82,7 @@ class JobServer:
             return self._client.get_job_info(job)
 
     def experiments(self) -> dict[str, Job]:
-        """The driver of each experiment that was submitted, the newest first: the one that runs, or the last."""
+        """The job of each submitted experiment, newest first: the one that runs, or the last."""
         with self._refusing():
             jobs = [job for job in self._client.list_jobs() if _EXPERIMENT in (job.metadata or {})]
         found: dict[str, Job] = {}
@@ -91,7 +91,7 @@ class JobServer:
         return dict(sorted(found.items(), key=lambda item: -(item[1].start_time or 0)))
 
     def job(self, experiment: str) -> Job:
-        """The driver of an experiment. Raises Unusable where there is none."""
+        """The job of an experiment. Raises Unusable where there is none."""
         found = self.experiments()
         if experiment not in found:
             names = ", ".join(found) or "none yet"
@@ -99,17 +99,17 @@ class JobServer:
         return found[experiment]
 
     def refreshed(self, job: Job) -> Job:
-        """The same, as it stands now."""
+        """The job with its current state."""
         with self._refusing():
             return self._client.get_job_info(str(job.submission_id))
 
     def log(self, job: Job) -> str:
-        """What its driver has printed."""
+        """What the job has printed."""
         with self._refusing():
             return _of_driver(self._client.get_job_logs(str(job.submission_id)))
 
     def follow(self, job: Job, say: Callable[[str], None]) -> Job:
-        """Pass on what the driver prints until it ends; returns how it stands then."""
+        """Pass on what the job prints until it ends; returns its state then."""
 
         async def tail() -> None:
             async for chunk in self._client.tail_job_logs(str(job.submission_id)):
@@ -124,7 +124,7 @@ class JobServer:
             time.sleep(1)
 
     def begun(self, job: Job) -> Job:
-        """Wait until a driver has read its spec and says what it will run, or has ended."""
+        """Wait until a job has read its spec and says what it will run, or has ended."""
         end = time.monotonic() + SECONDS_TO_BEGIN
         while time.monotonic() < end:
             job = self.refreshed(job)
@@ -134,7 +134,7 @@ class JobServer:
         return job
 
     def stop(self, job: Job) -> Job:
-        """Ask a driver to stop, every training at a checkpoint, and wait until it has."""
+        """Stop a job, each training at a checkpoint, and wait for it."""
         with self._refusing():
             self._client.stop_job(str(job.submission_id))
         end = time.monotonic() + SECONDS_TO_STOP + 10
@@ -172,12 +172,12 @@ class JobServer:
 
 
 def experiment_of(job: Job) -> str:
-    """The name of its experiment."""
+    """The name of a job's experiment."""
     return str((job.metadata or {}).get(_EXPERIMENT, ""))
 
 
 def pack(target: Path, spec: Path, own: Path | None, record: dict[str, Any]) -> Path:
-    """The folder that is submitted: this code, the spec, the Python files of the user's folder, and a record."""
+    """Make the folder to submit: this code, the spec, the Python files of the user's folder, and a record."""
     target.mkdir(parents=True)
     if own is not None:
         python_files(own, target)
@@ -211,6 +211,6 @@ def _token() -> str | None:
 
 
 def _of_driver(text: str) -> str:
-    """Without the lines that Ray puts before what the driver prints, and without the place where it keeps a package."""
+    """What the driver printed, without Ray's lines before it and without the folder where Ray keeps the package."""
     text = re.sub(r"^(.* -- Runtime env is setting up|Running entrypoint for job ).*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"/\S*/_ray_pkg_\w+/", "", text)

@@ -1,6 +1,6 @@
-"""The nodes of a cluster, looked at by a driver that is connected: can they train what is to be trained?
+"""Checks of a cluster's nodes: whether each can train the cells of a launch.
 
-`ray_settings.prepare` has to come before the import of this module.
+Call `environment.prepare` before this module is imported: Ray reads its environment then.
 """
 
 import json
@@ -31,7 +31,7 @@ def resources() -> list[dict[str, float]]:
 
 
 def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:
-    """One line for each node that trains and cannot: it lacks the results' folder, the data, or our versions."""
+    """One line for each problem of a node: it does not see the results, or has other data or other versions."""
     wanted = {
         "record": str(results.resolve() / "launches" / f"{number:04d}.json"),
         "results": str(results.resolve()),
@@ -59,7 +59,7 @@ def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str]
 
 
 def _look(wanted: dict[str, Any]) -> list[str]:
-    """On a node: what it lacks."""
+    """Runs on a node: one line for each thing that it lacks."""
     versions = _versions()
     found = [
         f"has {name} {versions.get(name)}, the driver {ours} (expected the same everywhere)"
@@ -90,7 +90,7 @@ def _versions() -> dict[str, str]:
 
 
 def _inputs(cells: Sequence[Cell]) -> list[tuple[dict[str, Any], str, str]]:
-    """Each file or folder that some training reads: a training that reads it, which part of it does, what it holds."""
+    """Each file or folder that a training reads: its config, the part that reads it, and the fingerprint."""
     found: dict[str, tuple[dict[str, Any], str, str]] = {}
     for cell in cells:
         train = cell.train

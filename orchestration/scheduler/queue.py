@@ -1,4 +1,7 @@
-"""What is left to do, in order: which cell goes out next, what it waits for, and what becomes of it after a death."""
+"""The cells that are left to train, in order: which is next, what it waits for, and what follows a death.
+
+One extra cell stays submitted, so that this queue, not Tune, determines the order.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +12,7 @@ from orchestration.spec.cells import Cell, WorkItem
 
 
 class RunCallback(Protocol):
-    """Who is told what happens, in the driver's thread; `waits` says what the waiting cells wait for."""
+    """Hears of every event, in the driver's thread; `waits` says what the waiting cells wait for."""
 
     waits: Callable[[], dict[str, int]]
 
@@ -21,7 +24,7 @@ class RunCallback(Protocol):
 
 
 class WorkSource(Protocol):
-    """What finds work while others are at work: a search, which decides from what is over what comes next."""
+    """Where more work comes from during a run: a search, which decides from finished cells what is next."""
 
     def more(self) -> Sequence[WorkItem]:
         """Work for a free place; none: wait, or nothing is left (`finished`)."""
@@ -73,7 +76,7 @@ class Queue:
         return not self._out and (self._handing_out_no_more() or not left)
 
     def until(self, cell_id: str) -> int | None:
-        """The step up to which a cell is to be trained now; None: to its end."""
+        """The step up to which a cell is trained now; None: to its end."""
         return self._until.get(cell_id)
 
     def waits(self) -> dict[str, int]:
@@ -121,14 +124,14 @@ class Queue:
             self._over(cell, "failed", "its pretraining {}: {}".format(*self._failed[cell.depends_on]), "")
 
     def started(self, cell_id: str) -> None:
-        """A cell that was taken has a worker."""
+        """A submitted cell has a worker."""
         self._running.add(cell_id)
         self.callback.started(self._out[cell_id])
 
     def ended(self, cell_id: str, state: str, reason: str = "", log: str = "", blamed: bool = True) -> str | None:
-        """Take a cell back: as ended, or as `again` (its process died, say), which counts where it is to blame.
+        """Take a cell back: as ended, or as `retry` (its process died, say), which counts where the cell is to blame.
 
-        Returns its final state; None where it goes out once more.
+        Returns its final state; None where it is queued again.
         """
         cell = self._out.pop(cell_id)
         self._running.discard(cell_id)

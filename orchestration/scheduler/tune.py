@@ -1,7 +1,7 @@
-"""Ray Tune as a servant: it places cells on warm workers; order, retries and what is left to do are decided here.
+"""Runs cells on Ray with reused workers; this package, not Tune, handles order, retries and resume.
 
-Tune's own recovery is not used: it restores no trial and writes nothing. When the driver dies, the ledger is all that
-the next launch needs.
+Tune's own recovery is not used: it restores no trial and writes nothing. When the driver dies, the next launch needs
+only the ledger.
 """
 
 import os
@@ -33,12 +33,12 @@ from orchestration.spec.cells import Cell
 
 _KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
 SECONDS_TO_BE_FREE = 1.0
-MAX_REPORTS_PER_SECOND = 100  # that the driver hears from all workers together
+MAX_REPORTS_PER_SECOND = 100  # from all workers together
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one cell takes, and where it finds things."""
+    """CPUs, GPUs and retries of one cell, and the settings of its worker."""
 
     gpus: float = 0.0
     cpus: int | None = None
@@ -66,9 +66,9 @@ def run(
     source: WorkSource | None = None,
     concurrency: "Concurrency | None" = None,
 ) -> list[Cell]:
-    """Train cells, and what a source adds, until each has ended or `stop_file` exists; Ray is connected.
+    """Train cells, and those that a source adds, until each has ended or `stop_file` exists. Ray must be connected.
 
-    Returns the cells that were handed out or waited. Raises Unwritable where a worker could not write to the ledger.
+    Returns the cells that were submitted or waiting. Raises Unwritable where a worker could not write to the ledger.
     """
     concurrency = concurrency or max_concurrency(cells, resources)
     stopping = store.PolledFile(stop_file).exists
@@ -104,7 +104,7 @@ def run(
 
 @contextmanager
 def _workers_stopped(controller: "_Controller") -> Iterator[None]:
-    """Afterwards workers have kept what they train; whoever cannot wait for that (Ctrl-C, twice) does not."""
+    """At the end, workers keep a checkpoint of what they train; a second Ctrl-C does not wait for that."""
     try:
         yield
     except Exception:
@@ -114,7 +114,7 @@ def _workers_stopped(controller: "_Controller") -> Iterator[None]:
 
 
 class _Workers(RayActorManager):
-    """Tune's; to these a worker that Ray kills for want of memory has died, where Tune itself would break off."""
+    """Tune's actor manager, for which a worker that Ray kills for memory has died: Tune itself would stop the run."""
 
     def _actor_task_failed(self, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
         if isinstance(exception, ray.exceptions.OutOfMemoryError):
@@ -123,7 +123,7 @@ class _Workers(RayActorManager):
 
 
 class _Trial(Trial):
-    """A cell on its way through Tune, without what Tune keeps of a trial: folders, results, a state to recover from."""
+    """A cell as a Tune trial, without what Tune keeps of one: folders, results, a state to recover from."""
 
     def __init__(self, cell: Cell, until: int | None, resources: tune.PlacementGroupFactory) -> None:
         super().__init__("cell", config={"cell": cell.id}, placement_group_factory=resources, stub=True)
@@ -154,16 +154,16 @@ class _Trial(Trial):
 
 
 class _Controller(TuneController):
-    """Tune's; here it makes our workers, and tells a warm one of its next cell in a single call.
+    """Tune's controller with our workers: a warm one gets its next cell in a single call.
 
-    A worker that is free does not take the place of one that is starting, which Tune would end then: trainings that are
-    shorter than the start of a worker would all be done by one. A worker that does not start within `SECONDS_TO_START`
-    loses its training to a free one all the same.
+    A free worker does not take over a trial whose own worker is still starting. Tune would then end that worker, and
+    one worker would do every training that is shorter than a worker's start. A worker that does not start within
+    `SECONDS_TO_START` does lose its training to a free one.
 
-    Beyond the workers that fit, another place is asked for only where a trial has waited for one of them longer than
-    `SECONDS_TO_BE_FREE`: for every place Ray's head makes a group, which costs more than a short training.
+    Another placement group is requested only when a trial has waited longer than `SECONDS_TO_BE_FREE` for one of the
+    workers that fit: a placement group costs Ray's head more than a short training.
 
-    Trials that are over are forgotten: Tune keeps them all, and looks at each to choose the next.
+    Finished trials are dropped: Tune keeps them all, and looks at each when it chooses the next.
     """
 
     def __init__(self, worker_config: WorkerConfig, concurrency: "Concurrency", **settings: Any) -> None:
@@ -256,14 +256,14 @@ class _Controller(TuneController):
 
 
 class Concurrency(NamedTuple):
-    """How many cells fit, of the largest and of the smallest that there are."""
+    """How many cells run at the same time: of the largest cells, and of the smallest."""
 
     largest: int
     smallest: int
 
 
 def max_concurrency(cells: Sequence[Cell], resources: TrialResources) -> Concurrency:
-    """What concurrency of these cells, and is allowed."""
+    """How many of these cells fit into Ray's resources, and are allowed, at the same time."""
     have = capacity()
     concurrency = {
         int(min(have[name] // amount for name, amount in resources.of(cell).items() if amount)) for cell in cells
@@ -273,7 +273,7 @@ def max_concurrency(cells: Sequence[Cell], resources: TrialResources) -> Concurr
 
 
 class QueueSearcher(SearchAlgorithm):
-    """Hands the queue's cells to Tune."""
+    """Gives the queue's cells to Tune."""
 
     def __init__(self, queue: Queue, resources: TrialResources) -> None:
         self.queue, self.resources = queue, resources
@@ -294,7 +294,7 @@ class QueueSearcher(SearchAlgorithm):
 
 
 class TuneCallback(tune.Callback):
-    """Tells the queue and the callback what Tune hears of the workers."""
+    """Passes what workers report to the queue and the callback."""
 
     def __init__(self, queue: Queue, ledger: Ledger, callback: RunCallback) -> None:
         self.queue, self.ledger, self.callback = queue, ledger, callback
@@ -330,13 +330,13 @@ class TuneCallback(tune.Callback):
         return False
 
     def _record_death(self, cell: Cell, reason: str) -> None:
-        """The dead cannot write: an attempt of the driver's own says how the cell failed."""
+        """A dead worker cannot write, so an attempt of the driver records how the cell failed."""
         with suppress(OSError):
             self.ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
 
 
 def failure_reason(report: Sequence[str]) -> str:
-    """Why a worker died, in one line: what Ray wrote down of it, without the advice around it."""
+    """Why a worker died, in one line, from what Ray says of it."""
     text = " ".join(report)
     if "running low on memory" in text:
         return "the worker was killed: the machine ran low on memory"
@@ -347,7 +347,7 @@ def failure_reason(report: Sequence[str]) -> str:
 
 
 def is_oom_bystander(report: Sequence[str], pid: int) -> bool:
-    """Whether Ray, for want of memory, killed a worker along with one that had taken more."""
+    """Whether Ray killed a worker for memory together with one that used more: it does not count as a retry."""
     killed = [found for line in report if (found := _KILLED.search(line))]
     taken = {int(found[1]): float(found[2]) for found in killed}
     return pid in taken and taken[pid] < max(taken.values())

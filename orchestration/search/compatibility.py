@@ -12,7 +12,7 @@ from orchestration.spec.study import StudySpec, dimension_dict
 
 
 def compatibility_key(study: StudySpec) -> dict[str, Any]:
-    """What has to be the same for two trials to be of one study."""
+    """What must be equal for two trials to belong to one study."""
     # What is searched may have another value where it starts.
     train = without(study.train.identity(), [dimension.path for dimension in study.dimensions])
     return {
@@ -46,7 +46,7 @@ def _forget(values: Any, parts: Sequence[str]) -> None:
 
 
 def differences(spec: ExperimentSpec, ledger: Ledger, section: str) -> Iterator[tuple[str, str]]:
-    """Field by field, what a study that has begun has otherwise than the spec, and that it must be as it was."""
+    """Each field, and how a study that has begun differs from the spec there."""
     for study in spec.studies:
         stored = StudyRecords(ledger, study.name).description()
         now = compatibility_key(study)

@@ -15,7 +15,7 @@ PLACEHOLDER_ID = ""  # the id of a cell that a search will find
 
 
 def expected_cells(spec: ExperimentSpec, ledger: Ledger) -> list[Cell]:
-    """The cells of the searches: those that there are, and in the place of each that is to come one without an id."""
+    """The cells of the searches: those that exist, and a cell with `PLACEHOLDER_ID` for each that will follow."""
     found: list[Cell] = []
     for study in spec.studies:
         records = StudyRecords(ledger, study.name)

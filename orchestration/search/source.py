@@ -12,9 +12,9 @@ from orchestration.spec.experiment import ExperimentSpec
 
 
 class SearchManager:
-    """The studies of an experiment as one source of work: the one with the fewest trials so far asks next.
+    """The studies of an experiment as one source of work: the study with the fewest trials so far is next.
 
-    `max_running` says how many cells may be out at once, `pruned` is told the cells of a trial that is stopped.
+    `max_running` is how many cells may run at the same time; `pruned` is called with the cells of a stopped trial.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class SearchManager:
         self.studies = [Study(one, spec.folder_name, shared, self._url, max_running > 1) for one in spec.studies]
 
     def more(self) -> Sequence[WorkItem]:
-        """Work for a free place; none: wait, or nothing is left. Raises SearchError where the storage is lost."""
+        """Work for a free worker; none: wait, or nothing is left. Raises SearchError where the storage is lost."""
         with storage.storage_errors(self._url):
             for study in sorted(self.studies, key=lambda study: study.begun):
                 legs = study.more()
@@ -57,9 +57,9 @@ class SearchManager:
 
 
 class ErrorCapturingSource:
-    """Searches as Tune can stand them: it would take what they raise for the death of a worker, and say so.
+    """A source that raises nothing: Tune would take an exception for the death of a worker.
 
-    `broken` is what they have raised; then they are asked nothing more, and what is being trained ends.
+    `broken` is the first exception; after it, no more work comes, and running cells end.
     """
 
     def __init__(self, searches: SearchManager) -> None:

@@ -24,7 +24,7 @@ Kind = Literal["train", "pretrain", "trial", "candidate"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One training, with one seed. `continues` is the candidate whose end it goes on from: what is left is the test."""
+    """One training, with one seed. `continues` names the candidate from whose end it resumes: only the test is left."""
 
     id: str
     kind: Kind
@@ -61,7 +61,7 @@ _FIELDS = [one.name for one in fields(Cell)]
 
 
 class WorkItem(NamedTuple):
-    """A cell, to be trained to its end or up to a step."""
+    """A cell to train, to its end or up to a step."""
 
     cell: Cell
     until: int | None = None
@@ -94,7 +94,7 @@ def cells_of(
     seed: int,
     pretraining_name: tuple[str, dict[str, Any]] = ("pretrain", {}),
 ) -> tuple[Cell | None, Cell]:
-    """A training with a seed, and the pretraining that it waits for, if it does."""
+    """A training with a seed, and the pretraining that it waits for, if there is one."""
     pretraining, start = None, ""
     if isinstance(train.init, Pretrain):
         before = trainer.pretraining(train)
@@ -137,12 +137,12 @@ def contaminated(train: TrainConfig) -> bool:
 
 
 def cell_id(train: TrainConfig, seed: int, start: str = "") -> str:
-    """What determines a training's numbers, as 16 hex digits: `start` stands for the weights that it starts from."""
+    """A hash of everything that determines a training's numbers, 16 hex digits; `start`: its starting weights."""
     return _id(train.identity(), seed, train.data.fingerprint(), start, fsg.NUMERICS, train.test)
 
 
 def with_current_id(cell: Cell, by_id: Callable[[str], Cell]) -> Cell:
-    """A cell as it would be planned now: with another id, and that of its pretraining, where the numerics changed."""
+    """The cell with the id that it would get now, and its pretraining's; they differ where the numerics changed."""
     if cell.depends_on is None:
         start = cell.train.init.fingerprint() if isinstance(cell.train.init, File) else ""
         return replace(cell, id=cell_id(cell.train, cell.seed, start))
@@ -151,10 +151,9 @@ def with_current_id(cell: Cell, by_id: Callable[[str], Cell]) -> Cell:
 
 
 def numerics_of(cell: Cell, recorded: dict[str, Any]) -> int | None:
-    """The `fsg.NUMERICS` under which a cell got its id, if that and settings that there were not yet are all that
-    sets it apart from the same cell today; None where its settings, data, starting weights or code were others.
+    """The NUMERICS version that produced this id, if only NUMERICS or newly added settings differ; otherwise None.
 
-    `recorded` are its settings as they were written down.
+    `recorded` are the cell's settings as they were written down.
     """
     start = cell.depends_on or (cell.train.init.fingerprint() if isinstance(cell.train.init, File) else "")
     identity, data = _within(cell.train.identity(), recorded), cell.train.data.fingerprint()
@@ -163,7 +162,7 @@ def numerics_of(cell: Cell, recorded: dict[str, Any]) -> int | None:
 
 
 def _within(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
-    """The part of an identity whose settings there are in a record."""
+    """The part of an identity whose settings the record has."""
     return {
         name: _within(value, recorded[name]) if isinstance(value, dict) and isinstance(recorded[name], dict) else value
         for name, value in identity.items()
@@ -196,14 +195,14 @@ def own_code(spec: ExperimentSpec) -> Path | None:
 
 
 def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:
-    """Cells of the ledger that have a planned one's label and another id: code, data or settings were others then."""
+    """Cells of the ledger with the label of a planned cell and another id: other code, data or settings."""
     ids = {cell.id for cell in planned}
     labels = {(cell.kind, cell.label) for cell in planned}
     return [cell for cell in entered if cell.id not in ids and (cell.kind, cell.label) in labels]
 
 
 def total_steps(cell: Cell) -> int:
-    """Optimizer steps of a cell; what goes on from another's end has none."""
+    """Optimizer steps of a cell; one that continues another's end has none."""
     return 0 if cell.continues is not None else cell.train.epochs * steps_per_epoch(cell.train)
 
 

@@ -1,4 +1,4 @@
-"""Addresses as they may be kept and printed: without their password."""
+"""Addresses without their password, as they may be recorded and printed."""
 
 import re
 

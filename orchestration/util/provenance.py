@@ -1,4 +1,4 @@
-"""Where numbers come from: code, versions, hardware. Recorded with launches and attempts, part of no identity."""
+"""Provenance: code, versions, hardware. Recorded with launches and attempts; part of no cell's id."""
 
 import hashlib
 import os

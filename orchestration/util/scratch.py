@@ -1,4 +1,4 @@
-"""Folders of this process's own for a while; what dead processes have left of theirs is removed."""
+"""Temporary folders of this process. Those that dead processes left behind are removed."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The user's own Python files, as they are when an experiment begins."""
+"""A copy of the user's own Python files, as they are when an experiment begins."""
 
 import os
 import shutil

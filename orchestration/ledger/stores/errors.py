@@ -2,7 +2,7 @@
 
 
 class LockedError(Exception):
-    """Another launch holds the experiment."""
+    """Another launch holds the lock of the experiment."""
 
 
 class Unwritable(OSError):

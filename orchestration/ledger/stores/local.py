@@ -15,7 +15,7 @@ from orchestration.ledger.stores.lock import heartbeat, lock_record, machine, re
 class FolderStore:
     """A file system: a disk, or one that several machines share."""
 
-    seconds_between_looks = 0.2
+    poll_interval = 0.2
 
     def __init__(self) -> None:
         self._unflushed: set[Path] = set()

@@ -7,9 +7,9 @@ from typing import Protocol
 
 
 class Store(Protocol):
-    """The verbs. `seconds_between_looks` is how often whether a file exists may be asked while something is awaited."""
+    """The operations. `poll_interval` is how many seconds to wait between two checks for a file."""
 
-    seconds_between_looks: float
+    poll_interval: float
 
     def create(self, path: Path, data: bytes, covered: bool = False) -> None:
         """Write a file whole, durably, under a name that must be free. Raises FileExistsError, Unwritable.
@@ -45,7 +45,7 @@ class Store(Protocol):
 
     @contextmanager
     def lock(self, folder: Path) -> Iterator[None]:
-        """Hold a folder: one process at a time. Raises Held, saying who holds it and since when."""
+        """Hold a folder: one process at a time. Raises LockedError, saying who holds it and since when."""
         ...
 
     @contextmanager

@@ -28,7 +28,7 @@ _CONFLICTS = 5
 class S3Store:
     """S3, or what speaks as it does and knows conditional writes. It has no folders: a claim is an object in one."""
 
-    seconds_between_looks = 5.0
+    poll_interval = 5.0
 
     def create(self, path: Path, data: bytes, covered: bool = False) -> None:
         for _ in range(_CONFLICTS):

@@ -1,4 +1,4 @@
-"""What a study shows: which settings matter, and Optuna's pictures of it, all from what the ledger has."""
+"""Parameter importances of a study and Optuna's figures of it, from the ledger's records."""
 
 import math
 import warnings

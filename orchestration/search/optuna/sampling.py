@@ -1,6 +1,6 @@
-"""A study's space, sampler and pruner in Optuna's words: what is suggested, and what is stopped early.
+"""A study's space, sampler and pruner as Optuna's objects.
 
-Every suggestion is drawn with a seed made of the study's and the trial's number.
+Every suggestion is drawn with a seed made from the study's seed and the trial's number.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from orchestration.spec.study import MISSING, Dimension, StudySpec, value_at, wi
 
 
 def distributions_of(spec: StudySpec) -> dict[str, distributions.BaseDistribution]:
-    """Optuna's words for the space."""
+    """The space as Optuna's distributions, by path."""
     return {one.path: _distribution(one) for one in spec.dimensions}
 
 
@@ -50,7 +50,7 @@ def _is_in(distribution: distributions.BaseDistribution, value: Any) -> bool:
 
 
 def suggested(trial: Trial, spec: StudySpec) -> dict[str, Any]:
-    """Settings, entry by entry, each where its conditions hold and the components chosen have it.
+    """Suggest settings, entry by entry, where the entry's conditions hold and the chosen components have it.
 
     Raises ValueError for settings that exclude each other.
     """
@@ -108,7 +108,7 @@ def _has_components(spec: StudySpec) -> bool:
 
 
 class _Planned(optuna.samplers.BaseSampler):
-    """Suggests a point that hangs on the trial's number alone."""
+    """Suggests a point that depends on the trial's number alone."""
 
     def __init__(self, point: Mapping[str, Any]) -> None:
         self._point = point
@@ -175,6 +175,6 @@ def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
 
 
 def directions_of(objectives: Iterable[str]) -> list[StudyDirection]:
-    """Up for some, down for the rest."""
+    """Maximize or minimize, for each objective."""
     maximised = settings.MAXIMISED
     return [StudyDirection.MAXIMIZE if one in maximised else StudyDirection.MINIMIZE for one in objectives]

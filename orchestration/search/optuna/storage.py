@@ -1,4 +1,4 @@
-"""Optuna's own record of a study, in a journal or a database: opened, made to agree with the ledger, asked and told."""
+"""Optuna's own storage of a study, a journal or a database, kept in agreement with the ledger."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class Suggestion(NamedTuple):
-    """What Optuna suggests for a trial; `reason` says why the settings exclude each other, where they do."""
+    """Optuna's suggestion for a trial; `reason` says why the settings exclude each other, where they do."""
 
     number: int
     params: dict[str, Any]
@@ -36,7 +36,7 @@ class Suggestion(NamedTuple):
 
 @contextmanager
 def storage_errors(url: str | None) -> Iterator[None]:
-    """Within, what is asked of a study or told to it raises SearchError where its database is lost."""
+    """Within, a lost database raises SearchError."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -46,7 +46,7 @@ def storage_errors(url: str | None) -> Iterator[None]:
 def open_study(
     name: str, spec: StudySpec, records: StudyRecords, url: str | None, trials: Sequence[TrialRecord]
 ) -> optuna.Study:
-    """Optuna's study, as it is where it agrees with the ledger, made anew where it does not."""
+    """Open Optuna's study; rebuild it from the ledger where the two disagree. Raises SearchError."""
     try:
         storage: Any = _journal(records.journal) if url is None else optuna.storages.RDBStorage(_sqlalchemy(url))
         if url is not None:  # others may have an experiment of that name there
@@ -72,12 +72,12 @@ def _unkept(where: str, error: BaseException) -> SearchError:
 
 
 def _sqlalchemy(url: str) -> str:
-    """psycopg2 is what is installed; SQLAlchemy would look for its successor."""
+    """The URL for psycopg2, which is installed: for `postgresql://` SQLAlchemy takes psycopg 3."""
     return url.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
-    """The journal in the results, of which this process is the only writer; a damaged one is put aside."""
+    """The journal in the results, written by this process alone; a damaged one is renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
         _put_aside(path)  # cut short: what is appended to it would be lost
@@ -112,7 +112,7 @@ def _created(name: str, spec: StudySpec, storage: Any) -> optuna.Study:
 
 
 def _agrees(study: optuna.Study, trials: Sequence[TrialRecord]) -> bool:
-    """Whether every trial of the ledger is there as it was; one more may have been asked for when the driver died."""
+    """Whether Optuna has every trial of the ledger; it may have one more, asked for when the driver died."""
     stored = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
     if not len(trials) <= len(stored) <= len(trials) + 1:
         return not stored and not trials
@@ -124,7 +124,7 @@ def _agrees(study: optuna.Study, trials: Sequence[TrialRecord]) -> bool:
 
 
 def _filled(study: optuna.Study, spec: StudySpec, trials: Sequence[TrialRecord]) -> None:
-    """Tell Optuna what the ledger has and it lacks."""
+    """Add to Optuna what only the ledger has."""
     stored = study.get_trials(deepcopy=False)
     for record in trials[len(stored) :]:
         study.add_trial(frozen_of(record))
@@ -189,12 +189,12 @@ def attributes_of(study: optuna.Study, number: int) -> dict[str, Any]:
 
 
 def reported(study: optuna.Study, spec: StudySpec, number: int, epoch: int, value: float) -> bool:
-    """Report a value after an epoch; whether Optuna's pruner would stop the trial there."""
+    """Report a value after an epoch; returns whether Optuna's pruner stops the trial there."""
     trial_id = _stored(study, number)._trial_id
     study._storage.set_trial_intermediate_value(trial_id, epoch, value)
     return bool(study.pruner.prune(study, study._storage.get_trial(trial_id)))
 
 
 def tell(study: optuna.Study, number: int, state: str, values: Sequence[float] | None) -> None:
-    """How a trial has ended: COMPLETE with its values, PRUNED or FAIL."""
+    """Tell Optuna how a trial ended: COMPLETE with its values, PRUNED or FAIL."""
     study.tell(number, values if state == "COMPLETE" else None, state=TrialState[state])
