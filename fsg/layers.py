@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from fsg.quantizers import Quantizer
 
 
-class _Quantized(nn.Module):
+class QuantizedLayer(nn.Module):
     weight: Tensor
     quantizer: Quantizer
 
@@ -25,28 +25,28 @@ class _Quantized(nn.Module):
         return self.quantizer(self.weight) if latent else self.weight
 
 
-class QuantConv1d(_Quantized, nn.Conv1d):
+class QuantConv1d(QuantizedLayer, nn.Conv1d):
     """`nn.Conv1d` whose forward pass uses the quantized weight, [out, in/groups, k]."""
 
     def forward(self, signals: Tensor) -> Tensor:
         return self._conv_forward(signals, self.quantized_weight(), self.bias)
 
 
-class QuantConv2d(_Quantized, nn.Conv2d):
+class QuantConv2d(QuantizedLayer, nn.Conv2d):
     """`nn.Conv2d` whose forward pass uses the quantized weight, [out, in/groups, kh, kw]."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self._conv_forward(images, self.quantized_weight(), self.bias)
 
 
-class QuantConv3d(_Quantized, nn.Conv3d):
+class QuantConv3d(QuantizedLayer, nn.Conv3d):
     """`nn.Conv3d` whose forward pass uses the quantized weight, [out, in/groups, kd, kh, kw]."""
 
     def forward(self, volumes: Tensor) -> Tensor:
         return self._conv_forward(volumes, self.quantized_weight(), self.bias)
 
 
-class QuantLinear(_Quantized, nn.Linear):
+class QuantLinear(QuantizedLayer, nn.Linear):
     """`nn.Linear` whose forward pass uses the quantized weight, [out, in]."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
 def _parameters_outside(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:
     """The identities of the parameters that modules of another kind hold too, an embedding's say."""
     own = {id(module) for module in layers}
-    others = (m for m in model.modules() if id(m) not in own and not isinstance(m, _Quantized))
+    others = (m for m in model.modules() if id(m) not in own and not isinstance(m, QuantizedLayer))
     return {id(parameter) for other in others for parameter in other.parameters(recurse=False)}
 
 
@@ -116,7 +116,7 @@ def _say_what_stays(model: nn.Module, shared: list[str]) -> None:
     owner = ""
     for name, module in model.named_modules():
         inside = bool(owner) and name.startswith(f"{owner}.")
-        other = isinstance(module, _WITH_WEIGHTS) and not isinstance(module, _Quantized)
+        other = isinstance(module, _WITH_WEIGHTS) and not isinstance(module, QuantizedLayer)
         if other and type(module) not in _QUANTIZED and not inside:
             owner = name
             stays.append(f"{name or 'the model'} ({type(module).__name__})")
@@ -134,10 +134,10 @@ def dequantize(model: nn.Module) -> nn.Module:
     return model
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, _Quantized]]:
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     """Each quantized layer once, in the model's order, under its first name; frozen layers are left out."""
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, _Quantized) and id(module.weight) not in seen and module.weight.requires_grad:
+        if isinstance(module, QuantizedLayer) and id(module.weight) not in seen and module.weight.requires_grad:
             seen.add(id(module.weight))
             yield name, module

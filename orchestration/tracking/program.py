@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from fsg.config import to_dict
 from fsg.data import Dataset
-from fsg.layers import _Quantized as Quantized
-from fsg.layers import dequantize, quantize
+from fsg.layers import QuantizedLayer, dequantize, quantize
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
 from fsg.trainer import TrainConfig
@@ -113,7 +112,7 @@ def _as_it_predicts(train: TrainConfig, weights: Mapping[str, Tensor], dataset: 
 def _plain(network: nn.Module) -> nn.Module:
     done: set[int] = set()
     for layer in network.modules():
-        if isinstance(layer, Quantized) and id(layer.weight) not in done:
+        if isinstance(layer, QuantizedLayer) and id(layer.weight) not in done:
             done.add(id(layer.weight))
             layer.weight.copy_(layer.quantized_weight())
     return dequantize(network)

@@ -6,7 +6,7 @@ Every suggestion is drawn with a seed made from the study's seed and the trial's
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -81,26 +81,36 @@ def _seed_of(spec: StudySpec, number: int) -> int:
 
 
 def sampler_of(spec: StudySpec, number: int, concurrent: bool) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial."""
-    seed, chosen = _seed_of(spec, number), spec.sampler
-    if isinstance(chosen, settings.TPE):
-        conditional = any(one.when for one in spec.dimensions) or _has_components(spec)
-        with warnings.catch_warnings():  # these three are called experimental
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                n_startup_trials=chosen.startup,
-                multivariate=True,
-                group=conditional,
-                constant_liar=concurrent,
-                seed=seed,
-            )
-    if isinstance(chosen, settings.NSGA2):
-        return optuna.samplers.NSGAIISampler(population_size=chosen.population, seed=seed)
-    if isinstance(chosen, settings.Grid):
-        return _Planned(_grid_point(spec, number))
-    if isinstance(chosen, settings.QuasiRandom):
-        return _Planned(_sobol_point(spec, number))
-    return optuna.samplers.RandomSampler(seed=seed)
+    """The sampler of one trial; `concurrent` says that others run beside it."""
+    return _SAMPLERS[type(spec.sampler)](spec, number, concurrent)
+
+
+def _tpe(spec: StudySpec, number: int, concurrent: bool) -> optuna.samplers.BaseSampler:
+    assert isinstance(spec.sampler, settings.TPE)
+    with warnings.catch_warnings():  # these three are called experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            n_startup_trials=spec.sampler.startup,
+            multivariate=True,
+            group=any(one.when for one in spec.dimensions) or _has_components(spec),
+            constant_liar=concurrent,
+            seed=_seed_of(spec, number),
+        )
+
+
+def _nsga2(spec: StudySpec, number: int, concurrent: bool) -> optuna.samplers.BaseSampler:
+    assert isinstance(spec.sampler, settings.NSGA2)
+    return optuna.samplers.NSGAIISampler(population_size=spec.sampler.population, seed=_seed_of(spec, number))
+
+
+# By the class of a sampler's config: what makes the sampler of one trial.
+_SAMPLERS: dict[type, Callable[[StudySpec, int, bool], optuna.samplers.BaseSampler]] = {
+    settings.TPE: _tpe,
+    settings.NSGA2: _nsga2,
+    settings.Random: lambda spec, number, _: optuna.samplers.RandomSampler(seed=_seed_of(spec, number)),
+    settings.Grid: lambda spec, number, _: _Planned(_grid_point(spec, number)),
+    settings.QuasiRandom: lambda spec, number, _: _Planned(_sobol_point(spec, number)),
+}
 
 
 def _has_components(spec: StudySpec) -> bool:
@@ -164,14 +174,18 @@ def _at_place(one: Dimension, u: float) -> Any:
 
 def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
     """The pruner of a study."""
-    chosen = spec.pruner
-    if isinstance(chosen, settings.Median):
-        return optuna.pruners.MedianPruner(chosen.startup, chosen.first_epoch - 1)
-    if isinstance(chosen, settings.SuccessiveHalving):
-        return optuna.pruners.SuccessiveHalvingPruner(chosen.first_epoch, chosen.reduction)
-    if isinstance(chosen, settings.Hyperband):
-        return optuna.pruners.HyperbandPruner(chosen.first_epoch, spec.train.epochs, chosen.reduction)
-    return optuna.pruners.NopPruner()
+    return _PRUNERS[type(spec.pruner)](spec.pruner, spec.train.epochs)
+
+
+# By the class of a pruner's config: what makes the pruner, given the epochs of a training.
+_PRUNERS: dict[type, Callable[[Any, int], optuna.pruners.BasePruner]] = {
+    settings.NoPruning: lambda _, epochs: optuna.pruners.NopPruner(),
+    settings.Median: lambda one, epochs: optuna.pruners.MedianPruner(one.startup, one.first_epoch - 1),
+    settings.SuccessiveHalving: lambda one, epochs: optuna.pruners.SuccessiveHalvingPruner(
+        one.first_epoch, one.reduction
+    ),
+    settings.Hyperband: lambda one, epochs: optuna.pruners.HyperbandPruner(one.first_epoch, epochs, one.reduction),
+}
 
 
 def directions_of(objectives: Iterable[str]) -> list[StudyDirection]:
