@@ -20,6 +20,7 @@ from fsg import NUMERICS
 from fsg.checkpoint import digest, from_bytes, leaves, to_bytes
 from fsg.config import from_dict, to_dict
 from fsg.data import Arrays
+from fsg.diagnostics import Table
 from fsg.estimators import EDE, FSG, STE, EstimatorConfig, FullPrecision, MultiFC
 from fsg.finite import Diverged
 from fsg.layers import QuantConv2d, QuantLinear
@@ -27,7 +28,6 @@ from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import BWN, Libra
-from fsg.diagnostics import Table
 from fsg.schedules import Constant, Cosine, Step
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import Row, TrainConfig, Training, pretraining, train
