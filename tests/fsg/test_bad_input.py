@@ -68,13 +68,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no layer of an estimator": (lambda: STE.Config().build(nn.Linear(2, 2)), "no trainable quantized layer"),
     "no shape": (lambda: quantize(nn.LazyLinear(2), Sign()), "has no shape yet, expected a model that has seen"),
     "small images": (lambda: ResNet.Config().build((3, 7, 32), 10), "images of 3x7x32, expected at least 1x8x8"),
+    "narrow images": (lambda: ResNet.Config().build((3, 32, 7), 10), "images of 3x32x7, expected at least 1x8x8"),
     "no channel": (lambda: ResNet.Config().build((0, 32, 32), 10), "images of 0x32x32, expected at least 1x8x8"),
     "one class": (lambda: ResNet.Config().build((3, 32, 32), 1), "classes is 1, expected ≥ 2"),
     "images without channels": (
         lambda: dataset(torch.zeros(4, 8, 8, 1, dtype=torch.uint8)[:, 0]),
         r"images are torch.uint8 \(4, 8, 1\), expected torch.uint8 \[n, C, H, W\]",
     ),
-    "images that are no bytes": (lambda: dataset(torch.zeros(4, 1, 8, 8)), "images are torch.float32"),
+    "images that are no bytes": (
+        lambda: dataset(torch.zeros(4, 1, 8, 8)),
+        r"images are torch.float32 \(4, 1, 8, 8\), expected torch.uint8 \[n, C, H, W\]",
+    ),
     "images without spread": (lambda: dataset(std=0.0), r"std \[0.0\], expected finite numbers and std > 0"),
     "images of no number": (lambda: dataset(std=float("nan")), r"std \[nan\], expected finite numbers and std > 0"),
 }

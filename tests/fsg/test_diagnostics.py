@@ -241,6 +241,7 @@ def test_diagnostics_begin_where_a_state_had_none(config: TrainConfig) -> None:
     before, after = Training(replace(config, diagnostics=False), 1), Training(config, 1)
     for _ in range(7):
         before.advance()
+    after.advance()
     after.load_state_dict(from_bytes(to_bytes(before.state_dict())))
     (table,) = tables(after)
     assert (table["epoch"], table["steps"], table["observed_steps"]) == (2, 3, 3)
