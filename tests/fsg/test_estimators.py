@@ -356,7 +356,7 @@ def test_gradient_of_a_step_is_autograds_through_the_smooth_function(config: Any
 
 # Each way in which an estimator asks a quantizer, with each quantizer, the others with one of them; straight-through
 # ones have all of them above.
-ASKING = ("fsg", "fsg_released", "multifc")
+ASKING = ("fsg", "fsg_released", "normalized", "multifc")
 PAIRS = [
     (name, quantizer)
     for i, name in enumerate(ESTIMATORS)
