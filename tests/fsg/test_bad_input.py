@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,13 +94,9 @@ def test_what_cannot_be_is_refused_with_the_valid_range(make: Callable[[], Any],
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    draw = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    images, labels = draw.integers(0, 255, (100, 8, 8), dtype=np.uint8), np.arange(100) % 4
-    np.savez(path, **{f"{s}_{n}": a for s in ("train", "test") for n, a in (("images", images), ("labels", labels))})
+def config(noise: Arrays) -> TrainConfig:
     return TrainConfig(
-        data=Arrays(file=str(path), validation=20, crop_padding=1),
+        data=noise,
         model=ResNet.Config(depth=8, width=2),
         quantizer=Sign(),
         estimator=FSG.Config(hidden=4, chunk_size=8, layer_embedding_dim=4),
