@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,13 +67,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no layer of an estimator": (lambda: STE.Config().build(nn.Linear(2, 2)), "no trainable quantized layer"),
     "no shape": (lambda: quantize(nn.LazyLinear(2), Sign()), "has no shape yet, expected a model that has seen"),
     "small images": (lambda: ResNet.Config().build((3, 7, 32), 10), "images of 3x7x32, expected at least 1x8x8"),
+    "narrow images": (lambda: ResNet.Config().build((3, 32, 7), 10), "images of 3x32x7, expected at least 1x8x8"),
     "no channel": (lambda: ResNet.Config().build((0, 32, 32), 10), "images of 0x32x32, expected at least 1x8x8"),
     "one class": (lambda: ResNet.Config().build((3, 32, 32), 1), "classes is 1, expected ≥ 2"),
     "images without channels": (
         lambda: dataset(torch.zeros(4, 8, 8, 1, dtype=torch.uint8)[:, 0]),
         r"images are torch.uint8 \(4, 8, 1\), expected torch.uint8 \[n, C, H, W\]",
     ),
-    "images that are no bytes": (lambda: dataset(torch.zeros(4, 1, 8, 8)), "images are torch.float32"),
+    "images that are no bytes": (
+        lambda: dataset(torch.zeros(4, 1, 8, 8)),
+        r"images are torch.float32 \(4, 1, 8, 8\), expected torch.uint8 \[n, C, H, W\]",
+    ),
     "images without spread": (lambda: dataset(std=0.0), r"std \[0.0\], expected finite numbers and std > 0"),
     "images of no number": (lambda: dataset(std=float("nan")), r"std \[nan\], expected finite numbers and std > 0"),
 }
@@ -91,13 +94,9 @@ def test_what_cannot_be_is_refused_with_the_valid_range(make: Callable[[], Any],
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    draw = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    images, labels = draw.integers(0, 255, (100, 8, 8), dtype=np.uint8), np.arange(100) % 4
-    np.savez(path, **{f"{s}_{n}": a for s in ("train", "test") for n, a in (("images", images), ("labels", labels))})
+def config(noise: Arrays) -> TrainConfig:
     return TrainConfig(
-        data=Arrays(file=str(path), validation=20, crop_padding=1),
+        data=noise,
         model=ResNet.Config(depth=8, width=2),
         quantizer=Sign(),
         estimator=FSG.Config(hidden=4, chunk_size=8, layer_embedding_dim=4),

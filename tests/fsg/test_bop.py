@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_estimators import Network, every_estimator, steps
+from test_estimators import Network, every_estimator, go_on, state_of, steps
 from torch import nn
 
-from fsg.checkpoint import digest, from_bytes, to_bytes
+from fsg.checkpoint import digest, to_bytes
 from fsg.estimators import STE, FullPrecision
 from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam, BinaryOptimizer, Bop
@@ -65,22 +65,18 @@ def test_every_estimator_trains_without_latent_weights(config: Any) -> None:
     model, estimator, optimizer = built(config)
     before = {name: w.clone() for name, w in optimizer.binary.items()}
     assert all(math.isfinite(loss) for loss in steps(model, estimator, optimizer, 0, 3))
-    saved = to_bytes({"m": model.state_dict(), "o": optimizer.state_dict(), "e": estimator.state_dict()})
+    saved = to_bytes(state_of(model, estimator, optimizer))
     steps(model, estimator, optimizer, 3, 6)
     flipped = 0
     for name, w in optimizer.binary.items():
         assert set(w.unique().tolist()) <= {-1.0, 1.0}
         flipped += int((w != before[name]).sum())
     assert flipped > 0 or isinstance(estimator, FullPrecision)
-    model_2, estimator_2, optimizer_2 = built(config)
-    steps(model_2, estimator_2, optimizer_2, 10, 12)
-    state = from_bytes(saved)
-    model_2.load_state_dict(state["m"])
-    optimizer_2.load_state_dict(state["o"])
-    estimator_2.load_state_dict(state["e"])
-    steps(model_2, estimator_2, optimizer_2, 3, 6)
-    for one, other in ((model, model_2), (optimizer, optimizer_2), (estimator, estimator_2)):
-        assert digest(one.state_dict()) == digest(other.state_dict())
+    going = built(config)
+    steps(*going, 10, 12)  # whatever was there before must not show
+    go_on(*going, saved)
+    steps(*going, 3, 6)
+    assert digest(state_of(*going)) == digest(state_of(model, estimator, optimizer))
 
 
 @pytest.mark.parametrize("quantizer", [Sign(), BWN(), DoReFa()])

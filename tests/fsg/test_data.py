@@ -1,8 +1,6 @@
 """Datasets: what each must hold to, an augmentation found again by brute force, and every way to get it wrong."""
 
 import hashlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -72,18 +70,25 @@ def arrays(tmp_path: Path) -> Callable[..., Arrays]:
     return write
 
 
-@pytest.fixture(params=["embedded", "grey", "colour", "imported"])
-def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images | Imported:
+@pytest.fixture(scope="module", params=["embedded", "grey", "colour", "imported"])
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images | Imported]:
     """One of each kind of dataset that is here without a network."""
-    if request.param == "embedded":
-        return FashionMNISTSubset()
-    if request.param == "imported":
-        (tmp_path / "users_own.py").write_text(USERS_OWN)
-        monkeypatch.syspath_prepend(tmp_path)
-        return Imported(path="users_own:Stripes", settings={"validation": 8})
-    shape = (9, 11) if request.param == "grey" else (9, 11, 3)
-    save(tmp_path / "own.npz", content(shape=shape))
-    return Arrays(file=str(tmp_path / "own.npz"), validation=10)
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "embedded":
+            yield FashionMNISTSubset()
+        elif request.param == "imported":
+            (folder / "users_own.py").write_text(USERS_OWN)
+            patch.syspath_prepend(folder)
+            yield Imported(path="users_own:Stripes", settings={"validation": 8})
+        else:
+            save(folder / "own.npz", content(shape=(9, 11) if request.param == "grey" else (9, 11, 3)))
+            yield Arrays(file=str(folder / "own.npz"), validation=10)
+
+
+def sevenths(data: Dataset) -> int:
+    """A batch size of which an epoch has seven batches, or eight, and perhaps a rest."""
+    return len(data.train_labels) // 7
 
 
 def flat(batches: Iterator[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -123,25 +128,25 @@ def test_dataset_is_read_once_a_process(config: Images, monkeypatch: pytest.Monk
 
 def test_resumed_epoch_gives_the_very_same_remaining_batches(config: Images) -> None:
     data = config.load()
-    whole = list(data.batches(3, 2, 7))
-    assert len(whole) == data.steps_per_epoch(7)
+    size = sevenths(data)
+    whole = list(data.batches(3, 2, size))
+    assert len(whole) == data.steps_per_epoch(size) >= 7
     for start in (1, len(whole) - 1, len(whole)):
-        assert equal(flat(iter(whole[start:])), flat(data.batches(3, 2, 7, start=start)))
+        assert equal(flat(iter(whole[start:])), flat(data.batches(3, 2, size, start=start)))
 
 
 def test_epoch_is_a_function_of_seed_and_epoch_alone(config: Images) -> None:
     data = config.load()
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    once = flat(data.batches(12, 3, 8))
+    size = sevenths(data)
+    once = flat(data.batches(12, 3, size))
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(1)
-    interleaved = [
-        tensor for pair in zip(data.batches(12, 3, 8), data.batches(12, 4, 8), strict=True) for tensor in pair[0]
-    ]
-    assert equal(once, interleaved)
+    interleaved = zip(data.batches(12, 3, size), data.batches(12, 4, size), strict=True)
+    assert equal(once, [tensor for pair in interleaved for tensor in pair[0]])
     for seed, epoch in ((12, 4), (13, 3), (1, 23)):
-        assert not equal(once, flat(data.batches(seed, epoch, 8)))
+        assert not equal(once[:2], list(next(data.batches(seed, epoch, size))))
 
 
 def test_batches_are_float_and_channels_last_where_there_is_more_than_one_channel(config: Images) -> None:
@@ -394,11 +399,6 @@ def test_file_that_is_written_anew_is_read_anew(arrays: Callable[..., Arrays]) -
     assert len(again.load().train_labels) == 50
 
 
-def test_embedded_images_need_no_torchvision() -> None:
-    program = "import sys, fsg.data; fsg.data.FashionMNISTSubset().load(); sys.exit('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
 def test_license_of_the_embedded_images_lies_beside_them() -> None:
     notice = (Path(fsg.data.__file__).parent / "embedded" / "LICENSE.fashion-mnist").read_text()
     assert "Zalando SE" in notice
@@ -467,22 +467,6 @@ def test_file_that_cannot_be_read_gets_one_line(tmp_path: Path, damage: str) -> 
     with pytest.raises(DataError, match="no such file" if damage == "missing" else "not a readable .npz") as caught:
         Arrays(file=str(path)).load()
     assert "\n" not in str(caught.value)
-
-
-def test_dataset_of_floats_is_refused() -> None:
-    images, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"images are torch.float32 \(2, 3, 8, 8\), expected torch.uint8"):
-        Dataset(
-            train_images=images,
-            train_labels=labels,
-            validation_images=images,
-            validation_labels=labels,
-            test_images=images,
-            test_labels=labels,
-            mean=torch.zeros(3),
-            std=torch.ones(3),
-            classes=2,
-        )
 
 
 # Published datasets, by way of a stand-in for torchvision

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,18 +191,14 @@ def test_a_gradient_that_is_zero_has_no_cosine() -> None:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    draw = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    images, labels = draw.integers(0, 255, (100, 8, 8), dtype=np.uint8), np.arange(100) % 4
-    np.savez(path, **{f"{s}_{n}": a for s in ("train", "test") for n, a in (("images", images), ("labels", labels))})
+def config(noise: Arrays) -> TrainConfig:
     return TrainConfig(
-        data=Arrays(file=str(path), validation=20, crop_padding=1),
+        data=noise,
         model=ResNet.Config(depth=8, width=2),
         estimator=FSG.Config(hidden=4, chunk_size=8, layer_embedding_dim=4, history_length=3),
         optimizer=Adam(lr=0.03),
         epochs=2,
-        batch_size=8,
+        batch_size=16,
     )
 
 
@@ -218,26 +213,10 @@ def tables(training: Training) -> list[dict[str, Any]]:
 
 def test_a_training_has_a_table_at_the_end_of_each_epoch(config: TrainConfig) -> None:
     found = tables(Training(config, 1))
-    assert [(t["epoch"], t["step"], t["steps"]) for t in found] == [(1, 10, 10), (2, 20, 10)]
-    assert [t["sampled_steps"] for t in found] == [10, 10]
+    assert [(t["epoch"], t["step"], t["steps"]) for t in found] == [(1, 5, 5), (2, 10, 5)]
+    assert [t["sampled_steps"] for t in found] == [5, 5]
     assert found[0]["layer"] == [n for n, _ in Training(config, 1).estimator.layers.items()]
     assert any(rate > 0 for rate in found[0]["flip_rate"])
-
-
-@pytest.mark.parametrize("stop", [1, 7, 10, 13])
-@pytest.mark.parametrize("estimator", ["ste", "fsg", "fsg_released", "multifc"])
-def test_tables_survive_a_resume_bit_for_bit(config: TrainConfig, estimator: str, stop: int) -> None:
-    config = replace(config, estimator=ESTIMATORS[estimator])
-    whole = tables(Training(config, 1))
-    first, kept = Training(config, 1), []
-    while first.step < stop:
-        first.advance()
-        kept += [] if first.table is None else [first.table]
-    saved = to_bytes(first.state_dict())
-    first.advance()
-    second = Training(config, 1)
-    second.load_state_dict(from_bytes(saved))
-    assert kept + tables(second) == whole
 
 
 def test_looking_changes_no_number_and_no_identity(config: TrainConfig) -> None:
@@ -256,17 +235,12 @@ def test_looking_changes_no_number_and_no_identity(config: TrainConfig) -> None:
 
 def test_diagnostics_begin_where_a_state_had_none(config: TrainConfig) -> None:
     before, after = Training(replace(config, diagnostics=False), 1), Training(config, 1)
-    for _ in range(13):
+    for _ in range(7):
         before.advance()
+    after.advance()
     after.load_state_dict(from_bytes(to_bytes(before.state_dict())))
     (table,) = tables(after)
-    assert (table["epoch"], table["steps"], table["observed_steps"]) == (2, 7, 7)
-
-
-def test_a_sampling_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    estimator = STE.Config().build(quantize(nn.Linear(2, 2), Sign()))
-    with pytest.raises(ValueError, match="sample_every is 0, expected ≥ 1"):
-        Diagnostics(estimator, sample_every=0)
+    assert (table["epoch"], table["steps"], table["observed_steps"]) == (2, 3, 3)
 
 
 def test_an_estimator_of_ones_own_needs_nothing_for_it() -> None:

@@ -89,20 +89,6 @@ def test_initial_weights_hang_on_torchs_seed_alone() -> None:
     assert not torch.equal(first(1), first(2))
 
 
-@pytest.mark.parametrize(
-    ("shape", "classes", "message"),
-    [
-        ((3, 7, 32), 10, "images of 3x7x32, expected at least 1x8x8"),
-        ((3, 32, 7), 10, "images of 3x32x7, expected at least 1x8x8"),
-        ((0, 32, 32), 10, "images of 0x32x32, expected at least 1x8x8"),
-        ((3, 32, 32), 1, "classes is 1, expected ≥ 2"),
-    ],
-)
-def test_shape_that_cannot_be_is_refused(shape: tuple[int, int, int], classes: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ResNet.Config().build(shape, classes)
-
-
 @pytest.mark.parametrize("depth", [2, 18, 21])
 def test_depth_that_cannot_be_is_refused(depth: Any) -> None:
     with pytest.raises(ValueError, match=f"depth is {depth}, expected one of 8, 14, 20"):

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from fsg import NUMERICS
 from fsg.checkpoint import digest, from_bytes, leaves, to_bytes
 from fsg.config import from_dict, to_dict
 from fsg.data import Arrays
+from fsg.diagnostics import Table
 from fsg.estimators import EDE, FSG, STE, EstimatorConfig, FullPrecision, MultiFC
 from fsg.finite import Diverged
 from fsg.layers import QuantConv2d, QuantLinear
@@ -24,7 +28,7 @@ from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import BWN, Libra
-from fsg.schedules import Constant, Step
+from fsg.schedules import Constant, Cosine, Step
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import Row, TrainConfig, Training, pretraining, train
 
@@ -47,47 +51,77 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     np.savez(path, **{f"{split}_{name}": array for split in ("train", "test") for name, array in arrays.items()})
     data = Arrays(file=str(path), validation=20, crop_padding=1, flip=False)
     network = ResNet.Config(depth=8, width=4)
-    return TrainConfig(data=data, model=network, epochs=3, batch_size=16, log_every=2, optimizer=Adam(lr=3e-3))
+    adam = Adam(lr=3e-3)
+    return TrainConfig(
+        data=data, model=network, epochs=3, batch_size=16, log_every=2, optimizer=adam, lr_schedule=Step(every=2)
+    )
 
 
-def finished(training: Training) -> tuple[str, list[Row]]:
+def advanced(training: Training, until: int | None = None) -> tuple[list[Row], list[Table]]:
+    """The rows, without their times, and the tables of a training up to a step, or its end."""
     rows: list[Row] = []
-    while not training.done:
-        rows += training.advance()
-    return digest(training.state_dict()), rows
+    tables: list[Table] = []
+    while not training.done and training.step != until:
+        for step, values in training.advance():
+            rows.append(Row(step, {k: v for k, v in values.items() if not k.startswith("time/")}))
+        tables += [] if training.table is None else [training.table]
+    return rows, tables
 
 
-def timeless(rows: list[Row]) -> list[Row]:
-    return [Row(step, {k: v for k, v in values.items() if not k.startswith("time/")}) for step, values in rows]
+class Ran(NamedTuple):
+    state: str
+    weights: str
+    rows: list[Row]
+    tables: list[Table]
+    best: tuple[int, float]
+
+    def values(self, metric: str) -> dict[int, float]:
+        return {step: values[metric] for step, values in self.rows if metric in values}
+
+
+@cache
+def ran(config: TrainConfig, seed: int = 1) -> Ran:
+    """A training without a stop, once for all tests that look at it."""
+    training = Training(config, seed)
+    rows, tables = advanced(training)
+    return Ran(digest(training.state_dict()), digest(training.weights()), rows, tables, training.best)
 
 
 @every_estimator
-@pytest.mark.parametrize("stop", [0, 1, 2, 5, 8, 10, 14, 15])
-def test_a_training_resumed_at_any_step_ends_with_the_same_bytes_and_rows(
-    config: TrainConfig, estimator: EstimatorConfig, stop: int
+def test_a_training_resumed_at_any_step_ends_with_the_same_bytes_rows_and_tables(
+    config: TrainConfig, estimator: EstimatorConfig
 ) -> None:
+    """Stopped again and again: in the first steps, within an epoch, where one ends, and at the end."""
     config = replace(config, estimator=estimator)
-    whole, rows = finished(Training(config, 1))
-    first = Training(config, 1)
-    kept: list[Row] = []
-    while first.step < stop:
-        kept += first.advance()
-    saved = to_bytes(first.state_dict())
-    first.advance() if not first.done else None
-    torch.rand(7)
-    second = Training(config, 1)
-    second.load_state_dict(from_bytes(saved))
-    ended, rest = finished(second)
-    assert ended == whole
-    assert timeless(kept + rest) == timeless(rows)
+    training, rows, tables = Training(config, 1), [], []
+    for stop in (0, 1, 2, 5, 8, 10, 14, 15):
+        more_rows, more_tables = advanced(training, stop)
+        rows += more_rows
+        tables += more_tables
+        saved, before = to_bytes(training.state_dict()), digest(training.state_dict())
+        if not training.done:
+            training.advance()
+        torch.rand(7)
+        training = Training(config, 1)
+        training.load_state_dict(from_bytes(saved))
+        assert digest(training.state_dict()) == before
+    assert training.done
+    assert digest(training.state_dict()) == ran(config).state
+    assert rows == ran(config).rows
+    assert tables == ran(config).tables
+    assert len(tables) == 3
 
 
-def test_a_training_in_a_process_that_has_done_others_equals_one_in_a_fresh_process(config: TrainConfig) -> None:
-    config = replace(config, estimator=FSG_SMALL)
+def test_a_training_in_a_process_that_has_done_others_equals_one_in_a_fresh_process_without_torchvision(
+    config: TrainConfig,
+) -> None:
+    config = replace(config, estimator=FSG_SMALL, epochs=1)
     for seed in (5, 6):
-        finished(Training(replace(config, estimator=RELEASED), seed))
-    here, _ = finished(Training(config, 1))
+        advanced(Training(replace(config, estimator=RELEASED), seed))
+    here = Training(config, 1)
+    advanced(here)
     program = f"""
+import sys
 import torch
 from fsg import NUMERICS
 from fsg.checkpoint import digest
@@ -99,13 +133,14 @@ from fsg.quantizers import *
 from fsg.schedules import *
 from fsg.starting_points import *
 torch.set_num_threads({torch.get_num_threads()})
+FashionMNISTSubset().load()
 training = Training({config!r}, 1)
 while not training.done:
     training.advance()
-print(digest(training.state_dict()))
+print(digest(training.state_dict()), "torchvision" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == here
+    assert run.stdout.split() == [digest(here.state_dict()), "False"]
 
 
 @every_estimator
@@ -118,10 +153,9 @@ def test_a_seed_pairs_estimators_same_start_and_same_images(config: TrainConfig,
 
 
 def test_rows_hold_the_metrics_at_their_steps(config: TrainConfig) -> None:
-    _, rows = finished(Training(replace(config, lr_schedule=Step(every=2)), 1))
     merged: dict[int, dict[str, float]] = {}
-    for row in rows:
-        assert not merged.get(row.step, {}).keys() & row.values.keys() - {"time/evaluation_seconds"}
+    for row in ran(config).rows:
+        assert not merged.get(row.step, {}).keys() & row.values.keys()
         merged.setdefault(row.step, {}).update(row.values)
     assert [s for s, v in merged.items() if "train/loss" in v] == [2, 4, 6, 8, 10, 12, 14, 15]
     assert [s for s, v in merged.items() if "validation/accuracy" in v] == [5, 10, 15]
@@ -144,25 +178,24 @@ def test_rows_hold_the_metrics_at_their_steps(config: TrainConfig) -> None:
 def test_validations_come_every_so_many_epochs_or_parts_of_one(
     config: TrainConfig, every: float, steps: list[int]
 ) -> None:
-    _, rows = finished(Training(replace(config, evaluate_every=every), 1))
-    assert [row.step for row in rows if "validation/accuracy" in row.values] == steps
+    config = replace(config, evaluate_every=every, estimator=FullPrecision.Config())
+    assert list(ran(config).values("validation/accuracy")) == steps
 
 
 def test_validations_within_an_epoch_change_nothing_else(config: TrainConfig) -> None:
-    often, _ = finished(Training(replace(config, evaluate_every=0.2, recalibrate_batchnorm=32), 1))
-    once, _ = finished(Training(replace(config, evaluate_every=0.2, recalibrate_batchnorm=64), 1))
-    assert often != once, "the configuration is part of the state"
-    states = [Training(replace(config, evaluate_every=every), 1) for every in (0.2, 1.0)]
-    ended = [digest(training.weights()) for training in states if finished(training)]
-    assert ended[0] == ended[1]
+    states = [Training(replace(config, recalibrate_batchnorm=n), 1).state_dict() for n in (32, 64)]
+    assert digest(states[0]) != digest(states[1]), "the configuration is part of the state"
+    often, once = ran(replace(config, evaluate_every=0.2)), ran(config)
+    assert often.weights == once.weights
+    assert often.values("train/loss") == once.values("train/loss")
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["ste", "fsg", "released", "multifc"])
+@every_estimator
 def test_reduced_precision_is_the_networks_alone(config: TrainConfig, estimator: EstimatorConfig) -> None:
     config = replace(config, estimator=estimator, optimizer=Adam(lr=1e-6), epochs=1)
     training = Training(replace(config, precision="bf16"), 1)
-    rounded = [row.values["train/loss"] for row in finished(training)[1] if "train/loss" in row.values]
-    exact = [r.values["train/loss"] for r in finished(Training(config, 1))[1] if "train/loss" in r.values]
+    rounded = [row.values["train/loss"] for row in advanced(training)[0] if "train/loss" in row.values]
+    exact = list(ran(config).values("train/loss").values())
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.03)
     kept = [leaf for _, leaf in leaves(training.state_dict()["estimator"]) if isinstance(leaf, Tensor)]
@@ -170,55 +203,54 @@ def test_reduced_precision_is_the_networks_alone(config: TrainConfig, estimator:
 
 
 def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last(config: TrainConfig) -> None:
-    each = [r.values["train/loss"] for r in train(replace(config, log_every=1), 1) if "train/loss" in r.values]
-    pairs = [r.values["train/loss"] for r in train(replace(config, log_every=2), 1) if "train/loss" in r.values]
+    each, pairs = (list(ran(replace(config, log_every=n)).values("train/loss").values()) for n in (1, 2))
     expected = [sum(each[i : i + 2]) / len(each[i : i + 2]) for i in range(0, 15, 2)]
     assert pairs == pytest.approx(expected, rel=1e-6)
 
 
 def test_training_learns_what_can_be_learned(config: TrainConfig) -> None:
-    full = replace(config, epochs=12, estimator=FullPrecision.Config())
-    rows = [r.values for r in train(full, 1) if "test/accuracy" in r.values]
-    assert rows[0]["test/accuracy"] > 0.9
+    full = replace(config, epochs=12, estimator=FullPrecision.Config(), lr_schedule=Cosine())
+    assert ran(full).values("test/accuracy")[60] > 0.9
 
 
 def test_best_is_the_highest_validation_accuracy_and_where_it_was(config: TrainConfig) -> None:
-    training = Training(config, 1)
-    _, rows = finished(training)
-    seen = [(r.values["validation/accuracy"], -r.step) for r in rows if "validation/accuracy" in r.values]
-    assert training.best == (-max(seen)[1], max(seen)[0])
+    often = ran(replace(config, evaluate_every=0.2))
+    accuracy, back = max((accuracy, -step) for step, accuracy in often.values("validation/accuracy").items())
+    assert often.best == (-back, accuracy)
 
 
 def test_zero_epochs_evaluate_the_start(config: TrainConfig) -> None:
     training = Training(replace(config, epochs=0), 1)
     before = digest(training.weights())
-    _, rows = finished(training)
-    assert [sorted(k for k in r.values if not k.startswith("time/")) for r in rows] == [["test/accuracy", "test/loss"]]
+    rows, _ = advanced(training)
+    assert [sorted(row.values) for row in rows] == [["test/accuracy", "test/loss"]]
     assert digest(training.weights()) == before
 
 
 def test_without_validation_the_last_ten_epochs_are_tested_under_the_papers_name(config: TrainConfig) -> None:
-    config = replace(config, data=replace(config.data, validation=0), epochs=12)  # type: ignore[type-var]
-    training = Training(config, 1)
-    _, rows = finished(training)
-    steps = [r.step for r in rows if "papers_protocol/test_accuracy" in r.values]
-    assert steps == [training.steps_per_epoch * e for e in range(3, 13)]
-    assert not any("validation/accuracy" in r.values for r in rows)
+    data = replace(config.data, validation=0)  # type: ignore[type-var]
+    whole = ran(replace(config, data=data, epochs=12, batch_size=50))
+    assert list(whole.values("papers_protocol/test_accuracy")) == [2 * epoch for epoch in range(3, 13)]
+    assert whole.values("validation/accuracy") == {}
 
 
 def test_pretraining_is_in_full_precision_and_what_follows_starts_from_it(config: TrainConfig) -> None:
-    config = replace(config, init=Pretrain(epochs=2, batch_size=20, optimizer=SGD(lr=0.05)), estimator=FSG_SMALL)
+    init = Pretrain(epochs=2, batch_size=20, optimizer=SGD(lr=0.05))
+    config = replace(config, init=init, estimator=FSG_SMALL, epochs=1)
     before = pretraining(config)
     assert (before.estimator, before.epochs, before.batch_size) == (FullPrecision.Config(), 2, 20)
     assert before.optimizer == SGD(lr=0.05)
     first = Training(before, 1)
-    finished(first)
+    advanced(first)
     after = Training(config, 1, start=first.weights())
     for name, tensor in first.weights().items():
         assert torch.equal(after.weights()[name], tensor)
     with pytest.raises(ValueError, match="expected the pretrained weights"):
         Training(config, 1)
-    assert timeless(list(train(config, 1))) == timeless(finished(after)[1])
+    rows = iter(advanced(after)[0])
+    for step, values in train(config, 1):
+        assert (step, {k: v for k, v in values.items() if not k.startswith("time/")}) == next(rows)
+    assert list(rows) == []
 
 
 def test_a_file_is_where_a_training_starts(config: TrainConfig, tmp_path: Path) -> None:
@@ -233,7 +265,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step(config: 
     with pytest.raises(
         Diverged, match=r"the loss is (nan|inf) at step 2; the first gradient with such values is that of conv1"
     ):
-        finished(Training(wild, 1))
+        advanced(Training(wild, 1))
 
 
 def batches(n: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
@@ -258,13 +290,9 @@ def test_recalibration_averages_the_statistics_of_the_batches_and_puts_the_old_o
 
 
 def test_recalibration_changes_evaluations_and_not_the_training(config: TrainConfig) -> None:
-    plain, recalibrated = (finished(Training(replace(config, recalibrate_batchnorm=n), 1)) for n in (0, 40))
-    losses = [[r.values["train/loss"] for r in rows if "train/loss" in r.values] for _, rows in (plain, recalibrated)]
-    assert losses[0] == losses[1]
-    validations = [
-        [r.values["validation/loss"] for r in rows if "validation/loss" in r.values]
-        for _, rows in (plain, recalibrated)
-    ]
+    plain, recalibrated = (ran(replace(config, recalibrate_batchnorm=n)) for n in (0, 40))
+    assert plain.values("train/loss") == recalibrated.values("train/loss")
+    validations = (each.values("validation/loss").values() for each in (plain, recalibrated))
     assert all(a != b for a, b in zip(*validations, strict=True))
 
 
@@ -290,8 +318,10 @@ def test_the_first_losses_are_the_recorded_ones(config: TrainConfig) -> None:
     Six steps, for then another processor's rounding may flip a sign.
     """
     golden = Path(__file__).parent / "golden_losses.txt"
-    rows = [list(train(replace(config, estimator=e, log_every=1, epochs=2), 0)) for e in ESTIMATORS]
-    measured = np.array([[r.values["train/loss"] for r in run if "train/loss" in r.values][:6] for run in rows])
+    recorded = replace(config, log_every=1, epochs=2, lr_schedule=Cosine())
+    runs = [train(replace(recorded, estimator=estimator), 0) for estimator in ESTIMATORS]
+    losses = [(row.values["train/loss"] for row in rows if "train/loss" in row.values) for rows in runs]
+    measured = np.array([list(islice(each, 6)) for each in losses])
     if os.environ.get("FSG_RECORD_GOLDEN"):
         np.savetxt(
             golden,
@@ -309,20 +339,20 @@ def test_layers_kept_in_full_precision_are_a_setting_checked_against_the_network
     assert list(training.estimator.layers) == [f"layer{s}.0.conv{c}" for s in (1, 2, 3) for c in (1, 2)]
     assert from_dict(TrainConfig, to_dict(kept)) == kept
     assert pretraining(replace(kept, init=Pretrain())) == pretraining(replace(config, init=Pretrain(), epochs=2))
-    finished(training)
+    advanced(training)
     with pytest.raises(ValueError, match=r"no layer is named 'fd', expected a pattern for some of conv1, .*, fc"):
         replace(config, full_precision_layers=("fd",))
 
 
 def test_one_bit_activations_learn_what_can_be_learned(config: TrainConfig) -> None:
-    network = ResNet.Config(depth=8, width=8, activation_bits=1)
-    one_bit = replace(config, model=network, epochs=12, quantizer=Libra(), estimator=EDE.Config())
-    rows = [r.values for r in train(one_bit, 1) if "test/accuracy" in r.values]
-    assert rows[0]["test/accuracy"] > 0.6
+    network = ResNet.Config(depth=8, width=4, activation_bits=1)
+    learning = replace(config, epochs=12, lr_schedule=Cosine())
+    one_bit = replace(learning, model=network, quantizer=Libra(), estimator=EDE.Config())
+    assert ran(one_bit).values("test/accuracy")[60] > 0.6
 
 
 def test_full_precision_trains_and_evaluates_alike_whatever_the_quantizer(config: TrainConfig) -> None:
-    runs = [replace(config, estimator=FullPrecision.Config(), quantizer=q) for q in (Libra(), BWN())]
-    (_, rows), (_, rows_2) = (finished(Training(run, 1)) for run in runs)
-    assert timeless(rows) == timeless(rows_2)
+    full = replace(config, estimator=FullPrecision.Config(), epochs=1)
+    runs = [replace(full, quantizer=quantizer) for quantizer in (Libra(), BWN())]
+    assert ran(runs[0]).rows == ran(runs[1]).rows
     assert not any(isinstance(m, QuantConv2d | QuantLinear) for m in Training(runs[0], 1).model.modules())

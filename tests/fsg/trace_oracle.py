@@ -63,11 +63,13 @@ def mamba(p: dict[str, Tensor], tokens: Tensor) -> Tensor:
     rank = p["mamba.dt_proj.weight"].shape[1]
     dt, b, c = (x @ p["mamba.x_proj.weight"].T).split([rank, states, states], 1)
     delta = F.softplus(dt @ p["mamba.dt_proj.weight"].T + p["mamba.dt_proj.bias"])
-    a, h, y = -torch.exp(p["mamba.A_log"]), x.new_zeros(inner, states), []
+    decay = torch.exp(delta[:, :, None] * -torch.exp(p["mamba.A_log"])).unbind()
+    added = ((delta * x)[:, :, None] * b[:, None, :]).unbind()
+    h = [x.new_zeros(inner, states)]
     for t in range(len(tokens)):
-        h = torch.exp(delta[t][:, None] * a) * h + delta[t][:, None] * b[t] * x[t][:, None]
-        y.append(h @ c[t] + p["mamba.D"] * x[t])
-    return (torch.stack(y) * z * torch.sigmoid(z)) @ p["mamba.out_proj.weight"].T
+        h.append(torch.addcmul(added[t], decay[t], h[t]))
+    y = (torch.stack(h[1:]) @ c[:, :, None])[:, :, 0] + p["mamba.D"] * x
+    return (y * z * torch.sigmoid(z)) @ p["mamba.out_proj.weight"].T
 
 
 def initial(config: dict[str, Any], channels: tuple[int, int, int], classes: int) -> dict[str, dict[str, Tensor]]:
