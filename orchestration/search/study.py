@@ -118,7 +118,7 @@ class Study:
     def _ask(self) -> None:
         number = len(self._trials)
         first = self._first[self.begun] if self.begun < len(self._first) else None
-        asked = storage.asked(self.study, self.spec, number, self._concurrent, first)
+        asked = storage.ask(self.study, self.spec, number, self._concurrent, first)
         cells: dict[int, str] = {}
         if not asked.reason:
             train = with_settings(self.spec.trial_train, asked.params)
@@ -190,8 +190,8 @@ class Study:
         """Report the mean at a rung; whether Optuna's pruner stops the trial there."""
         active.reported[rung] = value
         number = active.record.number
-        pruned = storage.reported(self.study, self.spec, number, rung, value)
-        attributes = storage.attributes_of(self.study, number)
+        pruned = storage.report_value(self.study, self.spec, number, rung, value)
+        attributes = storage.trial_attributes(self.study, number)
         self.records.add_rung(number, rung, value, pruned, attributes)
         rungs = self._trials[number].rungs | {rung: {"value": value, "pruned": pruned, "attributes": attributes}}
         self._trials[number] = replace(self._trials[number], rungs=rungs)
@@ -214,7 +214,7 @@ class Study:
     def _end(self, record: TrialRecord, state: str, values: list[float] | None, reason: str) -> None:
         """The ledger first, then Optuna: what only the ledger was told, Optuna is told at the next opening."""
         self._active.pop(record.number, None)
-        attributes = storage.attributes_of(self.study, record.number)
+        attributes = storage.trial_attributes(self.study, record.number)
         self.records.end(record.number, state, values, reason, attributes)
         end = {"state": state, "values": values, "reason": reason, "attributes": attributes}
         self._trials[record.number] = replace(self._trials[record.number], end=end)

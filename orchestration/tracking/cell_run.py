@@ -19,7 +19,7 @@ from orchestration.tracking import model as mlflow_model
 from orchestration.tracking.program import Exporter
 from orchestration.tracking.runs import LONGEST_PARAM, Mark, MlflowRuns
 from orchestration.util.error_text import one_line
-from orchestration.util.nested import flat
+from orchestration.util.nested import flatten
 
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
@@ -84,7 +84,7 @@ class CellRunSender:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param  # start-up time
 
         client = self._runs.client()
-        params = [Param(name, value[:LONGEST_PARAM]) for name, value in flat(to_dict(cell.train)).items()]
+        params = [Param(name, value[:LONGEST_PARAM]) for name, value in flatten(to_dict(cell.train)).items()]
         for batch in _batches([*params, Param("seed", str(cell.seed))], _PARAMS_A_BATCH):
             client.log_batch(run, params=batch)
         settings = to_dict(cell.train.data)
@@ -152,7 +152,7 @@ class CellRunSender:
             return str(known[0].model_id)
         name = re.sub(r"[^\w \-=·]", "_", cell.label)
         tags = {"variant": cell.variant, "seed": str(cell.seed), "fsg.cell_id": cell.id}
-        params = {name: value[:LONGEST_PARAM] for name, value in flat(to_dict(cell.train.model), "model.").items()}
+        params = {name: value[:LONGEST_PARAM] for name, value in flatten(to_dict(cell.train.model), "model.").items()}
         made = client.create_logged_model(experiment, name, run, tags, params, model_type=cell.train.model.name)
         return str(made.model_id)
 

@@ -166,7 +166,7 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
         except Exception as error:
             if not warned:
                 why = tracker.behind or first_line(error)
-                line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger has it all; it is tried again."
+                line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger is complete; MLflow is retried."
                 warn(without_password(line))
             warned = True
         if last:

@@ -49,7 +49,7 @@ def _is_in(distribution: distributions.BaseDistribution, value: Any) -> bool:
         return False
 
 
-def suggested(trial: Trial, spec: StudySpec) -> dict[str, Any]:
+def suggest_settings(trial: Trial, spec: StudySpec) -> dict[str, Any]:
     """Suggest settings, entry by entry, where the entry's conditions hold and the chosen components have it.
 
     Raises ValueError for settings that exclude each other.
