@@ -128,7 +128,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
         lambda c: with_manifest(c, lambda m: m.update(experiment="../evil")),
         "is not allowed as a name in a bundle",
     ),
-    "another format": (lambda c: with_manifest(c, lambda m: m.update(format=9)), "of no format"),
+    "another format": (lambda c: with_manifest(c, lambda m: m.update(format=9)), "has a format"),
     "half a manifest": (lambda c: with_manifest(c, lambda m: m.pop("files")), "manifest.json: is incomplete"),
     "more than a disk": (
         lambda c: with_manifest(c, lambda m: m["files"]["spec.yaml"].update(size=2**60)),

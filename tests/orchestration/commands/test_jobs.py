@@ -90,7 +90,7 @@ def test_token_is_missing_wrong_right(
     server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address = server(guarded)
-    with pytest.raises(Unusable, match="wants a token, and there is none"):
+    with pytest.raises(Unusable, match="a token is required, and none is set"):
         JobServer(address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
     with pytest.raises(Unusable, match="the token is wrong"):

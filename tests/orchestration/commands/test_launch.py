@@ -164,7 +164,7 @@ def test_launch_that_ends_with_something_undone_says_what(
 
     monkeypatch.setattr("orchestration.commands.train.train_on_ray", train)
     assert launch(LaunchRequest(Path("tiny.yaml"))) == 1
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "short" in line)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "incomplete" in line)
     left = "pretrain · seed 0 is waiting, pretrain · seed 1 is interrupted, ste · seed 0 is waiting, fsg · seed 1 is"
     assert line == (
         f"The launch is incomplete: {left} waiting, 1 more, the search of tuned came to no choice. "
