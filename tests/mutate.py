@@ -19,7 +19,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutations.md")
 _BLOCK = re.compile(
-    r"^### (?P<name>.+)\n`(?P<file>[^`]+)` · (?P<tests>.+)\n```diff\n(?P<diff>.*?)```", re.MULTILINE | re.DOTALL
+    r"^### (?P<name>[^\n]+)\n+`(?P<file>[^`\n]+)` · (?P<tests>[^\n]+)\n+```diff\n(?P<diff>.*?)^```",
+    re.MULTILINE | re.DOTALL,
 )
 TESTS_FAILED = 1  # pytest's exit status
 
