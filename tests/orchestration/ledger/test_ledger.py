@@ -723,7 +723,7 @@ def test_experiment_is_held_by_one_and_taken_over_from_the_dead(ledger: Ledger) 
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(ledger.folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(LockedError, match=rf"is held by process {holder.pid} on .* since 20\d\d-"):
+    with pytest.raises(LockedError, match=rf"is locked by process {holder.pid} on .* since 20\d\d-"):
         with ledger.lock():
             pass
     holder.kill()
