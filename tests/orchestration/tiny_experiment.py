@@ -1,11 +1,14 @@
 """An experiment that takes seconds, trained in this process: a pretraining, and two variants that start from it."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import fsg
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.sealed import read_sealed, write_sealed
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
@@ -70,3 +73,20 @@ def trained(spec: Path, folder: Path, *sets: str) -> Ledger:
         training.run_for(3600)
         assert (training.ended, training.reason) == ("done", "")
     return ledger
+
+
+@cache
+def finished(below: Path) -> Path:
+    """A folder with the spec, and `results/tiny` with every cell done: trained once, to be copied or looked at."""
+    folder = below / "tiny_experiment"
+    folder.mkdir()
+    trained(written(folder), folder / "results" / "tiny")
+    return folder
+
+
+def tamper(path: Path, **changes: Any) -> None:
+    """Change a sealed record, and seal it again."""
+    record = read_sealed(path)
+    assert record is not None
+    path.unlink()
+    write_sealed(path, record | changes)

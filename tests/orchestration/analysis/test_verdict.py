@@ -333,7 +333,7 @@ def rates(variants: int, seeds: int, count: int, rule: Sequential | None = None)
 
 
 def test_under_no_difference_at_most_one_report_in_twenty_claims_one() -> None:
-    count = 600
+    count = 300
     limit = 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
     verdict, family, best = rates(variants=4, seeds=10, count=count)
     assert 0.02 < verdict < limit
@@ -343,11 +343,11 @@ def test_under_no_difference_at_most_one_report_in_twenty_claims_one() -> None:
 
 
 def test_with_five_seeds_nothing_is_ever_claimed() -> None:
-    assert rates(variants=3, seeds=5, count=200).tolist() == [0, 0, 0]
+    assert rates(variants=3, seeds=5, count=60).tolist() == [0, 0, 0]
 
 
 def test_looks_beforehand_keep_the_error() -> None:
-    count = 600
+    count = 300
     rule = Sequential(looks=[8, 10, 12], boundary="pocock")
     verdict = rates(variants=2, seeds=12, count=count, rule=rule)[0]
     assert 0.02 < verdict < 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5

@@ -4,14 +4,12 @@ import io
 import itertools
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_experiment
-import torch
 from rich.console import Console
-from test_verify import tamper
+from tiny_experiment import tamper
 
 import fsg
 from fsg.finite import Diverged
@@ -27,18 +25,9 @@ from orchestration.runtime.system_metrics import SystemMetrics
 from orchestration.spec.cells import Cell, cell_id
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    folder = tmp_path_factory.mktemp("experiment")
-    tiny_experiment.trained(tiny_experiment.written(folder), folder / "results" / "tiny")
-    yield folder
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
-def folder(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(experiment, tmp_path, dirs_exist_ok=True)
+def folder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(tiny_experiment.finished(tmp_path_factory.getbasetemp()), tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "STEPS", 4)
     return tmp_path
@@ -61,41 +50,47 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
 
 
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What each launch that was begun has to train; nothing of it is."""
+    left: list[list[str]] = []
+
+    def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
+        assert plan.complete == (plan.pending == [])
+        left.append([cell.label for cell in plan.pending])
+        return 0
+
+    monkeypatch.setattr("orchestration.commands.launch.run", run)
+    return left
+
+
 # fsg accept
 
 
-def test_cells_whose_first_steps_replay_count_under_new_numerics(
-    folder: Path, raised: None, capsys: pytest.CaptureFixture[str]
+def test_cells_whose_first_steps_replay_count_under_new_numerics_and_a_launch_trains_none_of_them(
+    folder: Path, raised: None, entered: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = Ledger(Path("results/tiny"))
     before, old = contents(ledger.folder), build(ledger).lines
     assert states(ledger) == ["waiting"] * 3
-    assert accept(ledger.folder) == 0
-    assert capsys.readouterr().out.count("accepted ") == 3
-    assert states(ledger) == ["done"] * 3
-    assert {path: path.read_bytes() for path in before} == before, "nothing is rewritten or deleted"
-    now = build(ledger)
-    assert [line.values for line in now.lines] == [line.values for line in old]
-    assert not any("orphans" in warning for warning in now.warnings)
-    assert accept(ledger.folder) == 0
-    assert "nothing to accept" in capsys.readouterr().out
-    record = next(ledger.folder.glob("trials/*/accepted.json"))
-    assert '"numerics"' in record.read_text()
-
-
-def test_launch_counts_what_was_accepted_and_trains_nothing(
-    folder: Path, raised: None, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert launch(LaunchRequest(Path("tiny.yaml"))) == 2
     told = capsys.readouterr().err
     assert "3 finished cells" in told
     assert f"fsg.NUMERICS was {fsg.NUMERICS - 1} and is {fsg.NUMERICS}; `fsg accept results/tiny` keeps those" in told
-    assert accept(Path("results/tiny")) == 0
+    assert accept(ledger.folder) == 0
+    assert capsys.readouterr().out.count("accepted ") == 3
+    assert states(ledger) == ["done"] * 3
+    assert {path: path.read_bytes() for path in before} == before, "nothing is rewritten or deleted"
+    assert accept(ledger.folder) == 0
+    assert "nothing to accept" in capsys.readouterr().out
+    record = next(ledger.folder.glob("trials/*/accepted.json"))
+    assert '"numerics"' in record.read_text()
     assert launch(LaunchRequest(Path("tiny.yaml"), console=quiet())) == 0
-    ledger = Ledger(Path("results/tiny"))
+    assert entered == [[]]
     assert [len(ledger.attempts(cell.id)) for cell in planned()] == [1, 1, 1]
-    assert build(ledger).verdict == build(ledger).verdict
-    assert not any("orphans" in warning for warning in build(ledger).warnings)
+    now = build(ledger)
+    assert [line.values for line in now.lines] == [line.values for line in old]
+    assert not any("orphans" in warning for warning in now.warnings)
 
 
 def test_cell_whose_first_steps_differ_is_refused_and_says_where(
@@ -132,18 +127,14 @@ def test_epochs_that_end_among_the_first_steps_are_compared_too(
 
 
 def test_what_the_machine_did_is_not_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, raised: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never is the same twice."""
     looks = itertools.count(1.0)
     monkeypatch.setattr(SystemMetrics, "due", lambda self: {"system/cpu_percent": next(looks)})
-    monkeypatch.chdir(tmp_path)
-    ledger = tiny_experiment.trained(tiny_experiment.written(tmp_path), Path("results/tiny"))
-    assert all("system/cpu_percent" in row.values for row in ledger.rows(planned()[0].id)[:1])
-    monkeypatch.setattr(module, "STEPS", 4)
-    monkeypatch.setattr(fsg, "NUMERICS", fsg.NUMERICS + 1)
-    assert accept(ledger.folder) == 0, capsys.readouterr().out
-    assert states(ledger) == ["done"] * 3
+    assert accept(Path("results/tiny")) == 0, capsys.readouterr().out
+    assert next(looks) > 3 * 4
+    assert states(Ledger(Path("results/tiny"))) == ["done"] * 3
 
 
 def test_other_weights_at_the_end_are_refused(
@@ -155,19 +146,20 @@ def test_other_weights_at_the_end_are_refused(
     assert capsys.readouterr().out.count("it ends with other weights") == 1, "and two whose pretraining that is"
 
 
-@pytest.mark.parametrize("lost", ["missing", "cut short", "flipped"])
 def test_finished_cells_that_have_lost_a_file_are_refused(
-    folder: Path, raised: None, lost: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, raised: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = Ledger(Path("results/tiny"))
     one = next(cell for cell in ledger.cells() if cell.variant == "ste")
     path = ledger.folder / "trials" / one.id / "0001" / "final.pt"
     content = path.read_bytes()
-    path.unlink()
-    if lost != "missing":
-        path.write_bytes(content[:-1] if lost == "cut short" else content[:-1] + bytes([content[-1] ^ 1]))
-    assert accept(ledger.folder) == 1
-    assert "refused  ste · seed 0: the file of the final weights is " in capsys.readouterr().out
+    for lost in (None, content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+        path.unlink()
+        if lost is not None:
+            path.write_bytes(lost)
+        assert accept(ledger.folder) == 1
+        assert "refused  ste · seed 0: the file of the final weights is " in capsys.readouterr().out
+        path.write_bytes(content)
 
 
 def test_training_that_diverges_elsewhere_than_it_did_is_refused(
@@ -253,63 +245,38 @@ def quiet(text: io.StringIO | None = None, terminal: bool = False) -> Console:
     return Console(file=text or io.StringIO(), force_terminal=terminal, width=200, color_system=None)
 
 
-def test_change_that_orphans_finished_cells_is_refused_unless_it_is_agreed_to(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_change_that_orphans_finished_cells_is_refused_unless_it_is_agreed_to_and_then_it_is_not_asked_again(
+    folder: Path, entered: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = contents(folder / "results")
-    assert launch(LaunchRequest(Path("tiny.yaml"), sets=("train.optimizer.lr=0.01",))) == 2
+    before, sets = contents(folder / "results"), ("train.optimizer.lr=0.01",)
+    assert launch(LaunchRequest(Path("tiny.yaml"), sets=sets)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("results/tiny: 2 finished cells (")
     assert lines[0].endswith(" of training) would no longer count; they are kept:")
     assert lines[1] == "  fsg · seed 0, ste · seed 0: train.optimizer.lr: 0.001 before, 0.01 now"
     assert lines[2] == "nothing was started (expected --yes, or an experiment of another name)"
     assert contents(folder / "results") == before
+    assert launch(LaunchRequest(Path("tiny.yaml"), sets=sets, yes=True, console=quiet())) == 0
+    assert launch(LaunchRequest(Path("tiny.yaml"), sets=sets, console=quiet())) == 0
+    assert entered == [["fsg · seed 0", "ste · seed 0"]] * 2
 
 
-@pytest.mark.parametrize(("answer", "status"), [("n\n", 2), ("", 2), ("y\n", 0)])
-def test_on_a_terminal_it_asks(
-    folder: Path, answer: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_on_a_terminal_it_asks(folder: Path, entered: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    shown = io.StringIO()
-    request = LaunchRequest(Path("tiny.yaml"), sets=("train.optimizer.lr=0.01",), console=quiet(shown, terminal=True))
-    monkeypatch.setattr(sys, "stdin", Terminal(answer))
-    monkeypatch.setattr("orchestration.commands.launch.run", lambda *arguments: 0)
-    assert launch(request) == status
-    assert "2 finished cells" in shown.getvalue()
-    assert "Train the new ones? [y/N]" in shown.getvalue()
-    assert len(Ledger(Path("results/tiny")).launches()) == 1 + (status == 0)
+    for answer, status in (("n\n", 2), ("", 2), ("y\n", 0)):
+        shown = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        asked = LaunchRequest(Path("tiny.yaml"), sets=("train.optimizer.lr=0.01",), console=quiet(shown, terminal=True))
+        assert launch(asked) == status
+        assert "2 finished cells" in shown.getvalue()
+        assert "Train the new ones? [y/N]" in shown.getvalue()
+        assert len(Ledger(Path("results/tiny")).launches()) == 1 + (status == 0)
 
 
-def test_what_was_agreed_to_once_is_not_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestration.commands.launch.run", lambda *arguments: 0)
-    changed = LaunchRequest(Path("tiny.yaml"), sets=("train.optimizer.lr=0.01",), yes=True, console=quiet())
-    assert launch(changed) == 0
-    assert launch(LaunchRequest(Path("tiny.yaml"), sets=("train.optimizer.lr=0.01",), console=quiet())) == 0
-
-
-@pytest.mark.parametrize(
-    "more", ["seeds=[0, 1]", "variants.more={estimator.history_length: 3, estimator.name: fsg}", "grid={}"]
-)
-def test_extension_asks_nothing_and_runs_the_new_cells_alone(
-    folder: Path, more: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[list[str]] = []
-
-    def train(request: LaunchRequest, plan: ExperimentPlan, *rest: object) -> int:
-        asked.append([cell.label for cell in plan.pending])
-        return 0
-
-    monkeypatch.setattr("orchestration.commands.launch.train", train)
-    assert (
-        launch(LaunchRequest(Path("tiny.yaml"), sets=(more,), tracking_uri="http://127.0.0.1:9", console=quiet())) == 0
-    )
-    expected = {
-        "seeds": [["pretrain · seed 1", "fsg · seed 1", "ste · seed 1"]],
-        "varia": [["more · seed 0"]],
-        "grid=": [],
-    }
-    assert asked == expected[more[:5]]
+def test_extension_asks_nothing_and_runs_the_new_cells_alone(folder: Path, entered: list[list[str]]) -> None:
+    for more in ("seeds=[0, 1]", "variants.more={estimator.history_length: 3, estimator.name: fsg}", "grid={}"):
+        assert launch(LaunchRequest(Path("tiny.yaml"), sets=(more,), console=quiet())) == 0
+    assert entered == [["pretrain · seed 1", "fsg · seed 1", "ste · seed 1"], ["more · seed 0"], []]

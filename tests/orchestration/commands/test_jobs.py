@@ -18,16 +18,9 @@ prepare("http://127.0.0.1:1")
 import ray
 
 from orchestration.cli import main
-from orchestration.scheduler.connection import (
-    _refusing,
-    connect,
-)
+from orchestration.scheduler.connection import _refusing, connect
 from orchestration.scheduler.environment import Unusable
-from orchestration.scheduler.job_server import (
-    JobServer,
-    pack,
-    package_sha256,
-)
+from orchestration.scheduler.job_server import JobServer, pack, package_sha256
 
 SPEC = """
 name: tiny
@@ -105,10 +98,10 @@ def test_cluster_has_another_ray(server: Callable[..., str]) -> None:
         JobServer(server(lambda _: (200, version("1.0.0"))))
 
 
-@pytest.mark.parametrize("answer", [(404, "nothing"), (200, "<html>hello</html>"), (200, "{}")])
-def test_something_else_answers(server: Callable[..., str], answer: Answer) -> None:
-    with pytest.raises(Unusable, match="is not a Ray job server"):
-        JobServer(server(lambda _: answer))
+def test_something_else_answers(server: Callable[..., str]) -> None:
+    for answer in ((404, "nothing"), (200, "<html>hello</html>"), (200, "{}")):
+        with pytest.raises(Unusable, match="is not a Ray job server"):
+            JobServer(server(lambda _, answer=answer: answer))
 
 
 MISMATCH = """Version mismatch: The cluster was started with:
@@ -160,13 +153,13 @@ def spec(tmp_path: Path) -> Path:
     return tmp_path / "specs" / "tiny.yaml"
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "attach", "stop"])
-def test_one_line_from_each_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(verb, "tiny", "--address", "http://127.0.0.1:1") == 2
-    assert run(verb, "tiny", "--address", "ray://somewhere:10001") == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "nothing answers there" in first
-    assert "expected http://HOST:8265" in second
+def test_one_line_from_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("status", "logs", "attach", "stop"):
+        assert run(verb, "tiny", "--address", "http://127.0.0.1:1") == 2
+        assert run(verb, "tiny", "--address", "ray://somewhere:10001") == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert "nothing answers there" in first
+        assert "expected http://HOST:8265" in second
 
 
 def test_launch_refuses_what_is_no_job_server(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,48 +207,54 @@ def test_package_has_the_code_the_spec_and_the_users_modules(spec: Path, tmp_pat
     assert package_sha256(again) != package_sha256(package)
 
 
-def in_package(package: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What Ray runs in the cluster: in the package, which is first on the path."""
-    keep = {name: value for name, value in os.environ.items() if name not in ("FSG_RESULTS", "PYTHONPATH")}
-    command = [sys.executable, "-m", "orchestration.submitted", *arguments]
-    return subprocess.run(
-        command, cwd=package, env=keep | environment, capture_output=True, text=True, check=False, timeout=120
-    )
+DRIVER = """
+import io, json, os, runpy, sys
+from contextlib import redirect_stderr, redirect_stdout
+
+from orchestration.commands.request import LaunchRequest
+from orchestration.util import provenance, submission
+
+def ran(results, *words):
+    os.environ.pop("FSG_RESULTS", None)
+    os.environ |= {"FSG_RESULTS": results} if results else {}
+    sys.argv[1:], said = words, [io.StringIO(), io.StringIO()]
+    with redirect_stdout(said[0]), redirect_stderr(said[1]):
+        try:
+            runpy.run_module("orchestration.submitted", run_name="__main__")
+        except SystemExit as end:
+            return [end.code or 0, *(text.getvalue() for text in said)]
+
+shared, plan, file = sys.argv[1], ["plan", "tiny.yaml", "--no-pilot"], os.path.abspath("submitted.json")
+told = {"unset": ran("", *plan), "relative": ran("here", *plan), "planned": ran(shared, *plan)}
+told["who"] = [provenance.code()["git_commit"], LaunchRequest(None).command]
+record = json.load(open(file))
+json.dump(record | {"python": "3.9.1"}, open(file, "w"))
+submission.record.cache_clear()
+told["other"] = ran(shared, *plan)
+print(json.dumps(told))
+"""
 
 
-@pytest.fixture
-def package(spec: Path, tmp_path: Path) -> Path:
+def test_driver_plans_what_was_handed_over_and_refuses_another_python_and_results_that_are_nowhere(
+    spec: Path, tmp_path: Path
+) -> None:
+    """What Ray runs in the cluster: in the package, which is first on the path; several in one process here."""
     record = {"command": "fsg launch tiny.yaml --address http://far:8265", "git_commit": "c" * 40}
-    return pack(tmp_path / "package", spec, None, record)
-
-
-def test_driver_refuses_results_that_are_nowhere(package: Path, tmp_path: Path) -> None:
-    for said, environment in (("is not set", {}), ("says here", {"FSG_RESULTS": "here"})):
-        ran = in_package(package, "plan", "tiny.yaml", "--no-pilot", **environment)
-        assert ran.returncode == 2
-        assert f"FSG_RESULTS {said} in the cluster" in ran.stdout
-
-
-def test_driver_plans_what_was_handed_over(package: Path, tmp_path: Path) -> None:
-    ran = in_package(package, "plan", "tiny.yaml", "--no-pilot", FSG_RESULTS=str(tmp_path / "shared"))
+    package = pack(tmp_path / "package", spec, None, record)
+    (package / "driver.py").write_text(DRIVER)
+    keep = {name: value for name, value in os.environ.items() if name not in ("FSG_RESULTS", "PYTHONPATH")}
+    ran = subprocess.run(
+        [sys.executable, "driver.py", str(tmp_path / "shared")],
+        cwd=package, env=keep, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert f"2 cells, 2 to run, 1 at a time, into {tmp_path}/shared/tiny" in ran.stdout.replace(
-        "2 at a time", "1 at a time"
-    )
-
-
-def test_driver_refuses_another_python(package: Path, tmp_path: Path) -> None:
-    record = json.loads((package / "submitted.json").read_text())
-    (package / "submitted.json").write_text(json.dumps(record | {"python": "3.9.1"}))
-    ran = in_package(package, "plan", "tiny.yaml", "--no-pilot", FSG_RESULTS=str(tmp_path / "shared"))
-    assert ran.returncode == 2
-    assert "this was submitted by 3.9.1 (expected" in ran.stderr
-
-
-def test_driver_knows_the_commit_and_the_command(package: Path) -> None:
-    ask = (
-        "from orchestration.util import provenance; from orchestration.commands.request import LaunchRequest;"
-        "print(provenance.code()['git_commit'], LaunchRequest(None).command)"
-    )
-    ran = subprocess.run([sys.executable, "-c", ask], cwd=package, capture_output=True, text=True, check=True)
-    assert ran.stdout.split(maxsplit=1) == ["c" * 40, "fsg launch tiny.yaml --address http://far:8265\n"]
+    told = json.loads(ran.stdout)
+    for which, says in (("unset", "is not set"), ("relative", "says here")):
+        assert told[which][0] == 2
+        assert f"FSG_RESULTS {says} in the cluster" in told[which][1]
+    status, out, err = told["planned"]
+    assert status == 0, err
+    assert f"2 cells, 2 to run, 1 at a time, into {tmp_path}/shared/tiny" in out.replace("2 at a time", "1 at a time")
+    assert told["who"] == ["c" * 40, "fsg launch tiny.yaml --address http://far:8265"]
+    assert told["other"][0] == 2
+    assert "this was submitted by 3.9.1 (expected" in told["other"][2]

@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_experiment
 import torch
+from tiny_experiment import tamper
 
 import fsg
 from benchmarks import chaos
@@ -22,18 +22,14 @@ from fsg.trainer import Row, TrainConfig
 from orchestration.commands import verify as module
 from orchestration.commands.verify import Verdict, verify
 from orchestration.ledger.ledger import Ledger
-from orchestration.ledger.sealed import read_sealed, seal_of, write_sealed
+from orchestration.ledger.sealed import read_sealed, seal_of
 from orchestration.runtime.retrain import other_rows, rows_of, to_train_again, train_until_killed
 from orchestration.spec.cells import Cell
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    folder = tmp_path_factory.mktemp("experiment")
-    tiny_experiment.trained(tiny_experiment.written(folder), folder / "tiny")
-    yield folder / "tiny"
-    torch.set_num_threads(threads)
+@pytest.fixture
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_experiment.finished(tmp_path_factory.getbasetemp()) / "results" / "tiny"
 
 
 @pytest.fixture
@@ -46,18 +42,29 @@ def cell(results: Path, variant: str) -> Cell:
     return next(cell for cell in Ledger(results).cells() if cell.variant == variant)
 
 
-def tamper(path: Path, **changes: Any) -> None:
-    """Change a sealed record, and seal it again."""
-    record = read_sealed(path)
-    assert record is not None
-    path.unlink()
-    write_sealed(path, record | changes)
-
-
 def test_finished_cells_verify_after_a_death_in_the_middle(
     experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The killed process is gone, its checkpoint is there, and no end: what goes on is another."""
     before = {path: path.stat().st_mtime_ns for path in experiment.rglob("*")}
+    deaths = []
+
+    def watched(command: Sequence[str], steps: int, draw: random.Random) -> int | None:
+        killed_at = train_until_killed(command, steps, draw)
+        scratch, one = Ledger(Path(command[3])), command[4]
+        (attempt,) = scratch.attempts(one)
+        assert attempt["end"] is None
+        assert scratch.outcome(one).state == "interrupted", "its process is dead"
+        assert attempt["pid"] != os.getpid()
+        point = scratch.resume_point(one)
+        assert point is not None
+        assert killed_at is not None
+        assert 1 <= point.step <= killed_at + 1
+        assert checkpoint.from_bytes(point.path.read_bytes())["training"]["step"] == point.step
+        deaths.append(killed_at)
+        return killed_at
+
+    monkeypatch.setattr(module, "train_until_killed", watched)
     monkeypatch.setenv("COLUMNS", "300")
     assert verify(experiment, cells=1, seed=3) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -65,13 +72,30 @@ def test_finished_cells_verify_after_a_death_in_the_middle(
     assert "1 thread, fp32" in lines[0]
     assert f"NUMERICS {fsg.NUMERICS}" in lines[0]
     assert lines[1].startswith("same ")
-    assert "(killed after step " in lines[1]
+    assert f"(killed after step {deaths[0]} of " in lines[1]
     assert lines[2] == "1 of 3 finished cells verified: bit for bit the same"
     assert {path: path.stat().st_mtime_ns for path in experiment.rglob("*")} == before, "nothing is touched"
 
 
-def test_planted_differences_are_found_and_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def copied(monkeypatch: pytest.MonkeyPatch, experiment: Path, killed: int | None = 3, resumed: int | None = 2) -> None:
+    """In place of the two processes: what they would write is what was recorded."""
+
+    def to_the_end(command: Sequence[str]) -> str:
+        again = Path(command[3])
+        shutil.copytree(experiment / "trials" / command[4], again / "trials" / command[4], dirs_exist_ok=True)
+        attempt = again / "trials" / command[4] / "0001" / "attempt.json"
+        tamper(attempt, resumed_from=resumed and {"attempt": 1, "step": resumed, "seconds": 0.0})
+        return ""
+
+    monkeypatch.setattr(module, "train_until_killed", lambda *arguments: killed)
+    monkeypatch.setattr(module, "train_to_the_end", to_the_end)
+
+
+def test_planted_differences_are_found_and_named(
+    experiment: Path, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another digest, and one bit of one row; and what was different when it was trained."""
+    copied(monkeypatch, experiment)
     one = cell(results, "ste")
     attempt = results / "trials" / one.id / "0001"
     tamper(attempt / "end.json", digest="0" * 64)
@@ -93,25 +117,8 @@ def test_planted_differences_are_found_and_named(results: Path, capsys: pytest.C
     assert "trained with device A CPU (here " in out
     assert "1 of 1 cells differ; what was trained here is kept in " in out
     kept = Path(out.split("kept in ")[1].strip())
-    assert list(kept.glob("trials/*/0002/final.pt"))
+    assert (kept / "trials" / one.id / "0001" / "final.pt").exists()
     shutil.rmtree(kept)
-
-
-def test_killed_training_dies_where_it_was_to(results: Path, tmp_path: Path) -> None:
-    """The process is gone, its checkpoint is there, and no end: what goes on is another."""
-    one, scratch = cell(results, "ste"), Ledger(tmp_path / "scratch")
-    scratch.add(one)
-    shutil.copytree(results / "trials" / str(one.depends_on), scratch.folder / "trials" / str(one.depends_on))
-    command = [sys.executable, "-m", "orchestration.runtime.retrain", str(scratch.folder), one.id, "cpu", "."]
-    killed_at = train_until_killed(command, 10, random.Random(0))
-    (attempt,) = scratch.attempts(one.id)
-    assert attempt["end"] is None
-    assert scratch.outcome(one.id).state == "interrupted", "its process is dead"
-    assert attempt["pid"] != os.getpid()
-    point = scratch.resume_point(one.id)
-    assert point is not None
-    assert 1 <= point.step <= killed_at + 1
-    assert checkpoint.from_bytes(point.path.read_bytes())["training"]["step"] == point.step
 
 
 def test_nothing_to_verify_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,20 +152,6 @@ def test_finished_cell_that_has_lost_a_file_is_no_cell_that_is_the_same(
     assert "fsg · seed 0: a file of recorded rows is damaged" in told
     assert f"{record.parent.name}: its record is missing or damaged" in told
     assert "there is nothing to verify" in told
-
-
-def copied(monkeypatch: pytest.MonkeyPatch, experiment: Path, killed: int | None = 3, resumed: int | None = 2) -> None:
-    """In place of the two processes: what they would write is what was recorded."""
-
-    def to_the_end(command: Sequence[str]) -> str:
-        again = Path(command[3])
-        shutil.copytree(experiment / "trials" / command[4], again / "trials" / command[4], dirs_exist_ok=True)
-        attempt = again / "trials" / command[4] / "0001" / "attempt.json"
-        tamper(attempt, resumed_from=resumed and {"attempt": 1, "step": resumed, "seconds": 0.0})
-        return ""
-
-    monkeypatch.setattr(module, "train_until_killed", lambda *arguments: killed)
-    monkeypatch.setattr(module, "train_to_the_end", to_the_end)
 
 
 def test_weights_whose_file_is_not_what_was_trained_differ(
@@ -201,23 +194,18 @@ def test_cells_that_did_not_end_are_told_apart_from_those_verified(
         verify(results, cells=0)
 
 
-@pytest.mark.parametrize(
-    ("killed", "resumed", "told"),
-    [(None, 2, "it ended by itself before it could be killed"), (3, None, "no checkpoint was gone on from")],
-)
 def test_training_that_was_not_interrupted_proves_nothing(
-    experiment: Path,
-    tmp_path: Path,
-    killed: int | None,
-    resumed: int | None,
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All else is the same."""
-    copied(monkeypatch, experiment, killed, resumed)
-    arguments = Ledger(experiment), cell(experiment, "ste"), tmp_path, "cpu", ".", random.Random(0)
-    (line,) = module._verified(*arguments).differences
-    assert line.startswith(told)
+    for killed, resumed, told in (
+        (None, 2, "it ended by itself before it could be killed"),
+        (3, None, "no checkpoint was gone on from"),
+    ):
+        copied(monkeypatch, experiment, killed, resumed)
+        arguments = Ledger(experiment), cell(experiment, "ste"), tmp_path / told, "cpu", ".", random.Random(0)
+        (line,) = module._verified(*arguments).differences
+        assert line.startswith(told)
 
 
 @pytest.mark.slow
@@ -238,23 +226,23 @@ def test_training_whose_verifier_is_killed_ends_too(results: Path, tmp_path: Pat
 # what is compared
 
 
-@pytest.mark.parametrize("name", ["system/memory_megabytes", "system/cpu_percent", "time/step"])
-def test_what_the_machine_has_a_say_in_is_compared_by_nobody(tmp_path: Path, name: str) -> None:
+def test_what_the_machine_has_a_say_in_is_compared_by_nobody(tmp_path: Path) -> None:
     """Neither by `fsg verify` and `fsg accept`, which share their rows, nor by the chaos run."""
-    ledgers = Ledger(tmp_path / "a"), Ledger(tmp_path / "b")
-    one = Cell("a" * 16, "train", "one", {}, 0, TrainConfig())
-    for value, ledger in enumerate(ledgers):
-        ledger.add(one)
-        attempt = ledger.claim(one.id, {})
-        attempt.record([Row(1, {"train/loss": 0.5, name: float(value), "systematic/x": 1.0}), Row(2, {name: 1.0})])
-        attempt.finish("done")
-    a, b = (rows_of(ledger, one) for ledger in ledgers)
-    assert a == b == {(1, "train/loss"): 0.5, (1, "systematic/x"): 1.0}
-    a, b = (chaos.values_of(ledger, one.id) for ledger in ledgers)
-    assert a == b == [(1, "systematic/x", 1.0), (1, "train/loss", 0.5)]
-    whole = chaos.values_of(ledgers[1], one.id, whole=True)
-    assert (1, name, 1.0) in whole, "MLflow has to have them, too"
-    assert chaos.multiset(chaos.values_of(ledgers[0], one.id, whole=True), whole) == (1, 1)
+    for name in ("system/memory_megabytes", "system/cpu_percent", "time/step"):
+        ledgers = Ledger(tmp_path / name / "a"), Ledger(tmp_path / name / "b")
+        one = Cell("a" * 16, "train", "one", {}, 0, TrainConfig())
+        for value, ledger in enumerate(ledgers):
+            ledger.add(one)
+            attempt = ledger.claim(one.id, {})
+            attempt.record([Row(1, {"train/loss": 0.5, name: float(value), "systematic/x": 1.0}), Row(2, {name: 1.0})])
+            attempt.finish("done")
+        a, b = (rows_of(ledger, one) for ledger in ledgers)
+        assert a == b == {(1, "train/loss"): 0.5, (1, "systematic/x"): 1.0}
+        first, second = (chaos.values_of(ledger, one.id) for ledger in ledgers)
+        assert first == second == [(1, "systematic/x", 1.0), (1, "train/loss", 0.5)]
+        whole = chaos.values_of(ledgers[1], one.id, whole=True)
+        assert (1, name, 1.0) in whole, "MLflow has to have them, too"
+        assert chaos.multiset(chaos.values_of(ledgers[0], one.id, whole=True), whole) == (1, 1)
 
 
 def test_rows_are_compared_to_the_last_bit() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 from synthetic_experiment import (
@@ -27,7 +28,7 @@ from synthetic_experiment import (
 
 from orchestration.analysis.comparisons import Line
 from orchestration.ledger.ledger import Ledger
-from orchestration.report import differences
+from orchestration.report import curves, differences, layer_maps
 from orchestration.report.data import Report, build
 from orchestration.report.tables import terminal_table
 from orchestration.report.write import layers_csv, write
@@ -181,7 +182,7 @@ def test_diverged_seed_counts_as_accuracy_zero_and_is_named(tmp_path: Path) -> N
     assert curve.diverged[0][0][-1] == pytest.approx(1.5)  # its last row, in epochs
 
 
-def test_diverged_seed_makes_a_loss_infinite_and_the_verdict_says_so(tmp_path: Path) -> None:
+def test_diverged_seed_makes_a_loss_infinite_and_the_verdict_says_so(tmp_path: Path, inlined: None) -> None:
     spec = spec_of(("fsg", "ste"), (0, 1), metric="test/loss")
     cells = cells_of(spec)
     ledger = launched(tmp_path / "x", spec, cells)
@@ -212,7 +213,7 @@ def test_incomplete_experiment_says_what_is_missing(tmp_path: Path) -> None:
     assert r"RuntimeError: no \| such thing" in markdown
 
 
-def test_experiment_of_which_nothing_is_done_has_a_report(tmp_path: Path) -> None:
+def test_experiment_of_which_nothing_is_done_has_a_report(tmp_path: Path, inlined: None) -> None:
     spec = spec_of()
     report = build(launched(tmp_path / "x", spec, cells_of(spec)))
     assert report.verdict.headline == "No verdict yet"
@@ -226,8 +227,8 @@ def test_folder_without_a_launch_is_refused(tmp_path: Path) -> None:
         build(Ledger(tmp_path / "x"))
 
 
-def test_contaminated_validation_is_marked(tmp_path: Path) -> None:
-    spec = spec_of()
+def test_contaminated_validation_is_marked(tmp_path: Path, inlined: None) -> None:
+    spec = spec_of(seeds=(0,))
     cells = cells_of(spec, contaminated=True)
     ledger = launched(tmp_path / "x", spec, cells)
     for cell in cells:
@@ -263,10 +264,6 @@ def test_code_of_another_launch_is_flagged_through_the_attempts_launch(tmp_path:
         attempt.finish("done")
     (warning,) = [one for one in build(ledger).warnings if "stand in one table" in one]
     assert warning.startswith("Cells of different training code")
-
-
-def test_one_commit_and_one_device_are_not_flagged(tmp_path: Path) -> None:
-    assert build(trained(tmp_path / "x", spec_of())).warnings == ()
 
 
 def test_orphans_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -329,6 +326,7 @@ def test_curve_is_the_mean_with_a_band_from_lowest_to_highest_seed(tmp_path: Pat
             for c in cells
         ]
     )
+    assert report.warnings == (), "one commit and one device are not flagged"
     (curve,) = [curve for curve in report.panels[0][1].curves if curve.label == "fsg"]
     np.testing.assert_allclose(curve.x, [1, 2, 3, 4])
     np.testing.assert_allclose(curve.mean, values.mean(0))
@@ -345,8 +343,15 @@ def test_long_trainings_are_thinned_by_averaging_neighbours(tmp_path: Path) -> N
     assert curve.mean[0] == pytest.approx(np.mean(losses[:6]))  # 800 rows in 150 parts
 
 
-def test_page_stands_alone_and_is_small(tmp_path: Path) -> None:
-    text, page = page_of(build(trained(tmp_path / "x", spec_of(ABLATION, epochs=200))))
+@pytest.fixture
+def inlined(drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of the page are rendered, and not the files beside it."""
+    monkeypatch.setattr(curves, "save", lambda *arguments: [])
+    monkeypatch.setattr(curves, "save_figure", lambda *arguments: [])
+
+
+def test_page_stands_alone_and_is_small(tmp_path: Path, inlined: None) -> None:
+    text, page = page_of(build(trained(tmp_path / "x", spec_of(ABLATION, epochs=80))))
     assert page.elsewhere == []
     assert not re.search(r"@import|url\((?!#)|<script", text)
     assert page.open == []
@@ -355,10 +360,12 @@ def test_page_stands_alone_and_is_small(tmp_path: Path) -> None:
     assert (text.count('aria-label="Training loss: '), text.count('aria-label="Validation accuracy: ')) == (1, 1)
 
 
-def test_page_says_question_command_and_provenance(tmp_path: Path) -> None:
+def test_page_says_question_command_and_provenance_and_is_the_same_when_made_again(tmp_path: Path, drawn: None) -> None:
     spec = spec_of(profile="quick")
-    report = build(trained(tmp_path / "x", spec))
+    ledger = trained(tmp_path / "x", spec)
+    report = build(ledger)
     _, page = page_of(report)
+    first = {path: path.read_bytes() for path in ledger.folder.glob("**/*") if path.is_file()}
     for said in (
         spec.question,
         "ablation · quick",
@@ -374,6 +381,7 @@ def test_page_says_question_command_and_provenance(tmp_path: Path) -> None:
     assert "figures/convergence.png" in markdown
     for name in ("convergence.svg", "convergence.png"):
         assert (tmp_path / "x" / "figures" / name).stat().st_size > 1000
+    assert {path: path.read_bytes() for path in write(build(ledger))}.items() <= first.items()
 
 
 def test_markdown_table_has_as_many_columns_in_every_line(tmp_path: Path) -> None:
@@ -396,19 +404,13 @@ def test_what_a_spec_says_cannot_become_markup(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>" in page.words
 
 
-@pytest.mark.parametrize(("validation", "seeds"), [(1000, 2), (0, 10)])
-def test_table_fits_80_columns_with_every_variant_on_one_line(tmp_path: Path, validation: int, seeds: int) -> None:
-    report = build(trained(tmp_path / "x", spec_of(ABLATION, range(seeds), validation=validation)))
-    lines = printed(report).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [one.split()[0] for one in lines[2 : 2 + len(ABLATION)]] == list(ABLATION)
-    assert all(re.match(r"[*★]", one) for one in lines[2 + len(ABLATION) :])
-
-
-def test_report_is_the_same_when_made_again(tmp_path: Path) -> None:
-    ledger = trained(tmp_path / "x", spec_of())
-    first = [path.read_bytes() for path in write(build(ledger))]
-    assert [path.read_bytes() for path in write(build(ledger))] == first
+def test_table_fits_80_columns_with_every_variant_on_one_line(tmp_path: Path) -> None:
+    for validation, seeds in ((1000, 2), (0, 10)):
+        spec = spec_of(ABLATION, range(seeds), validation=validation)
+        lines = printed(build(trained(tmp_path / str(seeds), spec))).splitlines()
+        assert max(map(len, lines)) <= 80
+        assert [one.split()[0] for one in lines[2 : 2 + len(ABLATION)]] == list(ABLATION)
+        assert all(re.match(r"[*★]", one) for one in lines[2 + len(ABLATION) :])
 
 
 def test_row_of_no_interest_is_ignored(tmp_path: Path) -> None:
@@ -562,8 +564,6 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
     assert zero == [""] * 6
     text, page = page_of(report)
     assert text.count('aria-label="Flip rate a step, by layer and epoch"') == 1
-    assert page.elsewhere == []
-    assert len(page.ids) == len(set(page.ids))
     markdown = (ledger.folder / "report.md").read_text()
     for name in re.findall(r"\]\((figures/.*?)\)", markdown):
         assert (ledger.folder / name).exists()
@@ -571,25 +571,28 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
     assert "501\u00a0MB" in page.words
 
 
-def test_the_page_of_a_large_network_stays_small(tmp_path: Path) -> None:
-    spec = spec_of(("fsg", "a", "b", "ste"), seeds=(0,), epochs=100)
-    cells = cells_of(spec)
-    ledger = launched(tmp_path / "x", spec, cells)
-    for cell in cells:
-        with_diagnostics(ledger, cell, layers=112, epochs=100)
-    assert len(page_of(build(ledger))[0].encode()) < 2_000_000
+def test_the_maps_of_a_large_network_stay_small(tmp_path: Path, drawn: None) -> None:
+    """Five figures of four maps each are 2 MB of a page at most."""
+
+    def figure(layers: int, epochs: int) -> Figure:
+        values = np.random.default_rng(0).uniform(1e-6, 1e-1, (layers, epochs))
+        names, numbers = tuple(f"layer{i}" for i in range(layers)), tuple(range(1, epochs + 1))
+        return layer_maps.draw_maps("Flip rate a step", [layer_maps.Map(one, names, numbers, values) for one in "ab"])
+
+    text = curves.inline(figure(112, 100), "flips", "Flip rate a step, by layer and epoch")
+    assert text.count("<image") == 3, "two and the scale"
+    assert len(text.encode()) < 2 * 100_000
+    assert all(path.stat().st_size > 1000 for path in curves.save_figure(figure(3, 2), tmp_path, "layers"))
 
 
-def test_cost_is_what_it_took_over_all_cells(tmp_path: Path) -> None:
-    words = page_of(build(trained(tmp_path / "x", spec_of(seeds=(0, 1)))))[1].words
-    assert "5 min" in words  # four cells of 75 s
-
-
-def test_behind_each_cell_stands_its_command_and_behind_the_page_its_spec_and_changes(tmp_path: Path) -> None:
+def test_page_says_the_cost_and_behind_each_cell_its_command_and_behind_the_page_its_spec_and_changes(
+    tmp_path: Path,
+) -> None:
     ledger = trained(tmp_path / "x", spec_of(seeds=(0,)))
     ledger.record_launch(ledger.launches()[0] | {"git_diff": "-old <b>\n+new", "git_diff_sha256": "a" * 64,
                                                  "data": {"Images": "f" * 64}})  # fmt: skip
     text, page = page_of(build(ledger))
+    assert "2 min 30 s" in page.words  # two cells of 75 s
     for cell in cells_of(spec_of(seeds=(0,))):
         assert f"fsg reproduce {ledger.folder} {cell.id}" in page.words
     assert "# as it was written" in page.words

@@ -68,17 +68,12 @@ def test_pilot_measures_a_step_and_an_image() -> None:
     assert cost.image > 0
 
 
-def test_pilots_run_beside_each_other_as_the_cells_will() -> None:
+def test_pilots_run_beside_each_other_and_one_that_kills_its_process_takes_no_other_with_it() -> None:
+    dies = replace(TRAIN, estimator=Imported(path="unlucky:Unlucky", settings={"what": "dies", "at": 2}))
     with Pilots("cpu", 2) as pilots:
-        assert pilots.measure(cell("a")).step > 0
         with pytest.raises(ValueError, match="train_limit"):
             pilots.measure(cell("a", replace(TRAIN, data=FashionMNISTSubset(train_limit=10**6))))
         assert pilots.measure(cell("a")).step > 0
-
-
-def test_pilot_that_kills_its_process_takes_no_other_with_it() -> None:
-    dies = replace(TRAIN, estimator=Imported(path="unlucky:Unlucky", settings={"what": "dies", "at": 2}))
-    with Pilots("cpu", 2) as pilots:
         with pytest.raises(BrokenProcessPool):
             pilots.measure(cell("a", dies))
         assert pilots.measure(cell("a")).step > 0

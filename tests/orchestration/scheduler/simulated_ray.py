@@ -1,6 +1,6 @@
 """Ray's part of Tune's loop on a clock of its own: nodes with CPUs, workers that start, train, die and stop.
 
-What runs on it is the real controller, queue and listener (`orchestration.tuner`), and Tune's own code under them.
+What runs on it is the real controller, queue and listener (`orchestration.scheduler`), and Tune's own code under them.
 """
 
 import heapq

@@ -70,7 +70,7 @@ def run(
     return heard, ray
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 120))])
 def test_cells_of_several_kinds_that_wait_for_each_other_all_end_whoever_dies(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ from orchestration.search.source import ErrorCapturingSource
 from orchestration.search.values import at_bounds
 from orchestration.spec import search_config as settings
 from orchestration.spec.cells import Cell, WorkItem, cell_id
-from orchestration.spec.study import Dimension, with_settings
+from orchestration.spec.study import Dimension, StudySpec, with_settings
 
 
 @pytest.fixture(autouse=True)
@@ -52,26 +52,39 @@ def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StudySpec], Work]:
+    """A study in one go, made once: only to be looked at."""
+    made: dict[str, Work] = {}
+
+    def go(one: StudySpec) -> Work:
+        key = repr(one)
+        made[key] = made.get(key) or Work(tmp_path_factory.mktemp("undisturbed"), one).go()
+        return made[key]
+
+    return go
+
+
 # suggestions
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda one: one.name)
 def test_same_seed_gives_the_same_suggestions_wherever_the_driver_dies(
-    tmp_path: Path, sampler: settings.SamplerConfig
+    tmp_path: Path, sampler: settings.SamplerConfig, undisturbed: Callable[[StudySpec], Work]
 ) -> None:
     one = study(sampler=sampler, pruner=HALVING)
-    undisturbed = Work(tmp_path / "undisturbed", one).go()
+    expected = undisturbed(one)
     disturbed = Work(tmp_path / "disturbed", one)
     for legs in (1, 3, 6, 11):
         disturbed.go(until=legs)
     disturbed.go()
-    assert disturbed.params == undisturbed.params
-    assert disturbed.states == undisturbed.states
+    assert disturbed.params == expected.params
+    assert disturbed.states == expected.states
     assert len(disturbed.params) == 8
     assert_told(disturbed)
-    other = Work(tmp_path / "other", replace(one, seed=1)).go()
-    assert other.params[0] == undisturbed.params[0], "the first trial is the variant as it stands"
-    assert other.params[1:] != undisturbed.params[1:]
+    other = Work(tmp_path / "other", replace(one, seed=1, trials=3)).go()
+    assert other.params[0] == expected.params[0], "the first trial is the variant as it stands"
+    assert other.params[1:] != expected.params[1:3]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda one: one.name)
@@ -297,29 +310,37 @@ def test_search_that_breaks_is_kept_from_tune_and_has_no_more_to_ask_for(
 # what survives
 
 
-def test_study_may_be_lost_at_any_moment(tmp_path: Path) -> None:
-    one = study(pruner=HALVING, trials=5, seeds=(1000,))
-    undisturbed = Work(tmp_path / "undisturbed", one).go()
-    for legs in range(1, len(undisturbed.legs)):
+def test_study_may_be_lost_at_any_moment(tmp_path: Path, undisturbed: Callable[[StudySpec], Work]) -> None:
+    one = study(pruner=HALVING, trials=4, seeds=(1000,))
+    expected = undisturbed(one)
+    for legs in range(1, len(expected.legs)):
         work = Work(tmp_path / str(legs), one).go(until=legs)
         work.records.journal.unlink()
         work.searches = work.opened()
         work.go()
-        assert (work.params, work.states) == (undisturbed.params, undisturbed.states), legs
-        attributes = [frozen.system_attrs for frozen in undisturbed.stored()]
+        assert (work.params, work.states) == (expected.params, expected.states), legs
+        attributes = [frozen.system_attrs for frozen in expected.stored()]
         assert [frozen.system_attrs for frozen in work.stored()] == attributes, legs
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut short", "nonsense", "another's"])
-@pytest.mark.parametrize("pruner", [HALVING, settings.Median(startup=2)], ids=lambda p: p.name)
-def test_lost_study_is_made_anew_from_the_ledger(tmp_path: Path, damage: str, pruner: settings.PrunerConfig) -> None:
+@pytest.mark.parametrize(
+    ("damage", "pruner"),
+    [
+        ("lost", HALVING),
+        ("cut short", settings.Median(startup=2)),
+        ("nonsense", HALVING),
+        ("another's", settings.Median(startup=2)),
+    ],
+)
+def test_lost_study_is_made_anew_from_the_ledger(
+    tmp_path: Path, damage: str, pruner: settings.PrunerConfig, undisturbed: Callable[[StudySpec], Work]
+) -> None:
     one = study(pruner=pruner)
-    undisturbed = Work(tmp_path / "undisturbed", one).go()
     work = Work(tmp_path / "lost", one).go(until=9)
     journal = work.records.journal
     content = journal.read_bytes()
     if damage == "another's":
-        other = Work(tmp_path / "other", replace(one, seed=5)).go().records.journal
+        other = Work(tmp_path / "other", replace(one, seed=5)).go(until=9).records.journal
         journal.write_bytes(other.read_bytes())
     elif damage == "lost":
         journal.unlink()
@@ -327,8 +348,8 @@ def test_lost_study_is_made_anew_from_the_ledger(tmp_path: Path, damage: str, pr
         journal.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"nonsense\n" + content)
     work.searches = work.opened()
     work.go()
-    assert work.params == undisturbed.params
-    assert work.states == undisturbed.states
+    assert work.params == undisturbed(one).params
+    assert work.states == undisturbed(one).states
     assert_told(work)
 
 
@@ -344,9 +365,9 @@ def test_study_is_extended_without_repeating_a_trial(tmp_path: Path) -> None:
 
 
 def test_driver_that_dies_between_ledger_and_optuna_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[[StudySpec], Work]
 ) -> None:
-    undisturbed = Work(tmp_path / "undisturbed", study(pruner=HALVING)).go()
+    expected = undisturbed(study(pruner=HALVING))
     for where in ("ask", "tell", "enqueue_trial"):
         work = Work(tmp_path / where, study(pruner=HALVING))
         for calls in (1, 3):
@@ -357,8 +378,8 @@ def test_driver_that_dies_between_ledger_and_optuna_loses_nothing(
                 except Killed:
                     work.searches = work.opened()
         work.go()
-        assert work.params == undisturbed.params, where
-        assert work.states == undisturbed.states, where
+        assert work.params == expected.params, where
+        assert work.states == expected.states, where
         assert_told(work)
 
 
@@ -388,11 +409,11 @@ def test_storage_that_cannot_be_had_is_refused_in_one_line(tmp_path: Path) -> No
 def test_study_in_a_database_is_shared_with_others_of_the_same_name(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     for name in ("one", "two"):
-        work = Work(tmp_path / name, study(trials=3, pruner=HALVING))
+        work = Work(tmp_path / name, study(trials=2, pruner=HALVING, seeds=(1000,)))
         work.searches = work.opened(storage=url)
         work.go()
     summaries = optuna.get_all_study_summaries(url)
-    assert [summary.n_trials for summary in summaries] == [3, 3]
+    assert [summary.n_trials for summary in summaries] == [2, 2]
 
 
 # earlier studies

@@ -26,12 +26,14 @@ from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.resolver import Point
+from orchestration.tracking.program import Exporter
 from orchestration.tracking.server import free_port, serving
 from orchestration.tracking.sync import SyncReport, Tracker, background
 from orchestration.util.nested import flatten
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 NOTHING = SyncReport(0, 0, 0)
+EXPORTER = Exporter()
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +105,9 @@ def artifacts(tracker: Tracker, run: Any, folder: str) -> list[str]:
 
 
 def test_finished_experiment_arrives_whole(results: Path, uri: str) -> None:
+    from mlflow.tracking import MlflowClient
+    from ruamel.yaml import YAML
+
     spec = spec_of(seeds=(0, 1), name="whole")
     ledger = trained(results / "whole", spec)
     tracker = Tracker(ledger, spec, uri)
@@ -131,34 +136,28 @@ def test_finished_experiment_arrives_whole(results: Path, uri: str) -> None:
         assert artifacts(tracker, run, "checkpoints") == ["best-00000040.pt", "final.pt"]
     assert runs["whole"].info.status == "FINISHED"
     assert artifacts(tracker, runs["whole"], "spec") == ["as_written.yaml", "resolved.json", "resolved.yaml"]
-
-
-def test_resolved_spec_reads_back_the_same_from_json_and_yaml(results: Path, sqlite: str) -> None:
-    from mlflow.tracking import MlflowClient
-    from ruamel.yaml import YAML
-
-    spec = spec_of(seeds=(0,))
-    tracker = Tracker(trained(results / "ablation", spec), spec, sqlite)
-    tracker.sync()
-    parent = in_mlflow(tracker)["ablation"].info.run_id
-    folder = Path(MlflowClient(sqlite).download_artifacts(parent, "spec"))
+    folder = Path(MlflowClient(uri).download_artifacts(runs["whole"].info.run_id, "spec"))
     assert json.loads((folder / "resolved.json").read_text()) == spec.resolved()
     assert YAML(typ="safe").load(folder / "resolved.yaml") == spec.resolved()
     assert (folder / "as_written.yaml").read_text() == spec.text
 
 
-def test_second_sync_sends_nothing_also_from_a_new_driver(results: Path, uri: str) -> None:
+def test_second_sync_sends_nothing_and_what_was_sent_but_not_marked_is_sent_again_without_harm(
+    results: Path, uri: str
+) -> None:
     spec = spec_of(seeds=(0,), name="twice")
     ledger = trained(results / "twice", spec)
     tracker = Tracker(ledger, spec, uri)
     tracker.sync()
-    before = in_mlflow(tracker)
+    before = {name: run.to_dictionary() for name, run in in_mlflow(tracker).items()}
     assert tracker.sync() == NOTHING
-    assert Tracker(ledger, spec, uri).sync() == NOTHING
-    after = in_mlflow(tracker)
-    assert {name: run.to_dictionary() for name, run in after.items()} == {
-        n: r.to_dictionary() for n, r in before.items()
-    }
+    assert Tracker(ledger, spec, uri).sync() == NOTHING, "from a new driver"
+    assert {name: run.to_dictionary() for name, run in in_mlflow(tracker).items()} == before
+    cell = cells_of(spec)[1]
+    tracker.runs.client().delete_tag(before[cell.label]["info"]["run_id"], "fsg.synced")
+    again = Tracker(ledger, spec, uri).sync()
+    assert again.metrics == len(in_ledger(ledger, cell.id))
+    assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
 
 
 def test_rows_arrive_once_while_a_cell_is_trained_by_several_attempts_and_drivers(results: Path, uri: str) -> None:
@@ -191,19 +190,6 @@ def test_rows_arrive_once_while_a_cell_is_trained_by_several_attempts_and_driver
     assert history(tracker, run) == in_ledger(ledger, cell.id)
     once = [(name, step) for name, step, _, _ in history(tracker, run)]
     assert sorted(once) == sorted((name, row.step) for row in rows for name in row.values)
-
-
-def test_batch_that_was_sent_but_not_marked_is_sent_again_without_harm(results: Path, uri: str) -> None:
-    spec = spec_of(("ste",), (0,), name="unmarked")
-    (cell,) = cells_of(spec)
-    ledger = trained(results / "unmarked", spec)
-    tracker = Tracker(ledger, spec, uri)
-    tracker.sync()
-    run = in_mlflow(tracker)[cell.label]
-    tracker.runs.client().delete_tag(run.info.run_id, "fsg.synced")
-    again = Tracker(ledger, spec, uri).sync()
-    assert again.metrics == len(in_ledger(ledger, cell.id))
-    assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
 
 
 def test_run_that_a_slow_server_made_after_all_is_put_away(results: Path, uri: str) -> None:
@@ -269,45 +255,45 @@ def test_parent_of_an_interrupted_launch_is_killed_and_of_one_that_goes_on_runs_
     assert in_mlflow(tracker)["ablation"].info.status == "FINISHED"
 
 
-def test_values_that_are_not_finite_are_flagged_and_not_sent(results: Path, sqlite: str) -> None:
-    spec = spec_of(("ste",), (0,))
-    (cell,) = cells_of(spec)
-    ledger = launched(results / "ablation", spec, [cell])
-    attempt = ledger.claim(cell.id, {"device": "cpu"})
+def test_values_that_are_not_finite_are_flagged_and_not_sent_and_more_rows_than_a_batch_takes_arrive(
+    results: Path, sqlite: str
+) -> None:
+    spec = spec_of(("ste",), (0, 1))
+    one, long = cells_of(spec)
+    ledger = launched(results / "ablation", spec, [one, long])
+    attempt = ledger.claim(one.id, {"device": "cpu"})
     attempt.record(
         [Row(1, {"train/loss": 2.0, "norm": float("inf")}), Row(2, {"train/loss": float("nan"), "norm": 1.0})]
     )
     attempt.finish("diverged", "the loss is nan")
-    tracker = Tracker(ledger, spec, sqlite)
-    assert tracker.sync().metrics == 2
-    run = in_mlflow(tracker)[cell.label]
-    assert [(name, step, value) for name, step, _, value in history(tracker, run)] == [
-        ("norm", 2, 1.0),
-        ("train/loss", 1, 2.0),
-    ]
-    assert run.data.tags["not_finite"] == "norm, train/loss"
-
-
-def test_more_rows_than_a_batch_takes_arrive(results: Path, sqlite: str) -> None:
-    spec = spec_of(("ste",), (0,))
-    (cell,) = cells_of(spec)
-    ledger = launched(results / "ablation", spec, [cell])
-    attempt = ledger.claim(cell.id, {"device": "cpu"})
+    attempt = ledger.claim(long.id, {"device": "cpu"})
     attempt.record([Row(step, {"train/loss": 1.0 / step, "lr": 0.1}) for step in range(1, 1201)])
     attempt.weights("final.pt", b"weights")
     attempt.finish("done")
     tracker = Tracker(ledger, spec, sqlite)
-    assert tracker.sync().metrics == 2400
-    assert history(tracker, in_mlflow(tracker)[cell.label]) == in_ledger(ledger, cell.id)
+    assert tracker.sync().metrics == 2 + 2400
+    runs = in_mlflow(tracker)
+    assert [(name, step, value) for name, step, _, value in history(tracker, runs[one.label])] == [
+        ("norm", 2, 1.0),
+        ("train/loss", 1, 2.0),
+    ]
+    assert runs[one.label].data.tags["not_finite"] == "norm, train/loss"
+    assert history(tracker, runs[long.label]) == in_ledger(ledger, long.id)
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     pixels, labels = draw.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), np.arange(60) % 3
-    path = tmp_path / "images.npz"
+    path = tmp_path_factory.mktemp("images") / "images.npz"
     np.savez(path, train_images=pixels[:40], train_labels=labels[:40], test_images=pixels[40:], test_labels=labels[40:])
     return path
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To trace a network takes seconds: all trackers share what was traced."""
+    monkeypatch.setattr("orchestration.tracking.sync.Exporter", lambda: EXPORTER)
 
 
 def really_trained(folder: Path, images: Path, model: Any = None) -> tuple[Ledger, ExperimentSpec, Cell]:
@@ -381,7 +367,9 @@ def test_model_whose_sync_was_cut_off_is_made_once(results: Path, sqlite: str, i
     assert history(tracker, run) == in_ledger(ledger, cell.id)
 
 
-def test_model_has_the_last_metrics_though_the_run_had_them_before(results: Path, sqlite: str, images: Path) -> None:
+def test_model_has_the_last_metrics_though_the_run_had_them_before_and_diagnostics_are_one_table(
+    results: Path, sqlite: str, images: Path
+) -> None:
     from mlflow.tracking import MlflowClient
 
     ledger, spec, cell = really_trained(results / "ablation", images)
@@ -396,6 +384,15 @@ def test_model_has_the_last_metrics_though_the_run_had_them_before(results: Path
     (model,) = MlflowClient(sqlite).search_logged_models([run.info.experiment_id])
     assert {metric.key: metric.value for metric in model.metrics}["test/accuracy"] == run.data.metrics["test/accuracy"]
     assert history(tracker, run) == in_ledger(ledger, cell.id)
+    held = json.loads(Path(MlflowClient(sqlite).download_artifacts(run.info.run_id, "diagnostics.json")).read_text())
+    tables = ledger.diagnostics(cell.id)
+    lines = [dict(zip(held["columns"], row, strict=True)) for row in held["data"]]
+    assert [(row["epoch"], row["layer"]) for row in lines] == [
+        (t["epoch"], name) for t in tables for name in t["layer"]
+    ]
+    assert held["columns"][:4] == ["epoch", "layer", "weights", "flip_rate"]
+    assert [row["flip_rate"] for row in lines] == pytest.approx([v for t in tables for v in t["flip_rate"]], rel=1e-5)
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "diagnostics.json", "type": "table"}]
 
 
 def test_network_that_torch_cannot_trace_is_tracked_without_a_model(results: Path, sqlite: str, images: Path) -> None:
@@ -409,27 +406,25 @@ def test_network_that_torch_cannot_trace_is_tracked_without_a_model(results: Pat
     assert "final.pt" in artifacts(tracker, run, "checkpoints")
 
 
-def test_diagnostics_of_all_epochs_are_one_table(results: Path, sqlite: str, images: Path) -> None:
+def test_experiment_opens_on_its_comparison_and_what_to_type_names_it_and_deleted_in_mlflow_it_comes_back(
+    results: Path, sqlite: str
+) -> None:
     from mlflow.tracking import MlflowClient
 
-    ledger, spec, cell = really_trained(results / "ablation", images)
-    tracker = Tracker(ledger, spec, sqlite)
-    tracker.sync()
-    run = in_mlflow(tracker)[cell.label]
-    held = json.loads(Path(MlflowClient(sqlite).download_artifacts(run.info.run_id, "diagnostics.json")).read_text())
-    tables = ledger.diagnostics(cell.id)
-    rows = [dict(zip(held["columns"], row, strict=True)) for row in held["data"]]
-    assert [(row["epoch"], row["layer"]) for row in rows] == [(t["epoch"], name) for t in tables for name in t["layer"]]
-    assert held["columns"][:4] == ["epoch", "layer", "weights", "flip_rate"]
-    assert [row["flip_rate"] for row in rows] == pytest.approx([v for t in tables for v in t["flip_rate"]], rel=1e-5)
-    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "diagnostics.json", "type": "table"}]
-
-
-def test_experiment_deleted_in_mlflow_comes_back(results: Path, sqlite: str) -> None:
-    spec = spec_of(seeds=(0,))
+    spec = spec_of(("fsg", "ste"), (0,))
     ledger = trained(results / "ablation", spec)
-    tracker = Tracker(ledger, spec, sqlite)
+    tracker = Tracker(ledger, spec)
     tracker.sync()
+    tags = MlflowClient(sqlite).get_experiment_by_name("ablation").tags
+    state = json.loads(json.loads(tags["mlflow.sharedViewState.comparison"])["state"])
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
+    assert state["groupsExpanded"] == {"tag.variant.fsg": True, "tag.variant.ste": True}
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    typed, _, address = tracker.ui().partition("   ")
+    assert shlex.split(typed)[1:] == ["ui", str(results / "ablation")]
+    assert address.startswith(f"(http://127.0.0.1:5000/#/experiments/{tracker.runs.experiment_id}/runs?")
+    elsewhere = Tracker(Ledger(results / "ablation"), spec, f"sqlite:///{results / 'other.db'}").ui()
+    assert f"--tracking-uri 'sqlite:///{results / 'other.db'}'" in elsewhere
     before = set(in_mlflow(tracker))
     tracker.runs.client().delete_experiment(tracker.runs.experiment_id)
     Tracker(ledger, spec, sqlite).sync()
@@ -512,31 +507,8 @@ def test_nested_settings_are_parameters_by_dotted_path() -> None:
     assert flatten(settings) == {"a.b": "1", "a.c.name": "x", "a.c.on": "true", "d": "null", "e": "{}", "f": "[1, 2]"}
 
 
-def test_experiment_opens_on_its_comparison_by_variant(results: Path, sqlite: str) -> None:
-    from mlflow.tracking import MlflowClient
-
-    spec = spec_of(("fsg", "ste"), (0,))
-    Tracker(trained(results / "ablation", spec), spec).sync()
-    tags = MlflowClient(sqlite).get_experiment_by_name("ablation").tags
-    state = json.loads(json.loads(tags["mlflow.sharedViewState.comparison"])["state"])
-    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
-    assert state["groupsExpanded"] == {"tag.variant.fsg": True, "tag.variant.ste": True}
-    assert tags["mlflow.experimentKind"] == "custom_model_development"
-
-
-def test_what_to_type_names_the_folder_and_the_address_the_comparison(results: Path, sqlite: str) -> None:
-    spec = spec_of(seeds=(0,))
-    tracker = Tracker(launched(results / "ablation", spec, []), spec)
-    tracker.sync()
-    typed, _, address = tracker.ui().partition("   ")
-    assert shlex.split(typed)[1:] == ["ui", str(results / "ablation")]
-    assert address.startswith(f"(http://127.0.0.1:5000/#/experiments/{tracker.runs.experiment_id}/runs?")
-    elsewhere = Tracker(Ledger(results / "ablation"), spec, f"sqlite:///{results / 'other.db'}").ui()
-    assert f"--tracking-uri 'sqlite:///{results / 'other.db'}'" in elsewhere
-
-
 @pytest.mark.parametrize(
-    "uri", ["postgresql+psycopg2://me:s3cr:e@t@127.0.0.1:9/mlflow?connect_timeout=1", "http://me:s3cr:e@t@127.0.0.1:9"]
+    "uri", ["postgresql+psycopg2://me:s3cr:e@t@127.0.0.1:9/mlflow?password=s3cr", "http://me:s3cr:e@t@127.0.0.1:9"]
 )
 def test_password_of_the_uri_is_shown_nowhere(results: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
