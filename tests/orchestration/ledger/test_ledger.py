@@ -674,6 +674,7 @@ def test_concurrent_claims_each_get_a_folder_of_their_own(on_disk: Ledger) -> No
 
 def test_killed_writer_leaves_a_ledger_that_reads(on_disk: Ledger) -> None:
     """A writer is killed at a random moment, over and over; after each death the rows are whole and resumable."""
+    has_begun = FORKED.Event()
 
     def write_for_ever() -> None:
         attempt = on_disk.claim(ID, {})
@@ -682,11 +683,13 @@ def test_killed_writer_leaves_a_ledger_that_reads(on_disk: Ledger) -> None:
             step += 1
             attempt.record(rows(step))
             attempt.checkpoint(f"state at {step}".encode() * 1000, step)
+            has_begun.set()
 
     draw, before = random.Random(0), 0
     for _ in range(5):
         child = FORKED.Process(target=write_for_ever)
         child.start()
+        assert has_begun.wait(60), "the first one writes a checkpoint, however busy the machine is"
         time.sleep(draw.uniform(0.02, 0.15))
         child.kill()
         child.join()

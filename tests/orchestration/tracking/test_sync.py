@@ -293,7 +293,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """To trace a network takes seconds: all trackers share what was traced."""
-    monkeypatch.setattr("orchestration.tracking.sync.Exporter", lambda: EXPORTER)
+    monkeypatch.setattr("orchestration.tracking.cell_run.Exporter", lambda: EXPORTER)
 
 
 def really_trained(folder: Path, images: Path, model: Any = None) -> tuple[Ledger, ExperimentSpec, Cell]:
