@@ -741,7 +741,7 @@ def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(on_disk: 
     lock = on_disk.folder / "lock"
     lock.write_text(json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "since": 0}))
     with pytest.raises(
-        LockedError, match=r"process 1 on elsewhere since .* \(last heard of \d+ s ago, and taken for dead"
+        LockedError, match=r"process 1 on elsewhere since .* \(last seen \d+ s ago; its lock expires"
     ):
         with on_disk.lock():
             pass
