@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from launches import NO_MLFLOW
 from synthetic_experiment import spec_of
 from synthetic_experiment import trained as made_up
 
@@ -52,8 +53,8 @@ WRONG = {
     "bundle into a folder that is not there": ("bundle ablation -o no/x.zip", "no/x.zip: there is no folder .*no"),
     "open what is not there": ("open nowhere.zip", "nowhere.zip: No such file or directory"),
     "open a folder": ("open ablation", "ablation: Is a directory"),
-    "open what is no archive": ("open notes.txt", "notes.txt: is damaged, or no bundle: "),
-    "open an archive that is no bundle": ("open other.zip", "other.zip: has no manifest.json: is no bundle"),
+    "open what is no archive": ("open notes.txt", "notes.txt: is damaged, or not a bundle: "),
+    "open an archive that is no bundle": ("open other.zip", "other.zip: has no manifest.json: is not a bundle"),
     "open a bundle with a flipped bit": ("open flipped.zip --into out", "flipped.zip: "),
     "open into a folder that is there": ("open ablation.fsg.zip --into ablation", "ablation: is there already"),
     "reproduce in a folder that is not there": ("reproduce nowhere x", "nowhere: no launch is recorded there"),
@@ -93,7 +94,8 @@ def test_a_bundle_is_run_again_in_another_place_and_reproduces_every_cell(tmp_pa
     elsewhere.mkdir()
     shutil.copy(tmp_path / "tiny.npz", elsewhere)  # a bundle has no images
     command = [*FSG, "open", str(packed), "--into", "opened", "--run"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    no_mlflow = {"MLFLOW_TRACKING_URI": NO_MLFLOW[1], "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    environment = os.environ | no_mlflow | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     told = run.stdout[run.stdout.index("\nSpec\n") :]

@@ -82,7 +82,7 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
     one = started()
     until(ledger.launches, one)
     assert launch_here(LaunchRequest(Path("tiny.yaml"))) == 2
-    assert f"is held by process {one.process.pid} on " in capsys.readouterr().err
+    assert f"is locked by process {one.process.pid} on " in capsys.readouterr().err
     until(lambda: len(training()) == 2, one)
     for attempt, sent in zip(training(), (signal.SIGKILL, signal.SIGTERM), strict=True):
         os.kill(attempt["pid"], sent)
@@ -91,14 +91,14 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
         (victim,) = until(lambda name=name: training() and processes(one, name), one)  # type: ignore[misc]
         number += 1
         victim.kill()
-        until(lambda name=name: f"Ray's {name} died: starting anew from the ledger" in one.text, one)  # type: ignore[misc]
+        until(lambda name=name: f"Ray's {name} died: restarting from the ledger" in one.text, one)  # type: ignore[misc]
 
     # `timeout` and batch systems terminate Ray's own processes, too: it stops then.
     raylets = until(lambda: training() and processes(one, "raylet"), one)
     for process in (one.process, *raylets):
         os.kill(process.pid, signal.SIGTERM)
     assert one.wait() == 130, one.text
-    assert "Interrupted. It goes on with: " in one.text
+    assert "Interrupted. To resume: " in one.text
     assert one.text.count("starting anew") == 2
 
     # A Ray that is slower to start than it gives itself is waited for; then the driver dies in mid-checkpoint.
@@ -126,7 +126,7 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
     until(training, one)
     one.ctrl_c()
     assert one.wait() == 130, one.text
-    assert one.text.splitlines()[-1] == "Interrupted. It goes on with: fsg launch tiny.yaml"
+    assert one.text.splitlines()[-1] == "Interrupted. To resume: fsg launch tiny.yaml"
     assert leftovers(one) == []
     states = {ledger.outcome(cell.id).state for cell in planned}
     assert "interrupted" in states
@@ -274,7 +274,7 @@ def test_cells_that_are_killed_for_want_of_memory_or_always_die_are_tried_so_oft
 
     for name, (_, why) in fates.items():
         (cell,) = (cell for cell in planned if cell.variant == name)
-        assert one.text.count(f"{name} · seed 0 goes again: {why}") == 1, one.text
+        assert one.text.count(f"{name} · seed 0 is retried: {why}") == 1, one.text
         outcome = ledger.outcome(cell.id)
         assert outcome.state == "failed"
         assert re.fullmatch(rf"{re.escape(why)}.* \(2 times\)", outcome.reason), outcome.reason
@@ -322,8 +322,8 @@ def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_
             filler.write(bytes(4096))
     assert one.wait() == 1, one.text
     (told,) = (line for line in one.text.splitlines() if "broke off" in line)
-    assert told.startswith("The launch broke off: No space left on device (")
-    assert told.endswith("; what is in results is whole. Once there is room, it goes on with: fsg launch tiny.yaml"), (
+    assert told.startswith("The launch stopped: No space left on device (")
+    assert told.endswith("; the results in results are intact. Once there is room, to resume: fsg launch tiny.yaml"), (
         told
     )
     assert "Traceback" not in one.text
@@ -427,7 +427,7 @@ def test_mlflow_that_is_down_at_the_start_and_too_slow_at_the_end_holds_nothing_
         assert compared(ledger, server.database)[0] > 0, "the trainings have not waited for MLflow"
         assert one.wait() == 0, one.text
         assert one.text.count("cannot be written to") == 1, one.text
-        assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+        assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
 
         server.kill()
         late.asking = 0.0
@@ -462,7 +462,7 @@ def test_locked_database_of_mlflow_holds_nothing_up_and_is_brought_level_later(
         other.execute("rollback")
     assert count_done(ledger, waiting) == len(waiting)
     assert one.text.count("database is locked") == 2, one.text
-    assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+    assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
     assert "Traceback" not in one.text
     missing = compared(ledger, database)
     assert missing[0] > 0, "or there is nothing to bring level"

@@ -20,7 +20,7 @@ import ray
 from orchestration.cli import main
 from orchestration.scheduler.connection import (
     _refusing,
-    connected,
+    connect,
 )
 from orchestration.scheduler.environment import Unusable
 from orchestration.scheduler.job_server import (
@@ -90,10 +90,10 @@ def test_token_is_missing_wrong_right(
     server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address = server(guarded)
-    with pytest.raises(Unusable, match="wants a token, and there is none"):
+    with pytest.raises(Unusable, match="a token is required, and none is set"):
         JobServer(address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    with pytest.raises(Unusable, match="the token is another one"):
+    with pytest.raises(Unusable, match="the token is wrong"):
         JobServer(address)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     (tmp_path / "no_token").write_text("right\n")
@@ -107,7 +107,7 @@ def test_cluster_has_another_ray(server: Callable[..., str]) -> None:
 
 @pytest.mark.parametrize("answer", [(404, "nothing"), (200, "<html>hello</html>"), (200, "{}")])
 def test_something_else_answers(server: Callable[..., str], answer: Answer) -> None:
-    with pytest.raises(Unusable, match="is no job server of Ray's"):
+    with pytest.raises(Unusable, match="is not a Ray job server"):
         JobServer(server(lambda _: answer))
 
 
@@ -143,7 +143,7 @@ def test_one_line_says_why_a_cluster_is_not_joined(raised: Exception, line: str)
 
 
 def test_ray_is_not_asked_where_nothing_listens() -> None:
-    with pytest.raises(Unusable, match="no cluster answers"), connected("127.0.0.1:1"):
+    with pytest.raises(Unusable, match="no cluster answers"), connect("127.0.0.1:1"):
         raise AssertionError("connected to nothing")
 
 

@@ -12,7 +12,7 @@ from launches import NO_MLFLOW, SPEC, Launched, bring_own_code, ledger_of
 
 from orchestration.commands.launch import launch as launch_here
 from orchestration.commands.plan import ExperimentPlan, plan
-from orchestration.commands.preflight import unplaceable
+from orchestration.commands.preflight import unmet_resources
 from orchestration.commands.request import LaunchRequest
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
@@ -45,7 +45,7 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     log = outcomes["raises"].log
     assert log is not None
     assert "Traceback" in log.read_text()
-    assert "dies_once · seed 0 goes again: the worker's process died" in one.text
+    assert "dies_once · seed 0 is retried: the worker's process died" in one.text
     assert outcomes["out_of_memory"].reason.startswith("out of memory: no room")
     lines = one.text.splitlines()
     failed = {line.split()[1]: line for line in lines if line.startswith("failed: ")}
@@ -69,11 +69,11 @@ def test_launch_that_ends_with_something_undone_says_what(
     monkeypatch.setattr("orchestration.commands.train.train_on_ray", train)
     monkeypatch.setattr("orchestration.commands.launch._conclude", lambda *rest: None)
     assert launch_here(LaunchRequest(Path("tiny.yaml"), tracking_uri=NO_MLFLOW[1])) == 1
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "short" in line)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "incomplete" in line)
     left = "pretrain · seed 0 is waiting, pretrain · seed 1 is interrupted, ste · seed 0 is waiting, fsg · seed 1 is"
     assert line == (
-        f"The launch ended short: {left} waiting, 1 more, the search of tuned came to no choice. "
-        f"It goes on with: fsg launch tiny.yaml {shlex.join(NO_MLFLOW)}"
+        f"The launch is incomplete: {left} waiting, 1 more, the search of tuned came to no choice. "
+        f"To resume: fsg launch tiny.yaml {shlex.join(NO_MLFLOW)}"
     )
 
 
@@ -130,13 +130,13 @@ def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.Captur
 def test_more_than_any_node_of_a_cluster_has_is_refused(folder: Path, sets: list[str], told: str) -> None:
     """All of them together may have as much."""
     nodes = [{"CPU": 0.0, "GPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 0.0}]
-    lines = unplaceable(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, nodes)
+    lines = unmet_resources(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, nodes)
     assert len(lines) == bool(told)
     assert told in "".join(lines)
 
 
 def test_cluster_that_has_no_processors_yet_is_waited_for(folder: Path) -> None:
-    assert unplaceable(load_spec(Path("tiny.yaml")), Path("tiny.yaml"), [], [{"CPU": 0.0, "GPU": 0.0}]) == []
+    assert unmet_resources(load_spec(Path("tiny.yaml")), Path("tiny.yaml"), [], [{"CPU": 0.0, "GPU": 0.0}]) == []
 
 
 def test_arithmetic_of_gpus_is_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_pareto_front_is_drawn_of_two_objectives(tmp_path: Path) -> None:
     one = study(objectives=("validation/accuracy", "time/step"), sampler=settings.NSGA2(population=4), trials=6)
     found = section_of(Work(tmp_path, one).go())
     assert found.header == ("trial", "validation accuracy", "time of a step", "settings")
-    assert found.drawn(tmp_path / "figures")["Pareto front"].exists()
+    assert found.draw(tmp_path / "figures")["Pareto front"].exists()
 
 
 @pytest.mark.parametrize("more", [(), ("time/step",)], ids=["two", "three"])
@@ -131,7 +131,7 @@ def test_pareto_front_has_memory_with_its_unit(tmp_path: Path, more: tuple[setti
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(optuna.visualization.matplotlib, "plot_pareto_front", watched)
-        assert found.drawn(tmp_path / "figures")["Pareto front"].exists()
+        assert found.draw(tmp_path / "figures")["Pareto front"].exists()
     assert axes[:2] == ["validation accuracy (%)", "peak memory (MB)"]
 
 
@@ -140,4 +140,4 @@ def test_study_of_which_nothing_is_over_is_told_all_the_same(tmp_path: Path) -> 
     work.searches.more()
     found = section_of(work)
     assert found.summary.startswith("1 of 8 trials: 1 under way.")
-    assert found.drawn(tmp_path / "figures") == {}
+    assert found.draw(tmp_path / "figures") == {}
