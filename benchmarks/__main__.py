@@ -35,7 +35,7 @@ def training(threads: int, repetitions: int, quick: bool) -> list[Row]:
         small = steps.config(file, threads, depth, 16 if quick else 32)
         rows = steps.ratios(whole, repetitions)
         rows += [steps.looking(whole, "STE", STE.Config()), steps.looking(whole, "FSG", FSG.Config())]
-        sizes: dict[str, int] = {"weights": 512, "rounds": 1, "depth": 8, "batch": 8, "steps": 50} if quick else {
+        sizes: dict[str, int] = {"weights": 512, "rounds": 1, "depth": 8, "batch": 8, "steps": 10} if quick else {
             "weights": 9216, "rounds": 3, "depth": 20, "batch": 128, "steps": 1000,
         }  # fmt: skip
         rows += slow_net.rows(threads=threads, **sizes)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from databases import database
-from launches import Launched, images, ledger_of, until
+from launches import NO_MLFLOW, Launched, images, ledger_of, until
 from playwright.sync_api import Page, expect
 
 from orchestration.ledger.study_records import StudyRecords
@@ -75,7 +75,8 @@ def _running(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, storage: 
     url = urlsplit(storage)
     monkeypatch.setenv("PGPASSWORD", url.password or "")
     without = storage.replace(f":{url.password}@", "@")
-    launched = Launched(folder, *(["--study-storage", without] if storage else []))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    launched = Launched(folder, *NO_MLFLOW, *(["--study-storage", without] if storage else []))
     records = StudyRecords(ledger_of(folder), "tuned")
     dashboard = None
     try:

@@ -2,6 +2,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,12 +30,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def mlflow_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, where nothing answers (`NO_MLFLOW`), and after 3 seconds where the answer does not come."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+
+
+@pytest.fixture
 def launch(folder: Path) -> Iterator[Callable[..., Launched]]:
     """Launches it, and sees that nothing of it outlives the test."""
     started: list[Launched] = []
 
-    def start(*arguments: str) -> Launched:
-        started.append(Launched(folder, *arguments))
+    def start(*arguments: str, **more: Any) -> Launched:
+        started.append(Launched(folder, *arguments, **more))
         return started[-1]
 
     yield start

@@ -25,7 +25,11 @@ class Late:
         with suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
-                server = socket.create_connection(("127.0.0.1", self._server))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._server))
+                except OSError:  # it is down
+                    client.close()
+                    continue
                 for source, sink, way in ((client, server, "asking"), (server, client, "answering")):
                     threading.Thread(target=self._pass_on, args=(source, sink, way), daemon=True).start()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from launches import NO_MLFLOW
 from synthetic_experiment import spec_of
 from synthetic_experiment import trained as made_up
 
@@ -93,7 +94,8 @@ def test_a_bundle_is_run_again_in_another_place_and_reproduces_every_cell(tmp_pa
     elsewhere.mkdir()
     shutil.copy(tmp_path / "tiny.npz", elsewhere)  # a bundle has no images
     command = [*FSG, "open", str(packed), "--into", "opened", "--run"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    no_mlflow = {"MLFLOW_TRACKING_URI": NO_MLFLOW[1], "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    environment = os.environ | no_mlflow | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     told = run.stdout[run.stdout.index("\nSpec\n") :]

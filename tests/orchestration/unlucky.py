@@ -83,6 +83,11 @@ class Unlucky(StraightThrough):
             Path("died").touch()
             self.dies(model)
 
+    def waits(self, model: nn.Module) -> None:
+        """For the file `go` in the working directory."""
+        while not Path("go").exists():
+            time.sleep(0.05)
+
     def leaves_traces(self, model: nn.Module) -> None:
         """Changes everything in the process that could reach another training."""
         torch.set_num_threads(2)

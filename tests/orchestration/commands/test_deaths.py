@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,13 +18,29 @@ from typing import Any
 import psutil
 import pytest
 from late import Late
-from launches import SHORT, Launched, assert_exact, checkpoints, compared, ledger_of, processes, until
+from launches import (
+    HURRIED,
+    NO_MLFLOW,
+    SHORT,
+    SPEC,
+    Launched,
+    assert_exact,
+    bring_own_code,
+    checkpoints,
+    compared,
+    ledger_of,
+    leftovers,
+    processes,
+    until,
+)
 
-from benchmarks.chaos import TrackingServer, in_mlflow, serving
+from benchmarks.chaos import in_mlflow, serving
+from orchestration.commands.launch import launch as launch_here
+from orchestration.commands.request import LaunchRequest
 from orchestration.commands.sync import sync
 from orchestration.ledger.ledger import Ledger
 from orchestration.scheduler import environment
-from orchestration.spec.cells import cells
+from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
 from orchestration.util.scratch import scratch
 
@@ -36,97 +51,128 @@ def folder(folder: Path) -> Path:
     return folder
 
 
-# Ray
+def planned_here() -> list[Cell]:
+    return cells(load_spec(Path("tiny.yaml")))
+
+
+# processes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "told"), [("raylet", "raylet"), ("gcs_server", "gcs_server")])
-def test_launch_whose_ray_dies_starts_it_anew_and_ends_exactly(
-    folder: Path, launch: Callable[..., Launched], name: str, told: str
+def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
+    folder: Path, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By itself, in the same process: whoever waits for it sees one launch that ends well."""
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launch()
-    until(lambda: checkpoints(ledger), one)
-    (victim,) = processes(one, name)
-    victim.kill()
-    assert one.wait() == 0, one.text
-    assert f"Ray's {told} died: restarting from the ledger" in one.text
-    assert_exact(ledger, planned, folder)
-    assert [record["exit_status"] for record in ledger.launches()] == [1, 0]
-    assert ledger.launches()[0]["reason"] == f"{told} died"
+    """Each death hits a training that has a checkpoint, and the whole is compared once, at the end."""
+    (folder / "tiny.yaml").write_text(SPEC.replace("epochs: 20", "epochs: 16").replace("every: 0.3", "every: 0.1"))
+    planned, ledger = planned_here(), ledger_of(folder)
 
+    number = 0
 
-@pytest.mark.slow
-def test_launch_that_is_terminated_with_all_of_its_processes_stops_and_goes_on_exactly(
-    folder: Path, launch: Callable[..., Launched]
-) -> None:
-    """As `timeout` and batch systems do it: Ray's own processes get the signal, too."""
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launch()
-    until(lambda: checkpoints(ledger), one)
-    for process in (one.process, *processes(one, "raylet")):
+    def started(*arguments: str, **more: Any) -> Launched:
+        nonlocal number
+        number = len(ledger.launches()) + 1
+        return launch(*arguments, **more)
+
+    def training() -> list[dict[str, Any]]:
+        """The attempts of this launch that are under way and have a checkpoint."""
+        newest = (ledger.attempts(cell.id)[-1] for cell in checkpoints(ledger))
+        return [attempt for attempt in newest if attempt["launch"] == number]
+
+    # A launch survives the death of a worker, and starts its Ray anew, in the same process, where that dies.
+    one = started()
+    until(ledger.launches, one)
+    assert launch_here(LaunchRequest(Path("tiny.yaml"))) == 2
+    assert f"is locked by process {one.process.pid} on " in capsys.readouterr().err
+    until(lambda: len(training()) == 2, one)
+    for attempt, sent in zip(training(), (signal.SIGKILL, signal.SIGTERM), strict=True):
+        os.kill(attempt["pid"], sent)
+    until(lambda: one.text.count("goes again: the worker's process died") == 2, one)
+    for name in ("raylet", "gcs_server"):
+        (victim,) = until(lambda name=name: training() and processes(one, name), one)  # type: ignore[misc]
+        number += 1
+        victim.kill()
+        until(lambda name=name: f"Ray's {name} died: restarting from the ledger" in one.text, one)  # type: ignore[misc]
+
+    # `timeout` and batch systems terminate Ray's own processes, too: it stops then.
+    raylets = until(lambda: training() and processes(one, "raylet"), one)
+    for process in (one.process, *raylets):
         os.kill(process.pid, signal.SIGTERM)
     assert one.wait() == 130, one.text
     assert "Interrupted. To resume: " in one.text
-    assert "starting anew" not in one.text
-    assert [record["exit_status"] for record in ledger.launches()] == [130]
-    assert launch().wait() == 0
-    assert_exact(ledger, planned, folder)
+    assert one.text.count("starting anew") == 2
 
-
-@pytest.mark.slow
-def test_ray_that_takes_longer_to_start_than_it_gives_itself_is_waited_for(
-    folder: Path, launch: Callable[..., Launched]
-) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launch()
-    until(lambda: processes(one, "raylet"), one)
-    (raylet,) = processes(one, "raylet")
+    # A Ray that is slower to start than it gives itself is waited for; then the driver dies in mid-checkpoint.
+    one = started("--set", "resources.checkpoint_every=0.01", program=HURRIED)
+    (raylet,) = until(lambda: processes(one, "raylet"), one)
     raylet.suspend()
-    time.sleep(40)  # Ray gives up after 30 s
+    time.sleep(6)
     raylet.resume()
-    until(lambda: checkpoints(ledger), one)
+    until(training, one)
     assert processes(one, "raylet") == [raylet], "another one was started"
-    assert one.wait() == 0, one.text
-    assert_exact(ledger, planned, folder)
-
-
-@pytest.mark.slow
-def test_ray_that_never_starts_is_told_in_one_line(folder: Path, launch: Callable[..., Launched]) -> None:
-    one = launch()
-    while one.process.poll() is None:
-        for raylet in processes(one, "raylet"):
-            raylet.kill()
-        time.sleep(0.02)
-    assert one.process.returncode == 2, one.text
-    told = one.text.splitlines()
-    assert told[-1].startswith(
-        "Ray does not start on this machine, tried 3 times: its raylet died (expected some memory"
-    )
-    assert "Traceback" not in one.text
-    assert ledger_of(folder).launches()[0]["exit_status"] == 2
-
-
-@pytest.mark.slow
-def test_folders_that_a_dead_launch_left_behind_are_removed_by_the_next(
-    folder: Path, launch: Callable[..., Launched]
-) -> None:
-    def left() -> set[Path]:
-        """Folders of Ray's sessions that are its, as its processes tell."""
-        tree = psutil.Process(one.process.pid).children()
-        named = {word for child in tree for word in child.cmdline() for word in re.findall(r"/tmp/fsg-\w+", word)}
-        return {Path(path) for path in named}
-
-    one = launch()
-    until(lambda: checkpoints(ledger_of(folder)), one)
-    (session,) = left()
+    session = sessions_of(one)
     assert list(session.glob("session_*"))
-    one.kill()
-    assert session.exists(), "nothing was put away"
-    one = launch()
-    assert one.wait() == 0, one.text
+    die_in_the_middle_of_a_checkpoint(one, ledger, training)
+    wait_for_none(partial(leftovers, one))  # the folder stays, until any launch on this machine finds it
+
+    # The driver alone is killed: its workers are left to themselves.
+    one = started()
+    until(training, one)
     assert not session.exists()
+    one.process.kill()
+    one.wait()
+
+    # Ctrl-C stops at a checkpoint.
+    one = started()
+    until(training, one)
+    one.ctrl_c()
+    assert one.wait() == 130, one.text
+    assert one.text.splitlines()[-1] == "Interrupted. To resume: fsg launch tiny.yaml"
+    assert leftovers(one) == []
+    states = {ledger.outcome(cell.id).state for cell in planned}
+    assert "interrupted" in states
+    assert "running" not in states
+
+    # Ctrl-C, twice, ends at once, whatever the workers do.
+    one = started()
+    worker = psutil.Process(until(training, one)[0]["pid"])
+    worker.suspend()
+    one.ctrl_c()
+    until(lambda: ledger.stop_file(len(ledger.launches())).exists(), one)
+    one.ctrl_c()
+    assert one.wait(120) == 130, one.text
+    assert "Traceback" not in one.text
+    with suppress(psutil.Error):
+        worker.kill()
+
+    one = started()
+    assert one.wait() == 0, one.text
+    assert "report   results/tiny/report.html" in one.text
+    assert Path("results/tiny/report.html").exists()
+    assert_exact(ledger, planned)
+    assert_resumed(ledger, planned)
+    assert_level(ledger, folder / "results" / "mlflow.db")
+    ends = [(record.get("exit_status"), record.get("reason")) for record in ledger.launches()]
+    assert ends[:2] == [(1, "raylet died"), (1, "gcs_server died")]
+    assert [status for status, _ in ends[2:]] == [130, None, None, 130, 130, 0]
+
+    attempts = {cell.id: len(ledger.attempts(cell.id)) for cell in planned}
+    assert launch_here(LaunchRequest(Path("tiny.yaml"))) == 0
+    assert {cell.id: len(ledger.attempts(cell.id)) for cell in planned} == attempts
+    assert "6 cells, all done, in results/tiny" in capsys.readouterr().out
+
+
+def sessions_of(one: Launched) -> Path:
+    """The folder of Ray's sessions that is a launch's, as its processes tell."""
+    tree = psutil.Process(one.process.pid).children()
+    (path,) = {word for child in tree for word in re.findall(r"/tmp/fsg-\w+", " ".join(child.cmdline()))}
+    return Path(path)
+
+
+def wait_for_none(found: Callable[[], list[str]]) -> None:
+    end = time.monotonic() + 120
+    while left := found():
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
 
 
 def stands_still(process: psutil.Process) -> bool:
@@ -134,18 +180,13 @@ def stands_still(process: psutil.Process) -> bool:
     return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())
 
 
-@pytest.mark.slow
-def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exactly(
-    folder: Path, launch: Callable[..., Launched]
+def die_in_the_middle_of_a_checkpoint(
+    one: Launched, ledger: Ledger, training: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    (folder / "tiny.yaml").write_text(SHORT.replace("checkpoint_every: 0.3", "checkpoint_every: 0.01"))
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launch()
+    """A worker whose checkpoint has no name yet, and its driver."""
     draw, half = random.Random(0), list[Path]()
     while not half:
-        until(lambda: checkpoints(ledger), one)
-        newest = [ledger.attempts(cell.id)[-1]["pid"] for cell in checkpoints(ledger)]
-        worker = psutil.Process(newest[0])
+        worker = psutil.Process(until(training, one)[0]["pid"])
         worker.suspend()
         until(partial(stands_still, worker), one)
         half = list(ledger.folder.glob(f"trials/*/*/.checkpoint-*.pt.{worker.pid}.*"))
@@ -160,59 +201,94 @@ def test_driver_that_is_killed_while_a_checkpoint_is_being_written_goes_on_exact
     psutil.wait_procs([worker], timeout=60)
     assert path.exists(), "the checkpoint has no name yet"
     assert not path.with_name(path.name.split(".pt")[0][1:] + ".json").exists()
-    last = launch()
-    assert last.wait() == 0, last.text
-    assert_exact(ledger, planned, folder)
-    assert max(len(ledger.attempts(cell.id)) for cell in planned) == 2
+
+
+def assert_resumed(ledger: Ledger, planned: list[Cell]) -> None:
+    """No training that had a checkpoint began at zero again."""
+    resumed = 0
+    for cell in planned:
+        for attempt in ledger.attempts(cell.id):
+            segments = ledger.folder.glob(f"trials/{cell.id}/{attempt['number']:04d}/rows-*.jsonl")
+            first = min((int(path.name.split("-")[2]) for path in segments), default=None)
+            if attempt["resumed_from"] is not None and first is not None:
+                assert first > attempt["resumed_from"]["step"], cell.label
+                resumed += 1
+    assert resumed > 4
+
+
+@pytest.mark.slow
+def test_ray_that_never_starts_is_told_in_one_line(folder: Path, launch: Callable[..., Launched]) -> None:
+    one = launch(program=HURRIED)
+    while one.process.poll() is None:
+        for raylet in processes(one, "raylet"):
+            raylet.kill()
+        time.sleep(0.02)
+    assert one.process.returncode == 2, one.text
+    told = one.text.splitlines()
+    assert told[-1].startswith(
+        "Ray does not start on this machine, tried 3 times: its raylet died (expected some memory"
+    )
+    assert "Traceback" not in one.text
+    assert ledger_of(folder).launches()[0]["exit_status"] == 2
 
 
 # memory
 
-HUNGRY = SHORT.replace("{fsg: ", "{hungry: {estimator: {import: 'own:Unlucky', what: eats, at: 40}}, fsg: ").replace(
-    "checkpoint_every: 0.3}", "checkpoint_every: 0.3, max_retries: 1}"
-)
+UNLUCKY = "{estimator: {import: 'own:Unlucky', what: %s, at: 40}}"
 
 
 @pytest.fixture
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray takes this machine to be short of memory as soon as 4 GB more are in use than are now."""
+def why_not_little_memory(monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Ray takes this machine to be short of memory as soon as 4 GB more are in use than are now; or why it cannot."""
     if sys.platform != "linux":
-        pytest.skip("NOT RUN: Ray looks after memory on Linux alone")
+        return "Ray looks after memory on Linux alone"
     environment.prepare(None)
     from ray._common.utils import get_system_memory
     from ray._private.utils import get_used_memory
 
     whole, used = get_system_memory(), get_used_memory()
     if whole - used < 10 * 2**30:
-        pytest.skip(f"NOT RUN: 10 GB of free memory are wanted, and {(whole - used) / 2**30:.1f} are there")
+        return f"10 GB of free memory are wanted, and {(whole - used) / 2**30:.1f} are there"
     monkeypatch.setenv("RAY_memory_usage_threshold", str((used + 4 * 2**30) / whole))
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    return None
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("little_memory")
-def test_cell_that_is_killed_for_want_of_memory_is_tried_so_often_and_the_others_are_done(
-    folder: Path, launch: Callable[..., Launched]
+def test_cells_that_are_killed_for_want_of_memory_or_always_die_are_tried_so_often_and_the_others_are_done(
+    folder: Path, why_not_little_memory: str | None, launch: Callable[..., Launched]
 ) -> None:
-    (folder / "tiny.yaml").write_text(HUNGRY)
-    shutil.copy(Path(__file__).parents[1] / "unlucky.py", folder / "own.py")
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    (hungry,) = (cell for cell in planned if cell.variant == "hungry")
+    fates = {
+        "hungry": ("eats", "the worker was killed: the machine ran low on memory"),
+        "dies": ("dies", "the worker's process died"),
+    }
+    if why_not_little_memory is not None:
+        del fates["hungry"]
+    unlucky = "".join(f"{name}: {UNLUCKY % what}, " for name, (what, _) in fates.items())
+    text = SHORT.replace("{fsg: ", f"{{{unlucky}fsg: ").replace("every: 0.1}", "every: 0.1, max_retries: 1}")
+    (folder / "tiny.yaml").write_text(text)
+    bring_own_code(folder)
+    planned, ledger = planned_here(), ledger_of(folder)
     one = launch()
     assert one.wait() == 1, one.text
 
-    why = "the worker was killed: the machine ran low on memory"
-    assert one.text.count(f"hungry · seed 0 is retried: {why}") == 1, one.text
-    assert f"failed: hungry · seed 0: {why} (2 times)" in one.text
-    (row,) = (line for line in one.text.splitlines() if line.startswith("hungry "))
-    assert row.split()[1:3] == ["0/1", "–"]
-    outcome = ledger.outcome(hungry.id)
-    assert (outcome.state, outcome.reason) == ("failed", f"{why} (2 times)")
-    trained = [attempt for attempt in ledger.attempts(hungry.id) if attempt.get("by") != "driver"]
-    assert len(trained) == 2
-    assert all(attempt["end"] is None for attempt in trained), "one that is killed writes nothing more"
-    assert_exact(ledger, [cell for cell in planned if cell is not hungry], folder)
+    for name, (_, why) in fates.items():
+        (cell,) = (cell for cell in planned if cell.variant == name)
+        assert one.text.count(f"{name} · seed 0 is retried: {why}") == 1, one.text
+        outcome = ledger.outcome(cell.id)
+        assert outcome.state == "failed"
+        assert re.fullmatch(rf"{re.escape(why)}.* \(2 times\)", outcome.reason), outcome.reason
+        assert f"failed: {name} · seed 0: {outcome.reason}" in one.text
+        (row,) = (line for line in one.text.splitlines() if line.startswith(f"{name} "))
+        assert row.split()[1:3] == ["0/1", "–"]
+        trained = [attempt for attempt in ledger.attempts(cell.id) if attempt.get("by") != "driver"]
+        assert len(trained) == 2
+        assert outcome.attempts == 3, "two that died, and one of the driver's that says so"
+        assert all(attempt["end"] is None for attempt in trained), "one that is killed writes nothing more"
+    assert_exact(ledger, [cell for cell in planned if cell.variant not in fates])
     assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)
+    if why_not_little_memory is not None:
+        pytest.skip(f"NOT RUN: {why_not_little_memory}")
 
 
 # the disk
@@ -238,7 +314,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_room(
     folder: Path, small_disk: Path, launch: Callable[..., Launched]
 ) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    planned, ledger = planned_here(), ledger_of(folder)
     one = launch()
     until(lambda: checkpoints(ledger), one)
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
@@ -261,7 +337,7 @@ def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_
     (small_disk / "filler").unlink()
     last = launch()
     assert last.wait() == 0, last.text
-    assert_exact(ledger, planned, folder)
+    assert_exact(ledger, planned)
     assert compared(ledger, small_disk / "mlflow.db") == (0, 0)
 
 
@@ -290,8 +366,18 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_nodes_that_leave_and_others_that_join_change_nothing(
     folder: Path, cluster: Any, launch: Callable[..., Launched]
 ) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
+    """And what none of them has is refused before anything starts."""
+    planned, ledger = planned_here(), ledger_of(folder)
     first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    for asked, told in (
+        ("resources.gpus=1", "a training asks for 1 (expected ≤ 0, the most that a node of the cluster has)"),
+        ("resources.cpus=2", "a training asks for 2 CPUs (expected ≤ 1, the most that a node of the cluster has)"),
+    ):
+        one = launch("--address", cluster.address, "--set", asked, *NO_MLFLOW)
+        assert one.wait(120) == 2, one.text
+        assert one.text.splitlines()[-1] == f"--set {asked}: {asked.partition('=')[0]}: {told}"
+        assert all(not ledger.attempts(cell.id) for cell in ledger.cells())
+
     one = launch("--address", cluster.address)
     until(lambda: checkpoints(ledger), one)
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
@@ -301,89 +387,80 @@ def test_nodes_that_leave_and_others_that_join_change_nothing(
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
     assert one.wait() == 0, one.text
     assert "goes again" in one.text
-    assert_exact(ledger, planned, folder)
+    assert_exact(ledger, planned)
     assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ("resources.gpus=1", "a training asks for 1 (expected ≤ 0, the most that a node of the cluster has)"),
-        ("resources.cpus=2", "a training asks for 2 CPUs (expected ≤ 1, the most that a node of the cluster has)"),
-    ],
-)
-def test_more_than_a_cluster_has_is_refused_before_anything_starts(
-    folder: Path, cluster: Any, launch: Callable[..., Launched], asked: str, told: str
-) -> None:
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
-    one = launch("--address", cluster.address, "--set", asked)
-    assert one.wait(120) == 2, one.text
-    assert one.text.splitlines()[-1] == f"--set {asked}: {asked.partition('=')[0]}: {told}"
-    assert all(not ledger_of(folder).attempts(cell.id) for cell in ledger_of(folder).cells())
 
 
 # MLflow
 
+WAITING = "{fsg: {estimator: {import: 'own:Unlucky', what: waits, at: 40}}"
+
+
+@pytest.fixture
+def waiting(folder: Path) -> list[Cell]:
+    """The cells of an experiment of which one is trained to its end only once there is a file `go`."""
+    (folder / "tiny.yaml").write_text(SHORT.replace("{fsg: {estimator: {name: fsg, chunk_size: 8}}", WAITING))
+    bring_own_code(folder)
+    return planned_here()
+
+
+def count_done(ledger: Ledger, planned: list[Cell]) -> int:
+    return sum(ledger.outcome(cell.id).state == "done" for cell in planned)
+
 
 @pytest.mark.slow
-def test_mlflow_that_is_down_at_the_start_dies_on_the_way_and_is_down_at_the_end_is_brought_level_later(
-    folder: Path, launch: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("mlflow_gives_up")
+def test_mlflow_that_is_down_at_the_start_and_too_slow_at_the_end_holds_nothing_up_and_is_brought_level_later(
+    folder: Path, waiting: list[Cell], launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    (folder / "tiny.yaml").write_text(SHORT.replace("seeds: [0]", "seeds: [0, 1, 2]"))
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    server = TrackingServer(folder / "mlflow")
-    try:
-        server.wait()
+    """What it was asked for and given up, it still does, late."""
+    ledger = ledger_of(folder)
+    with serving(folder / "mlflow") as server, closing(Late(server.port)) as late:
         server.kill()
-        one = launch("--tracking-uri", server.uri)
-        until(lambda: any(ledger.outcome(cell.id).state == "done" for cell in planned), one)
+        one = launch("--tracking-uri", late.uri)
+        until(lambda: count_done(ledger, waiting) == len(waiting) - 1 and "cannot be written to" in one.text, one)
         server.start()
-        until(lambda: in_mlflow(server.database)[1].total() > 1, one)
-        server.kill()
+        until(lambda: in_mlflow(server.database)[1].total() == len(waiting) + 1, one)
+        late.asking = 6.0
+        (folder / "go").touch()
+        until(lambda: count_done(ledger, waiting) == len(waiting), one)
+        assert compared(ledger, server.database)[0] > 0, "the trainings have not waited for MLflow"
         assert one.wait() == 0, one.text
-        assert one.text.count("cannot be written to") == 1
+        assert one.text.count("cannot be written to") == 1, one.text
         assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
+
+        server.kill()
+        late.asking = 0.0
         missing = compared(ledger, server.database)
         assert missing[0] > 0, "or there is nothing to bring level"
         assert missing[1] == 0
-
         assert sync(Path("results/tiny")) == 1
-        assert f"MLflow ({server.uri}) cannot be written to" in capsys.readouterr().err
+        assert f"MLflow ({late.uri}) cannot be written to" in capsys.readouterr().err
         server.start()
         server.wait()
         assert_brought_level(ledger, server.database, capsys)
-    finally:
-        server.kill()
+    assert_exact(ledger, waiting)
 
 
 @pytest.mark.slow
 def test_locked_database_of_mlflow_holds_nothing_up_and_is_brought_level_later(
-    folder: Path, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
+    folder: Path, waiting: list[Cell], launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "tiny.yaml").write_text(SHORT.replace("seeds: [0]", "seeds: [0, 1, 2]"))
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    database = folder / "results" / "mlflow.db"
-
-    def done() -> int:
-        return sum(ledger.outcome(cell.id).state == "done" for cell in planned)
+    ledger, database = ledger_of(folder), folder / "results" / "mlflow.db"
 
     def begun() -> bool:
         with suppress(sqlite3.Error):  # there is none yet
-            return done() > 0 and in_mlflow(database)[1].total() > 1
+            return count_done(ledger, waiting) > 0 and in_mlflow(database)[1].total() > 1
         return False
 
     one = launch()
     until(begun, one)
     with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as other:
         other.execute("begin exclusive")
-        before = done()
-        assert before < len(planned), "or there is nothing to hold up"
+        (folder / "go").touch()
         assert one.wait() == 0, one.text
         other.execute("rollback")
-    assert done() == len(planned)
+    assert count_done(ledger, waiting) == len(waiting)
     assert one.text.count("database is locked") == 2, one.text
     assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
     assert "Traceback" not in one.text
@@ -391,46 +468,6 @@ def test_locked_database_of_mlflow_holds_nothing_up_and_is_brought_level_later(
     assert missing[0] > 0, "or there is nothing to bring level"
     assert missing[1] == 0
     assert_brought_level(ledger, database, capsys)
-
-
-@pytest.mark.slow
-def test_slow_mlflow_holds_no_training_up_and_is_level_at_the_end(
-    folder: Path, launch: Callable[..., Launched]
-) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    with serving(folder / "mlflow") as server, closing(Late(server.port, answering=3.0)) as late:
-        one = launch("--tracking-uri", late.uri)
-        until(lambda: all(ledger.outcome(cell.id).state == "done" for cell in planned), one)
-        assert compared(ledger, server.database)[0] > 0, "the trainings have not waited for MLflow"
-        late.answering = 0.0
-        assert one.wait() == 0, one.text
-        assert "cannot be written to" not in one.text
-        assert_level(ledger, server.database)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["asking", "answering"])
-def test_mlflow_that_is_too_slow_to_be_waited_for_is_brought_level_later(
-    folder: Path,
-    launch: Callable[..., Launched],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    way: str,
-) -> None:
-    """What it was asked for and given up, it may still do, late."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    with serving(folder / "mlflow") as server, closing(Late(server.port)) as late:
-        one = launch("--tracking-uri", late.uri)
-        until(lambda: in_mlflow(server.database)[1].total() > 1, one)
-        setattr(late, way, 6.0)
-        assert one.wait() == 0, one.text
-        assert all(ledger.outcome(cell.id).state == "done" for cell in planned)
-        assert one.text.count("cannot be written to") == 1, one.text
-        assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
-        setattr(late, way, 0.0)
-        assert_brought_level(ledger, server.database, capsys)
 
 
 def assert_brought_level(ledger: Ledger, database: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,16 @@
-"""Launches as a user starts them: in a process of their own, killed for real."""
+"""What a launch says of failures, and what it refuses; test_deaths.py has what dies on the way."""
 
-import os
+import shlex
 import shutil
-import signal
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from launches import SPEC, Launched, assert_exact, checkpoints, ledger_of, leftovers, until
+from launches import NO_MLFLOW, SPEC, Launched, bring_own_code, ledger_of
 
-from orchestration.commands.launch import launch
+from orchestration.commands.launch import launch as launch_here
 from orchestration.commands.plan import ExperimentPlan, plan
 from orchestration.commands.preflight import unmet_resources
 from orchestration.commands.request import LaunchRequest
@@ -21,41 +18,9 @@ from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
 
 
-@pytest.mark.slow
-def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one(
-    folder: Path, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
-) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    first = launch()
-    until(lambda: ledger.launches(), first)
-    assert launch(LaunchRequest(Path("tiny.yaml"))) == 2
-    assert f"is locked by process {first.process.pid} on " in capsys.readouterr().err
-
-    until(lambda: checkpoints(ledger), first)
-    first.ctrl_c()
-    assert first.wait() == 130, first.text
-    assert first.text.splitlines()[-1] == "Interrupted. To resume: fsg launch tiny.yaml"
-    assert leftovers(first) == []
-    states = {ledger.outcome(cell.id).state for cell in planned}
-    assert "interrupted" in states
-    assert "running" not in states
-
-    second = launch()
-    assert second.wait() == 0, second.text
-    assert_exact(ledger, planned, folder)
-    assert any(len(ledger.attempts(cell.id)) == 2 for cell in planned)
-    assert "report   results/tiny/report.html" in second.text
-    assert Path("results/tiny/report.html").exists()
-    assert [record["exit_status"] for record in ledger.launches()] == [130, 0]
-
-    attempts = {cell.id: len(ledger.attempts(cell.id)) for cell in planned}
-    assert launch(LaunchRequest(Path("tiny.yaml"))) == 0
-    assert {cell.id: len(ledger.attempts(cell.id)) for cell in planned} == attempts
-    assert "6 cells, all done, in results/tiny" in capsys.readouterr().out
-
-
+@pytest.mark.usefixtures("mlflow_gives_up")
 def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch: Callable[..., Launched]) -> None:
-    shutil.copy(Path(__file__).parents[1] / "unlucky.py", folder / "own.py")
+    bring_own_code(folder)
     unlucky = "{estimator: {import: 'own:Unlucky', what: %s}}"
     names = ["raises", "diverges", "dies_once", "out_of_memory"]
     variants = ", ".join(f"{name}: {unlucky % name}" for name in names)
@@ -63,7 +28,7 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     text = text.replace("primary: fsg", "primary: dies_once").replace("seeds: [0, 1]", "seeds: [0]")
     text = text.replace("epochs: 20", "epochs: 1").replace("checkpoint_every: 0.3", "max_retries: 1, max_concurrent: 1")
     (folder / "tiny.yaml").write_text(text)
-    one = launch()
+    one = launch(*NO_MLFLOW)
     assert one.wait() == 1, one.text
 
     planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
@@ -91,68 +56,7 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     assert "Traceback" not in one.text
 
 
-@pytest.mark.slow
-def test_launch_whose_driver_is_killed_goes_on_exactly(folder: Path, launch: Callable[..., Launched]) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    for _ in range(3):
-        one = launch()
-        until(partial(checkpoints, ledger), one)
-        one.process.kill()
-        one.wait()
-    last = launch()
-    assert last.wait() == 0, last.text
-    assert_exact(ledger, planned, folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_cell_whose_worker_is_killed_goes_on_exactly(
-    folder: Path, launch: Callable[..., Launched], number: signal.Signals
-) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launch()
-    killed: list[str] = []
-    for _ in range(2):
-        until(lambda: [cell for cell in checkpoints(ledger) if cell.id not in killed], one)
-        cell = next(cell for cell in checkpoints(ledger) if cell.id not in killed)
-        os.kill(ledger.attempts(cell.id)[-1]["pid"], number)
-        killed.append(cell.id)
-    assert one.wait() == 0, one.text
-    assert_exact(ledger, planned, folder)
-    assert "goes again: the worker's process died" in one.text
-
-
-@pytest.mark.slow
-def test_cell_whose_worker_always_dies_fails_with_the_reason(folder: Path, launch: Callable[..., Launched]) -> None:
-    shutil.copy(Path(__file__).parents[1] / "unlucky.py", folder / "own.py")
-    dies = "{estimator: {import: 'own:Unlucky', what: dies}}"
-    text = SPEC.replace("{estimator: {name: fsg, chunk_size: 8}}", dies).replace("seeds: [0, 1]", "seeds: [0]")
-    (folder / "tiny.yaml").write_text(text.replace("checkpoint_every: 0.3", "max_retries: 1"))
-    one = launch()
-    assert one.wait() == 1, one.text
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    outcomes = {cell.variant: ledger.outcome(cell.id) for cell in planned}
-    states = {name: outcome.state for name, outcome in outcomes.items()}
-    assert states == {"pretrain": "done", "ste": "done", "fsg": "failed"}
-    assert outcomes["fsg"].reason.startswith("the worker's process died")
-    assert outcomes["fsg"].attempts == 3, "two that died, and one of the driver's that says so"
-
-
-@pytest.mark.slow
-def test_second_ctrl_c_ends_at_once_and_nothing_is_lost(folder: Path, launch: Callable[..., Launched]) -> None:
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), ledger_of(folder)
-    one = launch()
-    until(lambda: checkpoints(ledger), one)
-    one.ctrl_c()
-    time.sleep(0.3)
-    one.ctrl_c()
-    assert one.wait(60) == 130, one.text
-    assert "Traceback" not in one.text
-    last = launch()
-    assert last.wait() == 0, last.text
-    assert_exact(ledger, planned, folder)
-
-
+@pytest.mark.usefixtures("mlflow_gives_up")
 def test_launch_that_ends_with_something_undone_says_what(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,27 +67,27 @@ def test_launch_that_ends_with_something_undone_says_what(
         return left, ["tuned"]
 
     monkeypatch.setattr("orchestration.commands.train.train_on_ray", train)
-    assert launch(LaunchRequest(Path("tiny.yaml"))) == 1
+    monkeypatch.setattr("orchestration.commands.launch._conclude", lambda *rest: None)
+    assert launch_here(LaunchRequest(Path("tiny.yaml"), tracking_uri=NO_MLFLOW[1])) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "incomplete" in line)
     left = "pretrain · seed 0 is waiting, pretrain · seed 1 is interrupted, ste · seed 0 is waiting, fsg · seed 1 is"
     assert line == (
         f"The launch is incomplete: {left} waiting, 1 more, the search of tuned came to no choice. "
-        "To resume: fsg launch tiny.yaml"
+        f"To resume: fsg launch tiny.yaml {shlex.join(NO_MLFLOW)}"
     )
 
 
 def test_results_that_cannot_be_written_to_are_refused_in_one_line(
-    folder: Path, launch: Callable[..., Launched]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "results").write_text("a file")
-    one = launch()
-    assert one.wait() == 2
-    assert one.text == "results/tiny: cannot be written to (Not a directory)\n"
+    assert launch_here(LaunchRequest(Path("tiny.yaml"))) == 2
+    assert capsys.readouterr().err == "results/tiny: cannot be written to (Not a directory)\n"
 
 
 def refused(capsys: pytest.CaptureFixture[str], *sets: str, **options: Any) -> list[str]:
     """The lines that a launch of the tiny spec is refused with, before anything starts."""
-    assert launch(LaunchRequest(Path("tiny.yaml"), sets=sets, **options)) == 2
+    assert launch_here(LaunchRequest(Path("tiny.yaml"), sets=sets, **options)) == 2
     assert not Path("results").exists()
     return capsys.readouterr().err.splitlines()
 

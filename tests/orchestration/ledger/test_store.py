@@ -1,16 +1,12 @@
-"""What is particular to results in an object store: claims, the lock, what is refused, and a launch that dies."""
+"""What is particular to results in an object store: claims, the lock, and what is refused."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launches import SEARCH, SHORT, Launched, assert_exact, checkpoints, compared, until
+from launches import SHORT
 
 from orchestration.cli import main
 from orchestration.commands.launch import launch
@@ -20,9 +16,6 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores import lock as locks
 from orchestration.ledger.stores.errors import LockedError, Unwritable
 from orchestration.ledger.stores.s3 import S3Store
-from orchestration.ledger.study_records import StudyRecords
-from orchestration.spec.cells import cells
-from orchestration.spec.experiment import load_spec
 
 
 def test_of_several_that_claim_an_attempt_at_once_each_gets_one_of_its_own(bucket: str) -> None:
@@ -66,9 +59,7 @@ def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(
     ledger = Ledger(f"{bucket}/e")
     lock = ledger.folder / "lock"
     lock.write_text(json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "since": 0}))
-    with pytest.raises(
-        LockedError, match=r"process 1 on elsewhere since .* \(last seen \d+ s ago; its lock expires"
-    ):
+    with pytest.raises(LockedError, match=r"process 1 on elsewhere since .* \(last seen \d+ s ago; its lock expires"):
         with ledger.lock():
             pass
     monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.0)
@@ -151,69 +142,3 @@ def test_launch_into_a_bucket_wants_places_for_the_databases(
     storage = "seeds: [0]\ntuning: {budget: 2, storage: 'sqlite:////nowhere/study.db'}"
     Path("tiny.yaml").write_text(SHORT.replace("seeds: [0]", storage))
     assert launch(LaunchRequest(Path("tiny.yaml"), results=results, tracking_uri="sqlite:////nowhere/mlflow.db")) == 0
-
-
-# a launch
-
-
-@pytest.mark.slow
-def test_launch_into_a_bucket_whose_driver_is_killed_goes_on_and_ends_exactly(
-    folder: Path, bucket: str, launch: Callable[..., Launched]
-) -> None:
-    Path("tiny.yaml").write_text(SHORT)
-    tracking = f"sqlite:///{folder}/tracked/mlflow.db"
-    (folder / "tracked").mkdir()
-    words = ("--results", f"{bucket}/results", "--tracking-uri", tracking)
-    planned, ledger = cells(load_spec(Path("tiny.yaml"))), Ledger(f"{bucket}/results/tiny")
-    first = launch(*words)
-    until(lambda: checkpoints(ledger), first)
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.wait()
-
-    second = launch(*words)
-    assert second.wait() == 0, second.text
-    assert_exact(ledger, planned, folder)
-    assert any(len(ledger.attempts(cell.id)) > 1 for cell in planned)
-    assert f"report   {bucket}/results/tiny/report.html" in second.text
-    for name in ("report.html", "report.md", "report.csv"):
-        assert (ledger.folder / name).read_bytes()
-    told = [sys.executable, "-m", "orchestration.cli", "report", f"{bucket}/results/tiny"]
-    report = subprocess.run(told, capture_output=True, text=True, check=True)
-    assert "ste" in report.stdout
-    assert not (folder / "results").exists()
-    everything = [path for path in [*folder.rglob("*"), *ledger.folder.glob("**/*")] if path.is_file()]
-    assert len(everything) > 40
-    assert [path for path in everything if b"planted-secret" in path.read_bytes()] == []
-
-
-@pytest.mark.slow
-def test_search_into_a_bucket_whose_driver_is_killed_goes_on_and_is_sent_to_mlflow_later(
-    folder: Path, bucket: str, launch: Callable[..., Launched]
-) -> None:
-    (folder / "tiny.yaml").write_text(SEARCH)
-    (folder / "studies").mkdir()
-    here = launch("--results", "here", "--study-storage", f"sqlite:///{folder}/studies/here.db")
-    assert here.wait(480) == 0, here.text
-    expected = StudyRecords(Ledger(folder / "here" / "tiny"), "tuned")
-
-    ledger, tracking = Ledger(f"{bucket}/results/tiny"), f"sqlite:///{folder}/studies/mlflow.db"
-    records = StudyRecords(ledger, "tuned")
-    words = ("--results", f"{bucket}/results", "--tracking-uri", "http://127.0.0.1:9")
-    words += ("--study-storage", f"sqlite:///{folder}/studies/study.db")
-    first = launch(*words)
-    until(lambda: len(records.trials()) >= 2, first, 480)
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.wait()
-    second = launch(*words)
-    assert second.wait(480) == 0, second.text
-    assert [(t.params, t.state, t.intermediate) for t in records.trials()] == [
-        (t.params, t.state, t.intermediate) for t in expected.trials()
-    ]
-    assert [choice["chosen"] for choice in records.choices()] == [expected.choices()[-1]["chosen"]]
-    assert b"Search: tuned" in (ledger.folder / "report.html").read_bytes()
-
-    sync = [sys.executable, "-m", "orchestration.cli", "sync", f"{bucket}/results/tiny", "--tracking-uri", tracking]
-    for sent_again in (False, True):
-        said = subprocess.run(sync, capture_output=True, text=True, check=True).stdout
-        assert ("sent 0 runs" in said) is sent_again, said
-    assert compared(ledger, folder / "studies" / "mlflow.db") == (0, 0)
