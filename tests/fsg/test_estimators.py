@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from fsg.checkpoint import digest, from_bytes, to_bytes
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
+from fsg.estimators.look_ahead import LookAhead
 from fsg.history import ChunkLayout
 from fsg.hypernetworks import EMA, LSTM, FastNet, Mamba, SlowNet, average
 from fsg.layers import quantize
@@ -97,13 +98,14 @@ def go_on(model: nn.Module, estimator: GradientEstimator, optimizer: Optimizer, 
 
 
 @every_estimator
-def test_proposes_quantized_weights_of_each_trainable_layers_shape_and_gives_it_a_gradient_that_moves_it(
+def test_every_layer_gets_binary_weights_and_a_gradient_and_a_training_goes_on_from_its_state_bit_for_bit(
     config: Any,
 ) -> None:
+    """Against one without a stop in which the weights are proposed once more a step, which changes nothing."""
     model, estimator, optimizer = built(config)
-    before = copy.deepcopy(model.state_dict())
-    for t in range(3):
-        proposed = estimator.propose(model, lr=0.01, progress=0.0)
+    before, losses = copy.deepcopy(model.state_dict()), []
+    for t in range(6):
+        proposed = estimator.propose(model, lr=0.01, progress=t / 20)
         weights = {name: w for name, w in proposed.items() if name.endswith("weight")}
         assert set(weights) == {f"{name}.weight" for name in estimator.layers}
         if not isinstance(estimator, FullPrecision):
@@ -112,7 +114,7 @@ def test_proposes_quantized_weights_of_each_trainable_layers_shape_and_gives_it_
             assert weight.shape == model.get_parameter(name).shape
             assert weight.dtype == torch.float32
             assert set(weight.unique().tolist()) <= {-1.0, 1.0}
-        steps(model, estimator, optimizer, t, t + 1)
+        losses += steps(model, estimator, optimizer, t, t + 1)
     for name in ("conv.weight", "shared.weight", "fc.weight"):
         weight = model.get_parameter(name)
         assert weight.grad is not None
@@ -120,27 +122,22 @@ def test_proposes_quantized_weights_of_each_trainable_layers_shape_and_gives_it_
         assert not torch.equal(weight, before[name]), name
     assert torch.equal(model.frozen.weight, before["frozen.weight"])
 
-
-@every_estimator
-def test_is_deterministic_and_goes_on_from_its_state_bit_for_bit(config: Any) -> None:
-    whole = built(config)
-    losses = steps(*whole, 0, 7)
     going = built(config)
     resumed = steps(*going, 0, 1)
-    for first, last in ((1, 2), (2, 4), (4, 7)):
+    for first, last in ((1, 2), (2, 4), (4, 6)):
         saved = to_bytes(state_of(*going))
         going = built(config)
         steps(*going, 10, 12 if first == 2 else 10)  # whatever was there before must not show
         go_on(*going, saved)
         resumed += steps(*going, first, last)
     assert resumed == losses
-    assert digest(state_of(*going)) == digest(state_of(*whole))
+    assert digest(state_of(*going)) == digest(state_of(model, estimator, optimizer))
 
 
 @every_estimator
 def test_gradients_stay_finite_on_zero_constant_and_huge_images(config: Any) -> None:
     model, estimator, optimizer = built(config)
-    for pixel in (0.0, 1.0, 1e12, 0.0, 1e12, 1.0):
+    for pixel in (0.0, 1.0, 1e12, 0.0, 1e12):
         images = torch.full((4, 2, 6, 6), pixel)
         train_step(model, estimator, optimizer, images, torch.tensor([0, 1, 2, 0]), lr=0.01, progress=0.0)
         assert all(torch.isfinite(layer.weight.grad).all() for layer in estimator.layers.values())
@@ -150,7 +147,7 @@ def test_gradients_stay_finite_on_zero_constant_and_huge_images(config: Any) -> 
 def test_handles_a_layer_of_a_single_weight(config: Any) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(36, 3))
     model, estimator, optimizer = built(config, model)
-    for t in range(4):
+    for t in range(3):
         images = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(t))
         train_step(model, estimator, optimizer, images, torch.tensor([0, 1, 2, 0]), lr=0.01, progress=0.0)
     assert torch.isfinite(model[0].weight).all()
@@ -176,7 +173,7 @@ def test_handles_layers_from_a_single_weight_to_2_4_million(config: Any) -> None
     )  # fmt: skip
     model, estimator, optimizer = built(config, model)
     assert {w.numel() for w in estimator.weights} >= {1, 66_667 * 36} or isinstance(estimator, FullPrecision)
-    steps(model, estimator, optimizer, 0, 2)
+    steps(model, estimator, optimizer, 0, 2 if isinstance(estimator, LookAhead) else 1)
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter).all(), name
         assert parameter.grad is not None
@@ -184,21 +181,18 @@ def test_handles_layers_from_a_single_weight_to_2_4_million(config: Any) -> None
 
 
 @every_estimator
-@pytest.mark.parametrize("values", [(0.0, 0.0, 0.0), (0.0, 1.0, 1e6)], ids=["zero", "zero, constant and huge"])
-def test_gradients_stay_finite_whatever_the_quantized_weights_gradient_is(
-    config: Any, values: tuple[float, float, float]
-) -> None:
-    """In each layer by turns, for more steps than the history is long."""
+def test_gradients_stay_finite_whatever_the_quantized_weights_gradient_is(config: Any) -> None:
+    """All zero at first, then zero, constant and huge by turns in each layer, for longer than the history."""
     model, estimator, optimizer = built(config)
-    for t in range(6):
+    for t in range(8):
         images = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(t))
-        weights = estimator.propose(model, lr=0.01, progress=t / 6)
+        weights = estimator.propose(model, lr=0.01, progress=t / 8)
         loss = nn.functional.cross_entropy(functional_call(model, weights, (images,)), torch.arange(8) % 3)
         optimizer.zero_grad()
         estimator.zero_grad()
         loss.backward()
         for i, quantized in enumerate(getattr(estimator, "quantized", [])):
-            quantized.grad = torch.full_like(quantized, values[(t + i) % 3])
+            quantized.grad = torch.full_like(quantized, (0.0, 1.0, 1e6)[(t + i) % 3] if t > 1 else 0.0)
         if estimator.update(model):
             for layer in estimator.layers.values():
                 assert torch.isfinite(layer.weight.grad).all()
@@ -372,7 +366,7 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "quantizer"), PAIRS, ids=str)
 def test_every_estimator_and_every_quantizer_train(name: str, quantizer: Any) -> None:
     model, estimator, optimizer = built(ESTIMATORS[name], quantizer=quantizer)
-    assert all(math.isfinite(loss) for loss in steps(model, estimator, optimizer, 0, 3))
+    assert all(math.isfinite(loss) for loss in steps(model, estimator, optimizer, 0, 2))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
