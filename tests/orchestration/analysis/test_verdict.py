@@ -333,13 +333,13 @@ def rates(variants: int, seeds: int, count: int, rule: Sequential | None = None)
 
 
 def test_under_no_difference_at_most_one_report_in_twenty_claims_one() -> None:
-    count = 300
+    count = 200
     limit = 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
-    verdict, family, best = rates(variants=4, seeds=10, count=count)
+    verdict, family, best = rates(variants=4, seeds=8, count=count)
     assert 0.02 < verdict < limit
     assert family < limit
     assert best < limit
-    assert 0.02 < rates(variants=2, seeds=10, count=count)[2] < limit  # of two, the best is the significant one
+    assert 0.02 < rates(variants=2, seeds=8, count=count)[2] < limit  # of two, the best is the significant one
 
 
 def test_with_five_seeds_nothing_is_ever_claimed() -> None:
@@ -347,7 +347,7 @@ def test_with_five_seeds_nothing_is_ever_claimed() -> None:
 
 
 def test_looks_beforehand_keep_the_error() -> None:
-    count = 300
+    count = 200
     rule = Sequential(looks=[8, 10, 12], boundary="pocock")
     verdict = rates(variants=2, seeds=12, count=count, rule=rule)[0]
     assert 0.02 < verdict < 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
