@@ -336,7 +336,7 @@ def launch_to_first_step(folder: Path, times: int) -> list[Row]:
     bare = (
         "from orchestration.scheduler.environment import prepare; prepare(None)\n"
         "import torch\nfrom orchestration.scheduler import connection\nimport ray\n"
-        "with connection.connected(None):\n"
+        "with connection.connect(None):\n"
         "    ray.get(ray.remote(lambda: __import__('torch').__version__).remote())\n"
         "    import time; print(time.time())\n"
     )
@@ -370,7 +370,7 @@ def quick_ablation(folder: Path) -> list[Row]:
     """The quick ablation: what was predicted, and how well it filled two places."""
     from orchestration.commands.plan import make_plan
     from orchestration.commands.request import LaunchRequest
-    from orchestration.runtime.pilot import Pilots, predicted, wall_clock
+    from orchestration.runtime.pilot import Pilots, predict, wall_clock
     from orchestration.spec.experiment import load_spec
 
     spec = load_spec(ROOT / "configs" / "ablation_hgs.yaml", "quick")
@@ -378,7 +378,7 @@ def quick_ablation(folder: Path) -> list[Row]:
     plan = make_plan(LaunchRequest(spec.source), spec, ledger)
     max_running = plan.max_running
     with Pilots("cpu", max_running) as pilots:
-        found = predicted(plan.statuses, pilots.measure)
+        found = predict(plan.statuses, pilots.measure)
     expected = wall_clock(found, max_running)
     words = [sys.executable, str(ROOT / "orchestration" / "launch.py"), str(spec.source), "--profile", "quick"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -408,7 +408,7 @@ def _connected() -> contextlib.AbstractContextManager[None]:
     _prepare()
     from orchestration.scheduler import connection
 
-    return connection.connected(None)
+    return connection.connect(None)
 
 
 def rows(small: bool = False, long: bool = False) -> Iterator[Row]:

@@ -278,7 +278,7 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 
     try:
         if not is_job_server(address):
-            raise Unusable(f"--address: {address}: is no job server's (expected http://HOST:8265)")
+            raise Unusable(f"--address: {address}: is not a job server's (expected http://HOST:8265)")
         prepare(address)
         from orchestration.commands import jobs  # start-up time
 

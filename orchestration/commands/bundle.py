@@ -32,8 +32,8 @@ from orchestration.util import provenance
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-MOST_BYTES = 50 * 2**30
-MOST_FILES = 1_000_000
+MAX_BYTES = 50 * 2**30
+MAX_FILES = 1_000_000
 _MANIFEST_BYTES = 256 * 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 2**20
@@ -170,7 +170,7 @@ def check(path: Path) -> Opened:
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise BundleError(f"{path}: is damaged, or no bundle: {error}") from error
+        raise BundleError(f"{path}: is damaged, or not a bundle: {error}") from error
     return Opened(path, manifest)
 
 
@@ -193,15 +193,15 @@ def unpack(opened: Opened, folder: Path) -> None:
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     found: dict[str, zipfile.ZipInfo] = {}
     infos = archive.infolist()
-    if len(infos) > MOST_FILES:
-        raise BundleError(f"{len(infos)} files (expected at most {MOST_FILES})")
+    if len(infos) > MAX_FILES:
+        raise BundleError(f"{len(infos)} files (expected at most {MAX_FILES})")
     for info in infos:
         _refuse_name(info.orig_filename if "\0" in info.orig_filename else info.filename)
         if info.filename in found:
             raise BundleError(f"{info.filename}: is there twice")
         kind = stat.S_IFMT(info.external_attr >> 16)
         if info.is_dir() or kind not in (0, stat.S_IFREG):
-            raise BundleError(f"{info.filename}: is no plain file")
+            raise BundleError(f"{info.filename}: is not a plain file")
         found[info.filename] = info
     return found
 
@@ -210,23 +210,23 @@ def _refuse_name(name: str) -> None:
     path = PurePosixPath(name)
     plain = name.isprintable() and "\\" not in name and ":" not in name
     if not plain or path.is_absolute() or path.as_posix() != name or not {".", ".."}.isdisjoint(path.parts):
-        raise BundleError(f"{name!r}: is no name that a bundle may have")
+        raise BundleError(f"{name!r}: is not allowed as a name in a bundle")
 
 
 def _manifest(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
     if MANIFEST not in entries:
-        raise BundleError(f"has no {MANIFEST}: is no bundle")
+        raise BundleError(f"has no {MANIFEST}: is not a bundle")
     if entries[MANIFEST].file_size > _MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST}: is too large")
     with archive.open(entries[MANIFEST]) as stream:
         manifest = json.loads(stream.read(_MANIFEST_BYTES + 1))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"{MANIFEST}: is of no format that this version reads (expected {FORMAT})")
+        raise BundleError(f"{MANIFEST}: has a format that this version does not read (expected {FORMAT})")
     if not _is_whole(manifest):
-        raise BundleError(f"{MANIFEST}: is not whole")
+        raise BundleError(f"{MANIFEST}: is incomplete")
     _refuse_name(manifest["experiment"])
-    if sum(seal["size"] for seal in manifest["files"].values()) > MOST_BYTES:
-        raise BundleError(f"would unfold to more than {MOST_BYTES >> 30} GB")
+    if sum(seal["size"] for seal in manifest["files"].values()) > MAX_BYTES:
+        raise BundleError(f"would unfold to more than {MAX_BYTES >> 30} GB")
     return manifest
 
 
@@ -283,7 +283,7 @@ def _seal_of_file(path: Path) -> dict[str, Any]:
     return _seal(path.read_bytes())
 
 
-def described(opened: Opened, folder: Path, results: Path) -> list[str]:
+def describe(opened: Opened, folder: Path, results: Path) -> list[str]:
     """What a bundle holds, and how to run it again, once it lies in a folder."""
     manifest = opened.manifest
     cells = ", ".join(f"{count} {state}" for state, count in manifest["cells"].items())

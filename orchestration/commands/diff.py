@@ -32,7 +32,7 @@ class Change(NamedTuple):
     after: Any
 
 
-class Move(NamedTuple):
+class MetricChange(NamedTuple):
     """How a line of the table moved from A to B; `paired` seeds are in both, or else none is used as a pair."""
 
     line: str
@@ -48,7 +48,7 @@ class Differences(NamedTuple):
     """Everything that two experiments differ in, under headings, and the moves of a metric."""
 
     changes: dict[str, list[Change]]
-    moves: list[Move]
+    metric_changes: list[MetricChange]
     unit: Unit
 
 
@@ -65,7 +65,7 @@ def differences(before: Ledger, after: Ledger) -> Differences:
             {"versions": b["versions"], "hardware": b["hardware"]},
         ),
     }
-    return Differences(changes, list(moves(*reports)), reports[1].unit)
+    return Differences(changes, list(metric_changes(*reports)), reports[1].unit)
 
 
 def changed(before: Any, after: Any, path: str = "") -> list[Change]:
@@ -106,7 +106,7 @@ def _point(point: Mapping[str, Any]) -> str:
     return " · ".join([point["variant"], *(f"{path}={value}" for path, value in point["grid"].items())])
 
 
-def moves(before: Report, after: Report) -> Iterable[Move]:
+def metric_changes(before: Report, after: Report) -> Iterable[MetricChange]:
     """Of the metric of B, for the lines that both have; paired by seed where two seeds or more are in both."""
     measure = Measure.metric(after.metric)
     a, b = (
@@ -121,7 +121,7 @@ def moves(before: Report, after: Report) -> Iterable[Move]:
             yield _moved(label, a[label], b[label])
 
 
-def _moved(label: str, a: Line, b: Line) -> Move:
+def _moved(label: str, a: Line, b: Line) -> MetricChange:
     old, new = (line.values | line.added for line in (a, b))
     pairs = statistics.paired_differences(new, old)
     if len(pairs) >= 2:
@@ -130,20 +130,20 @@ def _moved(label: str, a: Line, b: Line) -> Move:
         difference = statistics.mean(list(new.values())) - statistics.mean(list(old.values()))
         interval, paired = statistics.welch_interval(list(new.values()), list(old.values())), 0
     ids = {trial.cell.id for trial in a.trials}
-    return Move(label, a, b, difference, interval, paired, sum(trial.cell.id in ids for trial in b.trials))
+    return MetricChange(label, a, b, difference, interval, paired, sum(trial.cell.id in ids for trial in b.trials))
 
 
 # In words
 
 
-def rendered(found: Differences) -> RenderableType:
+def render(found: Differences) -> RenderableType:
     """For a terminal: what did not change is said to be the same."""
     parts: list[RenderableType] = []
     for heading, changes in found.changes.items():
         parts.append(Text(heading if changes else f"{heading}: the same", style="bold"))
         parts += [Text(line, no_wrap=True, overflow="fold") for one in changes for line in _lines(one)]
     parts.append(Text(f"{found.unit.name} {found.unit.value}".strip(), style="bold"))
-    parts.append(_table(found) if found.moves else Text("  no variant is in both"))
+    parts.append(_table(found) if found.metric_changes else Text("  no variant is in both"))
     return Group(*parts)
 
 
@@ -159,7 +159,7 @@ def _table(found: Differences) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in ("variant", "A", "B", f"B − A {unit.difference}\n[95 %]", "seeds"):
         table.add_column(name, justify="left" if name in ("variant", "seeds") else "right", overflow="fold")
-    for move in found.moves:
+    for move in found.metric_changes:
         moved = unit.write(move.difference, True) + (f" {unit.interval(move.interval)}" if move.interval else "")
         counts = len(move.before.values | move.before.added), len(move.after.values | move.after.added)
         how = f"{move.paired} paired" if move.paired else f"{counts[0]}, {counts[1]}: no pairs"
@@ -178,5 +178,5 @@ def _short(value: Any) -> str:
 
 def diff(before: Path, after: Path) -> int:
     """Print what differs. Returns the exit status. Raises ValueError where one of them was never launched."""
-    Console().print(rendered(differences(Ledger(before), Ledger(after))))
+    Console().print(render(differences(Ledger(before), Ledger(after))))
     return DONE

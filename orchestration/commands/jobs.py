@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.scheduler.environment import Unusable
-from orchestration.scheduler.job_server import OVER, Handover, Job, JobServer, experiment_of, pack
+from orchestration.scheduler.job_server import FINISHED, Job, JobServer, Submission, experiment_of, pack
 from orchestration.util.duration import duration
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -37,15 +37,15 @@ def submit(address: str, wanted: SubmitRequest, stay: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="fsg-") as folder:
         package = pack(Path(folder) / "package", wanted.spec, wanted.own, dict(wanted.record))
         job = server.submit(
-            Handover(wanted.experiment, package, wanted.words, {"COLUMNS": "110", **wanted.environment})
+            Submission(wanted.experiment, package, wanted.words, {"COLUMNS": "110", **wanted.environment})
         )
     if stay:
         return _follow(server, job)
-    job = server.begun(job)
+    job = server.wait_until_begun(job)
     _say(server.log(job))
     if _over(job) and (job.driver_exit_code or job.status.value != "SUCCEEDED"):
         return _ended(job)
-    print(f"{wanted.experiment} runs at {address} as {job.submission_id}; this machine may leave.")
+    print(f"{wanted.experiment} runs at {address} as {job.submission_id}; this machine may disconnect.")
     at = "" if address == DEFAULT_ADDRESS else f" --address {address}"
     for verb, what in (("status", "how far it is"), ("attach", "follow it"), ("stop", "stop it at a checkpoint")):
         print(f"  {f'fsg {verb} {wanted.experiment}{at}':<48} {what}")
@@ -89,7 +89,7 @@ def stop(address: str, experiment: str) -> int:
     job = server.stop(job)
     if not _over(job):
         raise Unusable(f"{experiment}: is still stopping; look again with fsg status {experiment}")
-    print(f"{experiment}: stopped; launch it again, and it goes on from its checkpoints")
+    print(f"{experiment}: stopped; launch it again to resume from its checkpoints")
     return DONE
 
 
@@ -98,7 +98,7 @@ def _follow(server: JobServer, job: Job) -> int:
         job = server.follow(job, _say)
     except KeyboardInterrupt:
         name = experiment_of(job)
-        print(f"\n{name} goes on at {server.address}: fsg attach {name}, or fsg stop {name}", file=sys.stderr)
+        print(f"\n{name} keeps running at {server.address}: fsg attach {name}, or fsg stop {name}", file=sys.stderr)
         return DONE
     return _ended(job)
 
@@ -120,7 +120,7 @@ def _standing(job: Job) -> str:
 
 
 def _over(job: Job) -> bool:
-    return job.status.value in OVER
+    return job.status.value in FINISHED
 
 
 def _say(text: str) -> None:

@@ -98,7 +98,7 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
         request.say(f"{len(plan.orphans)} earlier cells of the same names are orphans; --plan lists them")
     tracker = Tracker(plan.ledger, plan.spec, request.mlflow)
     view = view_for(plan.statuses, plan.spec.folder_name, plan.max_running, request.console)
-    waiting = request.console.status("bringing MLflow and the report up to date")
+    waiting = request.console.status("updating MLflow and the report")
     status = INTERRUPTED
     try:
         with background(tracker, SYNC_EVERY, view.message):
@@ -132,8 +132,8 @@ def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", 
     except Exception as error:
         tracker.behind = first_line(error)
     if tracker.behind is not None:
-        lacks = without_password(f"MLflow lacks a part of it ({tracker.behind})")
-        request.say(f"{lacks}; the ledger has it all. Later: fsg sync {shlex.quote(str(plan.ledger.folder))}")
+        lacks = without_password(f"MLflow is incomplete ({tracker.behind})")
+        request.say(f"{lacks}; the ledger is complete. Later: fsg sync {shlex.quote(str(plan.ledger.folder))}")
     for cell in plan.cells:
         outcome = plan.ledger.outcome(cell.id)
         if outcome.state == "diverged":
@@ -145,10 +145,10 @@ def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", 
 def _report(request: LaunchRequest, ledger: Ledger) -> Path:
     """Write the report and print its table; returns the page."""
     from orchestration.report.data import build  # start-up time
-    from orchestration.report.tables import terminal  # start-up time
+    from orchestration.report.tables import terminal_table  # start-up time
     from orchestration.report.write import write  # start-up time
 
     built = build(ledger)
     page = next(path for path in write(built) if path.suffix == ".html")
-    request.console.print(terminal(built))
+    request.console.print(terminal_table(built))
     return page

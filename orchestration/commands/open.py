@@ -16,7 +16,7 @@ def open_bundle(path: Path, into: Path | None, run: bool) -> int:
     results = folder / "again"
     if into is not None or run:
         bundle.unpack(opened, folder)
-    for line in bundle.described(opened, folder, results):
+    for line in bundle.describe(opened, folder, results):
         print(line, flush=True)
     return _run_again(opened, folder, results) if run else DONE
 

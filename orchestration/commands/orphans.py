@@ -10,7 +10,7 @@ from orchestration.commands.request import LaunchRequest, Refused
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import Cell
 from orchestration.util.duration import duration
-from orchestration.util.nested import flat
+from orchestration.util.nested import flatten
 
 MAX_NAMED = 4
 
@@ -46,7 +46,7 @@ def describe_orphans(lost: Sequence[Cell], planned: Sequence[Cell], ledger: Ledg
     order = list(planned_by_label)
     for cell in sorted(lost, key=lambda cell: order.index((cell.kind, cell.label))):
         now = planned_by_label[cell.kind, cell.label]
-        before, after = flat(cell.train.identity()), flat(now.train.identity())
+        before, after = flatten(cell.train.identity()), flatten(now.train.identity())
         changed = [
             f"train.{path}: {before.get(path, 'absent')} before, {after.get(path, 'absent')} now"
             for path in {**before, **after}

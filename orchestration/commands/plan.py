@@ -14,13 +14,13 @@ from rich import box
 from rich.table import Table
 
 from orchestration.commands.exit_status import DONE
-from orchestration.commands.preflight import other_study, unrunnable
+from orchestration.commands.preflight import find_problems, study_conflicts
 from orchestration.commands.request import LaunchRequest, Refused, refusing_write_errors, run_guarded
 from orchestration.commands.submit import submit
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.status import CellStatus, cell_statuses
-from orchestration.runtime.pilot import Pilots, predicted, wall_clock
+from orchestration.runtime.pilot import Pilots, predict, wall_clock
 from orchestration.scheduler.environment import is_job_server
 from orchestration.search.forecast import expected_cells
 from orchestration.spec.cells import Cell, cells
@@ -46,13 +46,13 @@ class ExperimentPlan:
     orphans: tuple[Cell, ...]
 
     @property
-    def every(self) -> list[Cell]:
+    def all_cells(self) -> list[Cell]:
         """The cells of the table and of the searches."""
         return [status.cell for status in self.statuses]
 
     @property
     def expected(self) -> list[Cell]:
-        return self.every[len(self.cells) :]
+        return self.all_cells[len(self.cells) :]
 
     @property
     def pending(self) -> list[Cell]:
@@ -90,16 +90,16 @@ def load_checked(request: LaunchRequest) -> tuple[ExperimentSpec, Ledger]:
         hint = "expected http://HOST:8265, or on a node of the cluster auto or HOST:PORT"
         raise Refused(f"--address: {request.address}: Ray's client mode is not supported ({hint})")
     if request.submit:
-        raise Refused("--submit: wants the job server of a cluster (expected --address http://HOST:8265)")
+        raise Refused("--submit: needs the job server of a cluster (expected --address http://HOST:8265)")
     if wrong := submission.other_python():
         raise Refused(wrong)
     spec = load_spec(request.source, request.profile, request.sets)
-    if problems := unrunnable(spec, request.source, request.sets, remote=request.address is not None):
+    if problems := find_problems(spec, request.source, request.sets, remote=request.address is not None):
         raise Refused(*problems)
     ledger = Ledger(request.results / spec.folder_name)
     with refusing_write_errors(ledger.folder):
         store.of(ledger.folder).names(ledger.folder)  # one that does not answer is told before anything else
-    if problems := other_study(spec, ledger, request.source, request.sets):
+    if problems := study_conflicts(spec, ledger, request.source, request.sets):
         raise Refused(*problems)
     return spec, ledger
 
@@ -113,11 +113,11 @@ def make_plan(request: LaunchRequest, spec: ExperimentSpec, ledger: Ledger) -> E
 
 
 def _with_measured_sharing(request: LaunchRequest, plan: ExperimentPlan) -> ExperimentPlan:
-    from orchestration.scheduler.gpu_sharing import shared  # start-up time
+    from orchestration.scheduler.gpu_sharing import measure_sharing  # start-up time
 
     try:
-        with request.console.status("measuring how many trainings do best beside each other"):
-            spec, measured = shared(plan.spec, plan.every)
+        with request.console.status("measuring how many trainings run best together"):
+            spec, measured = measure_sharing(plan.spec, plan.all_cells)
     except Exception as error:  # what a training of the user's own may raise
         text = f"auto cannot be measured: {first_line(error)} (expected a number)"
         raise Refused(f"{request.source}: resources.gpus: {text}") from error
@@ -142,7 +142,7 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
         device = "cuda" if found.spec.resources.gpu_share else "cpu"
         status = request.console.status("measuring a few steps of each kind of cell")
         with status, Pilots(device, found.max_running) as pilots:
-            statuses = predicted(
+            statuses = predict(
                 statuses, pilots.measure, lambda label: status.update(f"measuring a few steps of {label}")
             )
     request.console.print(plan_table(found.spec, statuses))

@@ -17,7 +17,7 @@ from orchestration.spec.yaml_tree import Mark, Node, Problem
 from orchestration.util.provenance import cores
 
 
-def unrunnable(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), remote: bool = False) -> list[str]:
+def find_problems(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), remote: bool = False) -> list[str]:
     """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
     problems = [*_data(spec), *_starting_weights(spec), *_precision(spec), *([] if remote else _resources(spec))]
     if remote and spec.resources.gpus == "auto":
@@ -26,7 +26,7 @@ def unrunnable(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), rem
     return _lines(spec, source, sets, [*problems, *_searches(spec)])
 
 
-def unplaceable(
+def unmet_resources(
     spec: ExperimentSpec, source: Path, sets: Sequence[str], nodes: Sequence[Mapping[str, float]]
 ) -> list[str]:
     """One line for what a training asks for and no node of a cluster has; a training is on one node, whole."""
@@ -42,7 +42,7 @@ def unplaceable(
     return []
 
 
-def other_study(spec: ExperimentSpec, ledger: Ledger, source: Path, sets: Sequence[str] = ()) -> list[str]:
+def study_conflicts(spec: ExperimentSpec, ledger: Ledger, source: Path, sets: Sequence[str] = ()) -> list[str]:
     """One line for each thing in which a search that has begun differs from the spec."""
     assert spec.tree is not None
     section = "search" if "search" in spec.tree.items() else "tuning"

@@ -173,7 +173,7 @@ class LiveView(_Told):
 
     def retried(self, cell: Cell, reason: str) -> None:
         self.tally.retried(cell, reason)
-        self.message(f"{cell.label} goes again: {reason}")
+        self.message(f"{cell.label} is retried: {reason}")
 
     def noted(self, cell: Cell, note: str) -> None:
         self.message(f"{cell.label}: {note}")
@@ -188,7 +188,7 @@ class LiveView(_Told):
         self.tally.stopping = True
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def display(self) -> Iterator[None]:
         """Draw until the block is left."""
         with Live(
             get_renderable=self.draw, console=self.console, refresh_per_second=4, transient=True, redirect_stdout=False
@@ -214,8 +214,8 @@ class LiveView(_Told):
             line = Text.assemble(("failed  ", "red"), cell.label, "  ", (reason, "dim"))
             line.truncate(width - 1, overflow="ellipsis")
             parts.append(line)
-        hint = "stopping: each running cell keeps a checkpoint; Ctrl-C again ends at once"
-        hint = hint if tally.stopping else "Ctrl-C stops at a checkpoint; the same command goes on from there"
+        hint = "stopping: each running cell keeps a checkpoint; press Ctrl-C again to end at once"
+        hint = hint if tally.stopping else "Ctrl-C stops at a checkpoint; the same command resumes"
         parts += [Text(""), Text(hint, style="yellow" if tally.stopping else "dim", no_wrap=True, overflow="ellipsis")]
         return Group(*parts)
 
@@ -274,7 +274,7 @@ class PlainLines(_Told):
 
     def retried(self, cell: Cell, reason: str) -> None:
         self.tally.retried(cell, reason)
-        self.message(f"{cell.label} goes again: {reason}")
+        self.message(f"{cell.label} is retried: {reason}")
 
     def noted(self, cell: Cell, note: str) -> None:
         self.message(f"{cell.label}: {note}")
@@ -300,10 +300,10 @@ class PlainLines(_Told):
 
     def stopping(self) -> None:
         self.tally.stopping = True
-        self.message("stopping: each running cell keeps a checkpoint; Ctrl-C again ends at once")
+        self.message("stopping: each running cell keeps a checkpoint; press Ctrl-C again to end at once")
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def display(self) -> Iterator[None]:
         self.message(f"{self.name}: {self._counts()}")
         yield
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from orchestration.commands.exit_status import BAD_INPUT, DONE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build
-from orchestration.report.tables import terminal
+from orchestration.report.tables import terminal_table
 from orchestration.report.write import write
 from orchestration.util.error_text import first_line
 
@@ -22,7 +22,7 @@ def report(folder: Path) -> int:
         return BAD_INPUT
     paths = write(built)
     console = Console()
-    console.print(terminal(built))
+    console.print(terminal_table(built))
     for path in paths:
         if path.parent == built.folder:
             console.print(str(path), soft_wrap=True, highlight=False)

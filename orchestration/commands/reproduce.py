@@ -28,7 +28,7 @@ Values = dict[tuple[int, str], float]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reproduction:
     """Whether a cell agrees: bit for bit, or else by its metric, or not; `lines` say it."""
 
     agrees: bool
@@ -61,7 +61,7 @@ def reproduce(folder: Path, name: str) -> int:
     return DONE if answer.agrees else FAILED
 
 
-def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda line: None) -> Answer:
+def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda line: None) -> Reproduction:
     """Train the cell again on this machine, in a scratch ledger, and compare.
 
     Its pretraining is not trained again: it starts from the weights that the ledger has. Raises ValueError where
@@ -92,7 +92,7 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
         return _compared(ledger, again, cell, _elsewhere(ledger, cell, device))
 
 
-def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -> Answer:
+def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -> Reproduction:
     before, now = ledger.outcome(cell.id), again.outcome(cell.id)
     then, here = values(ledger, cell.id), values(again, cell.id)
     names = {name for _, name in then} & {name for _, name in here}
@@ -102,20 +102,22 @@ def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -
     if (before.state, before.digest) == (now.state, now.digest) and not differing:
         state = f"state {now.digest[:12]}" if now.digest else now.state
         said = f"{cell.label}: agrees bit for bit ({state}, {len(here)} values)"
-        return Answer(
+        return Reproduction(
             True, True, (said, *([f"  not compared, recorded in one alone: {', '.join(alone)}"] * bool(alone)))
         )
     lines = [f"  {len(differing)} of {len(then)} values differ, the first {differing[0][1]} at step {differing[0][0]}"
              if differing else f"  all {len(then)} values agree, and the final state does not"]  # fmt: skip
     lines += [f"  {line}" for line in elsewhere]
     if before.state != now.state:
-        return Answer(False, False, (f"{cell.label}: DIFFERS: {before.state} in the ledger, {now.state} here", *lines))
+        return Reproduction(
+            False, False, (f"{cell.label}: DIFFERS: {before.state} in the ledger, {now.state} here", *lines)
+        )
     close, metrics = _by_metric(ledger, cell, then, here)
     agrees = bool(elsewhere) and close
     how = "agrees by its metrics, not bit for bit" if agrees else "DIFFERS"
     if not elsewhere:
         lines.append("  device, versions and code are those of the ledger: the bits should be the same")
-    return Answer(agrees, False, (f"{cell.label}: {how}", *metrics, *lines))
+    return Reproduction(agrees, False, (f"{cell.label}: {how}", *metrics, *lines))
 
 
 def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[bool, list[str]]:

@@ -70,7 +70,7 @@ class LaunchRequest:
     def describe_break(self, error: OSError) -> str:
         """What a launch says that cannot write any more."""
         what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
-        return f"The launch broke off: {what}; what is in {self.results} is whole."
+        return f"The launch stopped: {what}; the results in {self.results} are intact."
 
 
 def run_guarded(request: LaunchRequest, work: Callable[[], int]) -> int:
@@ -85,10 +85,10 @@ def run_guarded(request: LaunchRequest, work: Callable[[], int]) -> int:
         print(refused, file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
-        print(f"{request.describe_break(error)} It goes on with: {request.command}", file=sys.stderr)
+        print(f"{request.describe_break(error)} To resume: {request.command}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(f"Interrupted. It goes on with: {request.command}", file=sys.stderr)
+        print(f"Interrupted. To resume: {request.command}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -33,10 +33,10 @@ def restart_process(what: str, request: LaunchRequest, ledger: Ledger, number: i
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(children, timeout=10)  # or the program that takes this one's place would inherit them
-    how = "starting anew from the ledger" if again else f"{deaths} times. It goes on with: {request.command}"
+    how = "restarting from the ledger" if again else f"{deaths} times. To resume: {request.command}"
     restored = "\x1b[?25h\r\n" if request.console.is_terminal else ""  # the live view hides the cursor
     if stopped:
-        os.write(2, f"{restored}Interrupted. It goes on with: {request.command}\n".encode())
+        os.write(2, f"{restored}Interrupted. To resume: {request.command}\n".encode())
     else:
         os.write(2, f"{restored}Ray's {what} died: {how}\n".encode())
     if not again:

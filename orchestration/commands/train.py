@@ -14,7 +14,7 @@ import fsg
 from orchestration.commands.exit_status import DONE, FAILED, INTERRUPTED
 from orchestration.commands.orphans import MAX_NAMED
 from orchestration.commands.plan import ExperimentPlan
-from orchestration.commands.preflight import unplaceable
+from orchestration.commands.preflight import unmet_resources
 from orchestration.commands.progress import LiveView, PlainLines
 from orchestration.commands.request import LaunchRequest, Refused
 from orchestration.commands.restart import restart_process
@@ -38,23 +38,23 @@ def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View)
     """Train what is pending; returns the exit status. An unexpected error goes to a log and is told in one line."""
     stop_file = plan.ledger.stop_file(number)
     try:
-        with stopping_at(stop_file, view) as install, view.shown(), Path(os.devnull).open("w") as nowhere:
+        with stopping_at(stop_file, view) as install, view.display(), Path(os.devnull).open("w") as nowhere:
             with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
                 trained, unsettled = train_on_ray(request, plan, number, view, install)
     except (Refused, Unusable):
         raise
     except Unwritable as error:
-        told = f"{request.describe_break(error)} Once there is room, it goes on with: {request.command}"
+        told = f"{request.describe_break(error)} Once there is room, to resume: {request.command}"
         print(told, file=sys.stderr)
         return FAILED
     except SearchError as error:
-        print(f"The launch broke off: {error}. It goes on with: {request.command}", file=sys.stderr)
+        print(f"The launch stopped: {error}. To resume: {request.command}", file=sys.stderr)
         return FAILED
     except Exception as error:
         log = plan.ledger.folder / "launches" / f"{number:04d}-log.txt"
         with suppress(FileExistsError):
             write_new(log, traceback.format_exc().encode())
-        print(f"the launch broke off: {type(error).__name__}: {first_line(error)} (log: {log})", file=sys.stderr)
+        print(f"the launch stopped: {type(error).__name__}: {first_line(error)} (log: {log})", file=sys.stderr)
         return FAILED
     outcomes = [(cell, plan.ledger.outcome(cell.id)) for cell in trained]
     unfinished = [one for one in outcomes if one[1].state not in ("done", "diverged", "pruned")]
@@ -64,7 +64,7 @@ def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View)
         return INTERRUPTED
     why = describe_unfinished(unfinished, unsettled)
     if why:
-        print(f"The launch ended short: {why}. It goes on with: {request.command}", file=sys.stderr)
+        print(f"The launch is incomplete: {why}. To resume: {request.command}", file=sys.stderr)
     return FAILED
 
 
@@ -74,7 +74,7 @@ def train_on_ray(
     """Train on a Ray of this process or a cluster's. Returns the cells, and the searches that have not ended."""
     prepare(request.address)
     from orchestration.scheduler import nodes, tune  # start-up time: Ray
-    from orchestration.scheduler.connection import connected  # start-up time: Ray
+    from orchestration.scheduler.connection import connect  # start-up time: Ray
 
     spec, ledger, own = plan.spec, plan.ledger, own_code(plan.spec)
     resources = tune.TrialResources(
@@ -86,9 +86,9 @@ def train_on_ray(
         python_path=[str(own)] if own else [],
     )
     packages = [Path(fsg.__file__).parent, Path(provenance.__file__).parents[1]]
-    with connected(request.address, packages, own, lambda name: restart_process(name, request, ledger, number)):
+    with connect(request.address, packages, own, lambda name: restart_process(name, request, ledger, number)):
         install_signals()  # Ray has put its own in place
-        if problems := unplaceable(spec, request.source, request.sets, nodes.resources()):
+        if problems := unmet_resources(spec, request.source, request.sets, nodes.resources()):
             raise Refused(*problems)
         left = [*plan.pending, *plan.expected]
         if request.address is not None:

@@ -10,7 +10,7 @@ from orchestration.analysis.units import Unit
 _INK, _SOFT, _PRIMARY, _OTHER = "#1a1f26", "#8a929c", "#D55E00", "#0072B2"
 
 
-def drawn(lines: Sequence[Line], unit: Unit, baseline: str, primary: str) -> Figure | None:
+def draw_differences(lines: Sequence[Line], unit: Unit, baseline: str, primary: str) -> Figure | None:
     """A row a line, the table's order from the top; None where there is nothing finite to draw.
 
     A seed added after a look is hollow. The intervals are the 95 % ones of the table.

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 Table = Mapping[str, Any]
 
 COLUMNS = 4
-MOST = 16  # variants on a figure
+MAX_MAPS = 16  # variants on a figure
 
 Column = Sequence[float | None]
 
@@ -89,9 +89,9 @@ def _mean(seeds: Sequence[Sequence[Table]], column: Callable[[Table], Column | N
     return Map(label, layers, tuple(epochs), np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
-def drawn(title: str, found: Sequence[Map]) -> Figure:
+def draw_maps(title: str, found: Sequence[Map]) -> Figure:
     """A small map a line of the table, all on one scale. Colours that the colour-blind tell apart, and grey prints."""
-    shown = found[:MOST]
+    shown = found[:MAX_MAPS]
     columns = min(COLUMNS, max(2, len(shown)))
     rows = -(-len(shown) // columns)
     height = max(1.5, min(4.2, 0.5 + 0.13 * max(len(each.layers) for each in shown)))
@@ -133,8 +133,8 @@ def _scale(title: str, found: Sequence[Map]) -> tuple[str, Normalize]:
 
 def note(found: Mapping[str, Sequence[Map]]) -> str:
     """What the maps leave out, and what they are."""
-    left_out = max((len(each) - MOST for each in found.values()), default=0)
-    more = f" The first {MOST} lines are drawn; {left_out} more are in the ledger." if left_out > 0 else ""
+    left_out = max((len(each) - MAX_MAPS for each in found.values()), default=0)
+    more = f" The first {MAX_MAPS} lines are drawn; {left_out} more are in the ledger." if left_out > 0 else ""
     return (
         "Each small map is a line of the table, mean over its planned seeds that are done: layers from the input at "
         "the top, epochs from left to right. Flip rate: share of a layer's quantized weights whose sign changes in a "

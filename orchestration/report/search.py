@@ -61,11 +61,11 @@ class StudySection:
         """Trials that were trained to the end."""
         return sum(trial.state == "COMPLETE" for trial in self.trials)
 
-    def drawn(self, folder: Path) -> dict[str, Path]:
+    def draw(self, folder: Path) -> dict[str, Path]:
         """The figures, as files in a folder."""
         from orchestration.search.optuna import pictures  # start-up time
 
-        return pictures.drawn(self.trials, self.objectives, folder, f"search-{self.name}")
+        return pictures.draw_study(self.trials, self.objectives, folder, f"search-{self.name}")
 
 
 def sections(ledger: Ledger, spec: Mapping[str, Any]) -> list[StudySection]:

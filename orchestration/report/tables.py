@@ -16,8 +16,8 @@ from orchestration.report.data import Measured, Report
 from orchestration.util.duration import duration
 from orchestration.util.metric_names import PEAK_MEMORY
 
-NONE = "–"
-SHOWN = "*"
+EMPTY = "–"
+SIGNIFICANT = "*"
 
 
 class TextRow(NamedTuple):
@@ -65,9 +65,9 @@ def _result(report: Report, line: Line) -> Iterable[str]:
     yield f"{line.done}/{len(line.planned)}" + (f", {line.diverged} diverged" if line.diverged else "")
     yield report.unit.spread(line.metric)
     yield _difference(report, line)
-    yield _p(test) if test is not None and test.points == 1 else NONE
+    yield _p(test) if test is not None and test.points == 1 else EMPTY
     if _has_papers_protocol(report):
-        yield as_papers_write_it(line.papers_protocol)
+        yield paper_style(line.papers_protocol)
     if _has_published(report):
         yield _published(report, line)
     yield Unit.of("train/loss")._replace(digits=3).spread(line.loss)
@@ -82,7 +82,7 @@ def _explored(report: Report, line: Line) -> Iterable[str]:
     yield f"+{len(line.added)}"
     yield report.unit.spread(spread)
     yield _estimate(report.unit, line.explored)
-    yield from [NONE] * (3 + len(_optional(report)))
+    yield from [EMPTY] * (3 + len(_optional(report)))
 
 
 def _optional(report: Report) -> list[str]:
@@ -102,19 +102,19 @@ def _difference(report: Report, line: Line) -> str:
 
 
 def _estimate(unit: Unit, comparison: Comparison | None) -> str:
-    return unit.estimate(comparison.mean, comparison.interval) if comparison and comparison.n else NONE
+    return unit.estimate(comparison.mean, comparison.interval) if comparison and comparison.n else EMPTY
 
 
 def _p(test: Contrast | None) -> str:
     if test is None or test.adjusted is None:
-        return NONE
-    return p_text(test.adjusted) + SHOWN * test.shown
+        return EMPTY
+    return p_text(test.adjusted) + SIGNIFICANT * test.shown
 
 
 def _published(report: Report, line: Line) -> str:
     stated = report.published(line)
     if stated is None:
-        return NONE
+        return EMPTY
     digits = 2 if report.metric.endswith("accuracy") else 4
     spread = "" if stated.variance is None else f" ({stated.variance:.3f})"
     spread = f"\u00a0±\u00a0{stated.sd:.{digits}f}" if stated.sd is not None else spread
@@ -129,16 +129,16 @@ def _has_published(report: Report) -> bool:
     return any(report.published(line) for line in report.lines)
 
 
-def as_papers_write_it(spread: Spread) -> str:
+def paper_style(spread: Spread) -> str:
     """Mean (variance), in per cent and per cent squared."""
     if not spread.n:
-        return NONE
+        return EMPTY
     variance = f" ({(100 * spread.deviation) ** 2:.3f})" if math.isfinite(spread.deviation) else ""
     return f"{100 * spread.mean:.2f}{variance}"
 
 
 def time(seconds: float) -> str:
-    return duration(seconds) if math.isfinite(seconds) else NONE
+    return duration(seconds) if math.isfinite(seconds) else EMPTY
 
 
 def _notes(report: Report) -> Iterable[str]:
@@ -148,7 +148,7 @@ def _notes(report: Report) -> Iterable[str]:
         f"{unit.name[:1].upper()}{unit.name[1:]}: mean ± sample standard deviation over seeds; a diverged seed counts "
         f"as {unit.lost_text}. Difference: mean over seeds of the paired difference to {report.baseline}, with its "
         f"95 % paired-t interval, not corrected. p: of the exact sign-flip test; the primary one stands alone{others}; "
-        f"{SHOWN} a difference is shown at 5 %. Training loss: mean over the last epoch, of the seeds that are done. "
+        f"{SIGNIFICANT} a difference is shown at 5 %. Training loss: mean over the last epoch, of the seeds that are done. "
         "Time: training and evaluation of one cell, mean."
     )
     yield _about_the_best(report)
@@ -212,13 +212,13 @@ def _tested(test: Contrast, report: Report) -> Iterable[str]:
     yield role + (f", look {test.look.number} of {test.look.of}" if test.look else "")
     yield str(comparison.n)
     yield unit.write(comparison.mean, True)
-    yield unit.interval(interval) if (interval := test.interval) else NONE
-    yield p_text(test.p) if test.p is not None else NONE
+    yield unit.interval(interval) if (interval := test.interval) else EMPTY
+    yield p_text(test.p) if test.p is not None else EMPTY
     yield _p(test)
     yield unit.write(comparison.deviation)
     level = test.level if test.role == "primary" else SIGNIFICANCE / max(1, family.size)
     needed = comparison.seeds_for(report.asked.smallest_effect or comparison.mean, level)
-    yield str(needed) if needed else NONE
+    yield str(needed) if needed else EMPTY
 
 
 def _about_tests(report: Report) -> Iterable[str]:
@@ -272,10 +272,10 @@ def _of_measure(report: Report, measured: Measured) -> TextTable:
     rows = []
     for line in measured.lines:
         test = measured.test(line.variant)
-        compared = "baseline" if line.variant == report.baseline else NONE
+        compared = "baseline" if line.variant == report.baseline else EMPTY
         if line.comparison is not None and line.comparison.n:
             compared = unit.estimate(line.comparison.mean, line.comparison.interval)
-        p = _p(test) if test is not None and test.points == 1 else NONE
+        p = _p(test) if test is not None and test.points == 1 else EMPTY
         rows.append(TextRow((line.label, unit.spread(line.metric), compared, p), _kind(report, line)))
     return TextTable(unit.name, header, tuple(rows))
 
@@ -296,7 +296,7 @@ def cost(report: Report) -> TextTable:
     rows = [TextRow((label, *_cost(report, trials)), kind) for label, kind, trials in groups]
     every = [trial for _, _, trials in groups for trial in trials]
     total = sum(trial.outcome.seconds for trial in every)
-    rows.append(TextRow(("all", str(len(every)), NONE, time(total), *_peaks(every)), "primary"))
+    rows.append(TextRow(("all", str(len(every)), EMPTY, time(total), *_peaks(every)), "primary"))
     return TextTable("Cost", header, tuple(rows), tuple(_about_cost(report)))
 
 
@@ -312,7 +312,7 @@ def _cost(report: Report, trials: Sequence[Trial]) -> Iterable[str]:
 def _peaks(trials: Sequence[Trial]) -> Iterable[str]:
     for metric in (PEAK_MEMORY, "system/memory_megabytes", "system/gpu_memory_megabytes"):
         seen = [row.values[metric] for trial in trials for row in trial.rows if metric in row.values]
-        yield f"{max(seen):,.0f}\u00a0MB" if seen else NONE
+        yield f"{max(seen):,.0f}\u00a0MB" if seen else EMPTY
 
 
 def _about_cost(report: Report) -> Iterable[str]:
@@ -335,15 +335,15 @@ def _cell(report: Report, trial: Trial) -> Iterable[str]:
     yield trial.state
     over = trial.cell.kind == "train" and trial.state in ("done", "diverged")
     value = report.measured[0].measure.of(trial) if over else None
-    yield NONE if value is None else report.unit.write(value)
-    yield time(trial.outcome.seconds) if trial.outcome.seconds else NONE
+    yield EMPTY if value is None else report.unit.write(value)
+    yield time(trial.outcome.seconds) if trial.outcome.seconds else EMPTY
     yield shlex.join(["fsg", "reproduce", str(report.folder), trial.cell.id])
 
 
 # The terminal
 
 
-def terminal(report: Report) -> Table:
+def terminal_table(report: Report) -> Table:
     """The table for a terminal of 80 columns; what does not fit stands in the page."""
     unit, papers = report.unit, _has_papers_protocol(report)
     left_out = "time" if papers else "papers' protocol"
@@ -366,9 +366,9 @@ def terminal(report: Report) -> Table:
         cells = (
             f"{line.done}/{len(line.planned)}" + " ✗" * bool(line.diverged) + f"+{len(line.added)}" * bool(line.added)
         )
-        difference = _difference(report, line) + SHOWN * bool(test and test.points == 1 and test.shown)
+        difference = _difference(report, line) + SIGNIFICANT * bool(test and test.points == 1 and test.shown)
         shown = [line.short_label, cells, unit.spread(line.metric) + "★" * _is_best(report, line), difference]
-        shown += [as_papers_write_it(line.papers_protocol), loss] if papers else [loss, _short(time(line.seconds))]
+        shown += [paper_style(line.papers_protocol), loss] if papers else [loss, _short(time(line.seconds))]
         made.add_row(*map(Text, shown), style="bold" if line.variant in (report.primary, report.baseline) else "")
     return made
 
@@ -376,7 +376,7 @@ def terminal(report: Report) -> Table:
 def _captions(report: Report) -> Iterable[str]:
     tests: Sequence[Contrast] = report.measured[0].contrasts
     if any(test.shown for test in tests):
-        yield f"{SHOWN} shown at 5 %: primary alone, others corrected (Holm)"
+        yield f"{SIGNIFICANT} shown at 5 %: primary alone, others corrected (Holm)"
     if report.best is not None and report.best.marked:
         yield "★ best: told apart from every other line"
     if any(line.diverged for line in report.lines):

@@ -31,18 +31,18 @@ def write(report: Report) -> list[Path]:
 def _written(report: Report, folder: Path) -> list[Path]:
     drawn = curves.save(report.panels, folder / "figures", "convergence")
     svgs = [[curves.inline_svg(panel) for panel in row] for row in report.panels]
-    seeds_plot = differences.drawn(report.lines, report.unit, report.baseline, report.primary)
+    seeds_plot = differences.draw_differences(report.lines, report.unit, report.baseline, report.primary)
     inlined = None
     if seeds_plot is not None:
         inlined = curves.inline(seeds_plot, "differences", f"Differences to {report.baseline}, each seed a point")
         drawn += curves.save_figure(seeds_plot, folder / "figures", "differences")
     layers = {}
     for title, found in report.layers.items():
-        figure = layer_maps.drawn(title, found)
+        figure = layer_maps.draw_maps(title, found)
         layers[title] = curves.inline(figure, title, f"{title}, by layer and epoch")
         drawn += curves.save_figure(figure, folder / "figures", "layers-" + re.sub(r"\W+", "-", title.lower()))
     searches = [
-        (one, one.drawn(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
+        (one, one.draw(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
     ]
     shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
     more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}

@@ -34,7 +34,7 @@ from orchestration.spec.cells import Cell, imported
 from orchestration.util import provenance
 
 Ending = Literal["done", "failed", "diverged", "interrupted", "retry", "paused", "unwritable"]
-BEST_BY = "validation/accuracy"
+BEST_METRIC = "validation/accuracy"
 
 
 class CellTraining:
@@ -129,7 +129,7 @@ class CellTraining:
         self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
         training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
         if attempt.passed_over:
-            goes_on = f"went on from step {attempt.resume.step}" if attempt.resume is not None else "began again"
+            goes_on = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "began again"
             self.note = f"damaged: {', '.join(attempt.passed_over)}; {goes_on}"
         if attempt.resume is not None:
             return ActiveRun(attempt, training, _load(training, attempt.resume))
@@ -193,10 +193,10 @@ class ActiveRun:
         values: dict[str, float] = {}
         for row in rows:
             values |= row.values
-            if row.values.get(BEST_BY, float("-inf")) > self.best.get("value", float("-inf")):
+            if row.values.get(BEST_METRIC, float("-inf")) > self.best.get("value", float("-inf")):
                 self.best = {
                     "step": row.step,
-                    "value": row.values[BEST_BY],
+                    "value": row.values[BEST_METRIC],
                     "weights": _copied(self.training.weights()),
                 }
         return values
@@ -209,7 +209,7 @@ class ActiveRun:
             return training.advance(), {}
         self._peak_is_due = False
         peak: dict[str, float] = {}
-        return training.advance(peak_memory.seen(training, peak)), peak
+        return training.advance(peak_memory.measuring_peak(training, peak)), peak
 
     def _beside(self, peak: dict[str, float]) -> list[Row]:
         """What is known of a step besides its metrics: its peak, the machine's load now and then, flips."""

@@ -27,7 +27,7 @@ _HOLDS_NONE = (str, bytes, int, float, type, ModuleType, FunctionType, MethodTyp
 
 
 @contextmanager
-def seen(training: Training, values: dict[str, float]) -> Iterator[None]:
+def measuring_peak(training: Training, values: dict[str, float]) -> Iterator[None]:
     """Within, a step of the training; afterwards its peak is among the values."""
     if training.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(training.device)

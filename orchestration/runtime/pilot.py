@@ -68,7 +68,7 @@ def _without_amounts(value: Any) -> Any:
     return "some" if isinstance(value, float) and value not in (0.0, 1.0) else value
 
 
-def pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
+def run_pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
     """What a cell costs, measured on a few of its steps, in this process. Raises what the training raises."""
     train = replace(cell.train, init=Scratch(), epochs=max(1, cell.train.epochs), log_every=10**9)
     reset_process_state(train.threads, cell.seed)
@@ -80,7 +80,7 @@ def pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
         times.append(_timed(training.advance, device))
     peak: dict[str, float] = {}
     if training.step < training.total_steps:
-        training.advance(peak_memory.seen(training, peak))
+        training.advance(peak_memory.measuring_peak(training, peak))
     images = min(1000, len(training.dataset.test_labels))
     batches = list(itertools.islice(training.dataset.evaluation("test", batch_size=500), -(-images // 500)))
     images = sum(len(labels) for _, labels in batches)
@@ -118,12 +118,12 @@ class Pilots:
     def measure(self, cell: Cell) -> Cost:
         """What a cell costs. Raises what its training raises, and BrokenProcessPool where it kills its process."""
         if self.device != "cpu" or self.max_running == 1:
-            return pilot(cell, self.device)
+            return run_pilot(cell, self.device)
         if self._processes is None:
             torch.set_num_threads(1)  # a pool of threads would not survive the fork
             self._processes = ProcessPoolExecutor(self.max_running, mp_context=get_context("fork"))
         try:
-            costs = list(self._processes.map(pilot, [cell] * self.max_running))
+            costs = list(self._processes.map(run_pilot, [cell] * self.max_running))
         except BrokenProcessPool:
             self._processes = None
             raise
@@ -131,7 +131,7 @@ class Pilots:
         return Cost(mean(cost.step for cost in costs), mean(cost.image for cost in costs), held, peak)
 
 
-def predicted(
+def predict(
     cells_standing: Sequence[CellStatus],
     measure: Callable[[Cell], Cost],
     tell: Callable[[str], None] = lambda text: None,

@@ -95,7 +95,7 @@ def main(folder: str, cell_id: str, device: str, own: str, *checkpoints: str) ->
         print(training.step, file=tell, flush=True)
         if at and training.step >= max(at):
             sys.stdin.read()
-            sys.exit("what was to kill it is dead")
+            sys.exit("its verifier has died")
     if training.ended != "done":
         sys.exit(f"{training.ended}: {training.reason}")
 

@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]
 import ray
 from ray._private import services
 
-from orchestration.scheduler.environment import SECONDS_TO_BEGIN, Unusable
+from orchestration.scheduler.environment import BEGIN_TIMEOUT, Unusable
 from orchestration.util import submission
 from orchestration.util.error_text import first_line
 from orchestration.util.provenance import cores
@@ -25,12 +25,12 @@ from orchestration.util.scratch import scratch
 from orchestration.util.user_code import python_files
 
 _VITAL = ("raylet", "gcs_server")
-SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_START, TRIES_TO_START = float(SECONDS_TO_BEGIN), 3
+POLL_INTERVAL = 0.5
+START_TIMEOUT, TRIES_TO_START = float(BEGIN_TIMEOUT), 3
 
 
 @contextmanager
-def connected(
+def connect(
     address: str | None,
     packages: Sequence[Path] = (),
     own: Path | None = None,
@@ -113,7 +113,7 @@ def _watched(died: Callable[[str], None]) -> Iterator[None]:
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(SECONDS_BETWEEN_LOOKS):
+        while not stop.wait(POLL_INTERVAL):
             for name, process in vital:
                 if not _runs(process) and not stop.is_set():
                     died(name)
@@ -149,7 +149,7 @@ def _start(options: dict[str, Any], own: bool) -> None:
         ray.init(**options)
         return
     before = set(psutil.Process().children())
-    end = time.monotonic() + SECONDS_TO_START
+    end = time.monotonic() + START_TIMEOUT
     for left in reversed(range(TRIES_TO_START)):
         try:
             with _patient(end):
@@ -182,8 +182,8 @@ def _patient(end: float) -> Iterator[None]:
                 if dead:
                     raise _NotStarted(f"its {dead.pop()} died") from error
                 if time.monotonic() >= end:
-                    raise _NotStarted(f"no answer within {SECONDS_TO_START:.0f} s") from error
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                    raise _NotStarted(f"no answer within {START_TIMEOUT:.0f} s") from error
+                time.sleep(POLL_INTERVAL)
 
     services.get_node = get_node
     try:

@@ -11,11 +11,11 @@ _QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "60",
 }
-SECONDS_TO_BEGIN = 300
+BEGIN_TIMEOUT = 300
 _PATIENT = {  # with processes of our own, on a machine that is busy
-    "RAY_gcs_server_port_wait_time_s": str(SECONDS_TO_BEGIN),
-    "RAY_agent_register_timeout_ms": str(1000 * SECONDS_TO_BEGIN),
-    "RAY_worker_register_timeout_seconds": str(SECONDS_TO_BEGIN),
+    "RAY_gcs_server_port_wait_time_s": str(BEGIN_TIMEOUT),
+    "RAY_agent_register_timeout_ms": str(1000 * BEGIN_TIMEOUT),
+    "RAY_worker_register_timeout_seconds": str(BEGIN_TIMEOUT),
 }
 
 

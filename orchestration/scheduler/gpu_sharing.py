@@ -15,7 +15,7 @@ from statistics import mean
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from orchestration.runtime.pilot import pilot
+from orchestration.runtime.pilot import run_pilot
 from orchestration.scheduler import environment
 from orchestration.spec.cells import Cell
 from orchestration.spec.experiment import ExperimentSpec
@@ -35,7 +35,7 @@ class Sharing:
     megabytes: float
 
 
-def tried(most: int) -> list[int]:
+def candidates(most: int) -> list[int]:
     """The numbers that are measured: 1, 2, 4, 8 as far as `most`, and `most` itself where it is less than 8."""
     found = [number for number in (1, 2, 4, _MOST) if number <= most]
     return found if most in found or most > _MOST else [*found, most]
@@ -55,7 +55,7 @@ def measure(most: int, room: float, pilots: Callable[[int], tuple[float, float]]
     `pilots` runs so many and returns the seconds of a step and the megabytes of one; it raises where they do not fit.
     """
     found: list[Sharing] = []
-    for number in tried(most):
+    for number in candidates(most):
         if found and number * found[-1].megabytes > room:
             break
         try:
@@ -70,7 +70,7 @@ def measure(most: int, room: float, pilots: Callable[[int], tuple[float, float]]
     return found
 
 
-def shared(spec: ExperimentSpec, cells: Sequence[Cell]) -> tuple[ExperimentSpec, str]:
+def measure_sharing(spec: ExperimentSpec, cells: Sequence[Cell]) -> tuple[ExperimentSpec, str]:
     """The spec with its `auto` measured on this machine, and what was measured in words.
 
     The pilot is of the primary variant. Raises what its training raises.
@@ -103,7 +103,7 @@ def _beside(cell: Cell, device: str, number: int) -> tuple[float, float]:
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
     method = "fork" if device == "cpu" else "spawn"
     with ProcessPoolExecutor(number, mp_context=get_context(method), initializer=_as_a_worker) as processes:
-        costs = list(processes.map(pilot, [cell] * number, [device] * number))
+        costs = list(processes.map(run_pilot, [cell] * number, [device] * number))
     return mean(cost.step for cost in costs), max(cost.megabytes for cost in costs)
 
 

@@ -34,15 +34,15 @@ from orchestration.util.error_text import first_line
 from orchestration.util.user_code import python_files
 
 Job = JobDetails
-OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-SECONDS_TO_STOP = 60
-SECONDS_TO_BEGIN = 120
+FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+STOP_TIMEOUT = 60
+BEGIN_TIMEOUT = 120
 _PACKAGES = ("fsg", "orchestration")
 _EXPERIMENT = "fsg.experiment"
 
 
 @dataclass(frozen=True)
-class Handover:
+class Submission:
     """What is submitted: a package, and the words of the command that is run on it."""
 
     experiment: str
@@ -67,7 +67,7 @@ class JobServer:
             self._refuse_other_versions(headers)
             self._client = JobSubmissionClient(self.address, headers=headers)
 
-    def submit(self, handover: Handover) -> Job:
+    def submit(self, handover: Submission) -> Job:
         """Hand over. Raises Unusable."""
         with self._refusing():
             job = self._client.submit_job(
@@ -75,7 +75,7 @@ class JobServer:
                 submission_id=f"fsg-{handover.experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
                 runtime_env={
                     "working_dir": str(handover.package),
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_STOP), **handover.environment},
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT), **handover.environment},
                 },
                 metadata={_EXPERIMENT: handover.experiment, "fsg.package": package_sha256(handover.package)},
             )
@@ -86,7 +86,7 @@ class JobServer:
         with self._refusing():
             jobs = [job for job in self._client.list_jobs() if _EXPERIMENT in (job.metadata or {})]
         found: dict[str, Job] = {}
-        for job in sorted(jobs, key=lambda job: (job.status.value in OVER, -(job.start_time or 0))):
+        for job in sorted(jobs, key=lambda job: (job.status.value in FINISHED, -(job.start_time or 0))):
             found.setdefault(experiment_of(job), job)
         return dict(sorted(found.items(), key=lambda item: -(item[1].start_time or 0)))
 
@@ -119,16 +119,16 @@ class JobServer:
             with self._refusing():
                 asyncio.run(tail())
             job = self.refreshed(job)
-            if job.status.value in OVER:
+            if job.status.value in FINISHED:
                 return job
             time.sleep(1)
 
-    def begun(self, job: Job) -> Job:
+    def wait_until_begun(self, job: Job) -> Job:
         """Wait until a driver has read its spec and says what it will run, or has ended."""
-        end = time.monotonic() + SECONDS_TO_BEGIN
+        end = time.monotonic() + BEGIN_TIMEOUT
         while time.monotonic() < end:
             job = self.refreshed(job)
-            if job.status.value in OVER or re.search(r"^\d+ cells", self.log(job), flags=re.MULTILINE):
+            if job.status.value in FINISHED or re.search(r"^\d+ cells", self.log(job), flags=re.MULTILINE):
                 break
             time.sleep(0.5)
         return job
@@ -137,22 +137,22 @@ class JobServer:
         """Ask a driver to stop, every training at a checkpoint, and wait until it has."""
         with self._refusing():
             self._client.stop_job(str(job.submission_id))
-        end = time.monotonic() + SECONDS_TO_STOP + 10
-        while (job := self.refreshed(job)).status.value not in OVER and time.monotonic() < end:
+        end = time.monotonic() + STOP_TIMEOUT + 10
+        while (job := self.refreshed(job)).status.value not in FINISHED and time.monotonic() < end:
             time.sleep(0.5)
         return job
 
     def _refuse_other_versions(self, headers: dict[str, str]) -> None:
         answer = requests.get(f"{self.address}/api/version", headers=headers, timeout=20)
         if answer.status_code in (401, 403):
-            what = "the token is another one" if headers else "it wants a token, and there is none"
+            what = "the token is wrong" if headers else "it a token is required, and none is set"
             raise Unusable(
                 f"{self.address}: {what} (expected the cluster's, RAY_AUTH_TOKEN in its .env file, "
                 "in RAY_AUTH_TOKEN or ~/.ray/auth_token)"
             )
         theirs = answer.json()["ray_version"] if answer.ok else None
         if theirs is None:
-            raise Unusable(f"{self.address}: is no job server of Ray's (expected http://HOST:8265)")
+            raise Unusable(f"{self.address}: is not a Ray job server (expected http://HOST:8265)")
         if theirs != ray.__version__:
             raise Unusable(
                 f"{self.address}: the cluster has Ray {theirs}, here is {ray.__version__} (expected the same: "
@@ -166,7 +166,7 @@ class JobServer:
         except (requests.ConnectionError, requests.Timeout, ConnectionError):
             raise Unusable(f"{self.address}: nothing answers there (expected a cluster: make cluster-up)") from None
         except (requests.RequestException, ValueError, KeyError) as error:
-            raise Unusable(f"{self.address}: is no job server of Ray's ({first_line(error)})") from error
+            raise Unusable(f"{self.address}: is not a Ray job server ({first_line(error)})") from error
         except RuntimeError as error:
             raise Unusable(f"{self.address}: {first_line(error)}") from error
 

@@ -21,7 +21,7 @@ from orchestration.spec.fields import train_from_dict
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
 
-SECONDS_FOR_A_LOOK = 60
+CHECK_TIMEOUT = 60
 
 
 def resources() -> list[dict[str, float]]:
@@ -46,7 +46,7 @@ def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str]
         if node["Alive"] and node["Resources"].get("CPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[look.options(scheduling_strategy=there).remote(wanted)] = node["NodeManagerAddress"]
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_FOR_A_LOOK) if asked else ([], [])
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CHECK_TIMEOUT) if asked else ([], [])
     problems = []
     for one in ready:
         try:

@@ -70,7 +70,7 @@ class Queue:
     @property
     def finished(self) -> bool:
         left = self._waiting or (self.source is not None and not self.source.finished)
-        return not self._out and (self._handing_out_no_more() or not left)
+        return not self._out and (self._is_stopping() or not left)
 
     def until(self, cell_id: str) -> int | None:
         """The step up to which a cell is to be trained now; None: to its end."""
@@ -87,7 +87,7 @@ class Queue:
     def take(self) -> Cell | None:
         """The next cell that can start now; None: wait, or nothing is left (`finished`)."""
         ahead = len(self._out) - len(self._running)
-        if self._handing_out_no_more() or ahead >= max(1, self.max_running - len(self._running)):
+        if self._is_stopping() or ahead >= max(1, self.max_running - len(self._running)):
             return None
         if self.max_concurrent is not None and len(self._out) >= self.max_concurrent:
             return None
@@ -135,7 +135,7 @@ class Queue:
         if state == "unwritable":
             state, self.unwritable = "interrupted", reason
         if state == "retry":
-            if self._handing_out_no_more():
+            if self._is_stopping():
                 state = "interrupted"
             else:
                 deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + blamed
@@ -151,7 +151,7 @@ class Queue:
         """The reason of a cell that has failed or diverged."""
         return self._failed[cell_id][1]
 
-    def _handing_out_no_more(self) -> bool:
+    def _is_stopping(self) -> bool:
         return bool(self.unwritable) or self.stopping()
 
     def _over(self, cell: Cell, state: str, reason: str, log: str) -> None:

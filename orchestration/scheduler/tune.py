@@ -27,12 +27,12 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime.worker import Worker, WorkerConfig, WorkerReport
-from orchestration.scheduler.connection import SECONDS_TO_START, capacity
+from orchestration.scheduler.connection import START_TIMEOUT, capacity
 from orchestration.scheduler.queue import Queue, RunCallback, WorkSource
 from orchestration.spec.cells import Cell
 
 _KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
-SECONDS_TO_BE_FREE = 1.0
+FREE_TIMEOUT = 1.0
 MAX_REPORTS_PER_SECOND = 100  # that the driver hears from all workers together
 
 
@@ -180,7 +180,7 @@ class _Controller(TuneController):
         for trial, since in list(self._waits.items()):
             if trial.status != Trial.PENDING or trial in self._trial_to_actor:
                 del self._waits[trial]
-            elif self._a_place_is_free() or time.monotonic() - since >= SECONDS_TO_BE_FREE:
+            elif self._a_place_is_free() or time.monotonic() - since >= FREE_TIMEOUT:
                 del self._waits[trial]
                 self._ask_for_a_place(trial)
 
@@ -225,7 +225,7 @@ class _Controller(TuneController):
         own = self._trial_to_actor.get(trial)
         if own is not None and own not in self._started_actors and self._actor_manager.is_actor_started(own):
             since = self._starting.setdefault(trial.trial_id, time.monotonic())
-            if time.monotonic() - since < SECONDS_TO_START:
+            if time.monotonic() - since < START_TIMEOUT:
                 return False
         self._starting.pop(trial.trial_id, None)
         return bool(super()._maybe_reuse_cached_actor(trial))

@@ -136,7 +136,7 @@ class Study:
     def _ask(self) -> None:
         number = len(self._trials)
         first = self._first[self.begun] if self.begun < len(self._first) else None
-        asked = storage.asked(self.study, self.spec, number, self._concurrent, first)
+        asked = storage.ask(self.study, self.spec, number, self._concurrent, first)
         cells: dict[int, str] = {}
         if not asked.reason:
             train = with_settings(self.spec.trial_train, asked.params)
@@ -242,8 +242,8 @@ class Study:
         """Whether the trial is stopped at a rung; then it is told so."""
         running.reported[rung] = value
         number = running.record.number
-        pruned = storage.reported(self.study, self.spec, number, rung, value)
-        attributes = storage.attributes_of(self.study, number)
+        pruned = storage.report_value(self.study, self.spec, number, rung, value)
+        attributes = storage.trial_attributes(self.study, number)
         self.records.add_rung(number, rung, value, pruned, attributes)
         rungs = self._trials[number].rungs | {rung: {"value": value, "pruned": pruned, "attributes": attributes}}
         self._trials[number] = replace(self._trials[number], rungs=rungs)
@@ -268,7 +268,7 @@ class Study:
     def _end(self, record: TrialRecord, state: str, values: Sequence[float] | None, reason: str) -> None:
         """The ledger first, then Optuna: what is told to the one alone is told to the other at the next opening."""
         self._running.pop(record.number, None)
-        attributes = storage.attributes_of(self.study, record.number)
+        attributes = storage.trial_attributes(self.study, record.number)
         self.records.end(record.number, state, values, reason, attributes)
         end = {"state": state, "values": values, "reason": reason, "attributes": attributes}
         self._trials[record.number] = replace(self._trials[record.number], end=end)

@@ -31,7 +31,7 @@ from orchestration.tracking import saved_view
 from orchestration.tracking import server as mlflow_server
 from orchestration.tracking.program import Exporter
 from orchestration.tracking.server import is_server
-from orchestration.util.nested import flat
+from orchestration.util.nested import flatten
 from orchestration.util.passwords import without_password
 
 _STATUS = {
@@ -274,7 +274,7 @@ class Tracker:
         """Parameters and data: sent before the first row, and harmless to send again."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param  # start-up time
 
-        params = [Param(name, value[:_LONGEST_PARAM]) for name, value in flat(to_dict(cell.train)).items()]
+        params = [Param(name, value[:_LONGEST_PARAM]) for name, value in flatten(to_dict(cell.train)).items()]
         for batch in _batches([*params, Param("seed", str(cell.seed))], _TAGS_A_BATCH):
             client.log_batch(run, params=batch)
         settings = to_dict(cell.train.data)
@@ -344,7 +344,7 @@ class Tracker:
             return str(known[0].model_id)
         name = re.sub(r"[^\w \-=·]", "_", cell.label)
         tags = {"variant": cell.variant, "seed": str(cell.seed), "fsg.cell_id": cell.id}
-        params = {name: value[:_LONGEST_PARAM] for name, value in flat(to_dict(cell.train.model), "model.").items()}
+        params = {name: value[:_LONGEST_PARAM] for name, value in flatten(to_dict(cell.train.model), "model.").items()}
         made = client.create_logged_model(
             self._experiment_id, name, run, tags, params, model_type=cell.train.model.name
         )
@@ -414,7 +414,7 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
         except Exception as error:
             if not warned:
                 why = tracker.behind or str(error).splitlines()[0]
-                line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger has it all; it is tried again."
+                line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger is complete; MLflow is retried."
                 warn(without_password(line))
             warned = True
         if last:

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings by their dotted paths, as text: text as it is, the rest as JSON."""
     named: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            named |= flat(value, f"{prefix}{key}.")
+            named |= flatten(value, f"{prefix}{key}.")
         else:
             named[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return named

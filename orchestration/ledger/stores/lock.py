@@ -55,12 +55,12 @@ def read_holder(content: bytes) -> dict[str, Any] | None:
 def who_holds(folder: Path, holder: dict[str, Any]) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder["since"] / 1000)) if holder else "now"
     who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-    return f"{folder} is held by {who} since {since}"
+    return f"{folder} is locked by {who} since {since}"
 
 
 def refuse_if_alive(folder: Path, holder: dict[str, Any], silent: float) -> None:
     if silent < LOCK_TIMEOUT:
-        last = f"last heard of {silent:.0f} s ago, and taken for dead after {LOCK_TIMEOUT:.0f} s"
+        last = f"last seen {silent:.0f} s ago; its lock expires after {LOCK_TIMEOUT:.0f} s"
         raise LockedError(f"{who_holds(folder, holder)} ({last})")
 
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestration.analysis.units import Unit
 from orchestration.ledger.study_records import TrialRecord
 from orchestration.search.optuna.sampling import directions_of
-from orchestration.search.optuna.storage import frozen_of
+from orchestration.search.optuna.storage import to_frozen_trial
 from orchestration.spec.study import short_names
 
 
@@ -30,7 +30,7 @@ def in_memory(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> optun
             params={short[path]: value for path, value in trial.params.items()},
             distributions={short[path]: text for path, text in trial.distributions.items()},
         )
-        frozen = frozen_of(named)
+        frozen = to_frozen_trial(named)
         if all(math.isfinite(value) for value in frozen.values or ()):
             study.add_trial(frozen)
     return study
@@ -60,7 +60,7 @@ def _first_value(trial: FrozenTrial) -> float:
     return float(trial.values[0])
 
 
-def drawn(trials: Sequence[TrialRecord], objectives: Sequence[str], folder: Path, prefix: str) -> dict[str, Path]:
+def draw_study(trials: Sequence[TrialRecord], objectives: Sequence[str], folder: Path, prefix: str) -> dict[str, Path]:
     """Optuna's pictures of a study, as PNG files by title."""
     import matplotlib  # start-up time
 

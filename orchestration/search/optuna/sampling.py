@@ -49,7 +49,7 @@ def _is_in(distribution: distributions.BaseDistribution, value: Any) -> bool:
         return False
 
 
-def suggested(trial: Trial, spec: StudySpec) -> dict[str, Any]:
+def suggest_settings(trial: Trial, spec: StudySpec) -> dict[str, Any]:
     """Settings, entry by entry, each where its conditions hold and the components chosen have it.
 
     Raises ValueError for settings that exclude each other.

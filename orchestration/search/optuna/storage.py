@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestration.ledger.study_records import StudyRecords, TrialRecord
 from orchestration.search.optuna.errors import SearchError
-from orchestration.search.optuna.sampling import directions_of, pruner_of, sampler_of, suggested
+from orchestration.search.optuna.sampling import directions_of, pruner_of, sampler_of, suggest_settings
 from orchestration.spec.study import StudySpec
 from orchestration.util.passwords import without_password
 
@@ -127,18 +127,18 @@ def _filled(study: optuna.Study, spec: StudySpec, trials: Sequence[TrialRecord])
     """Tell Optuna what the ledger has and it lacks."""
     stored = study.get_trials(deepcopy=False)
     for record in trials[len(stored) :]:
-        study.add_trial(frozen_of(record))
+        study.add_trial(to_frozen_trial(record))
     for record in trials[: len(stored)]:
         frozen = stored[record.number]
         if frozen.state == TrialState.RUNNING:
             for epoch, value in record.intermediate.items():
                 if epoch not in frozen.intermediate_values:
-                    reported(study, spec, record.number, epoch, value)
+                    report_value(study, spec, record.number, epoch, value)
             if record.end is not None:
                 tell(study, record.number, record.state, record.end["values"])
 
 
-def asked(
+def ask(
     study: optuna.Study, spec: StudySpec, number: int, concurrent: bool, first: dict[str, Any] | None
 ) -> Suggestion:
     """Optuna's next trial; with `first`, of just these settings."""
@@ -153,7 +153,7 @@ def asked(
         trial = study.ask()
     reason = ""
     try:
-        params = suggested(trial, spec)
+        params = suggest_settings(trial, spec)
     except ValueError as error:
         params, reason = dict(trial.params), " ".join(str(error).split())[:300]
     frozen = study._storage.get_trial(trial._trial_id)
@@ -161,7 +161,7 @@ def asked(
     return Suggestion(trial.number, params, in_words, dict(frozen.system_attrs), reason)
 
 
-def frozen_of(record: TrialRecord) -> FrozenTrial:
+def to_frozen_trial(record: TrialRecord) -> FrozenTrial:
     """A trial of the ledger as Optuna's."""
     state = TrialState[record.state]
     values = record.end["values"] if record.end is not None else None
@@ -183,12 +183,12 @@ def _stored(study: optuna.Study, number: int) -> FrozenTrial:
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
 
 
-def attributes_of(study: optuna.Study, number: int) -> dict[str, Any]:
+def trial_attributes(study: optuna.Study, number: int) -> dict[str, Any]:
     """Optuna's own notes on a trial."""
     return dict(_stored(study, number).system_attrs)
 
 
-def reported(study: optuna.Study, spec: StudySpec, number: int, epoch: int, value: float) -> bool:
+def report_value(study: optuna.Study, spec: StudySpec, number: int, epoch: int, value: float) -> bool:
     """Report a value after an epoch; whether Optuna's pruner would stop the trial there."""
     trial_id = _stored(study, number)._trial_id
     study._storage.set_trial_intermediate_value(trial_id, epoch, value)

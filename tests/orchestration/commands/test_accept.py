@@ -235,7 +235,7 @@ def test_accept_without_a_launch_is_one_line(tmp_path: Path, capsys: pytest.Capt
 def test_accept_waits_for_no_launch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Ledger(Path("results/tiny")).lock():
         assert accept(Path("results/tiny")) == 2
-    assert "is held by process" in capsys.readouterr().err
+    assert "is locked by process" in capsys.readouterr().err
 
 
 # a launch that would orphan finished cells

@@ -96,7 +96,7 @@ def test_what_comes_out_is_the_ledger_that_went_in(experiment: Ledger, packed: P
 
 
 def test_opening_says_what_is_in_it_and_how_to_run_it_again(packed: Path) -> None:
-    lines = bundle.described(bundle.check(packed), Path("out"), Path("out/again"))
+    lines = bundle.describe(bundle.check(packed), Path("out"), Path("out/again"))
     text = "\n".join(lines)
     assert "2 done" in text
     assert "fsg launch out/spec.yaml --results out/again" in text
@@ -129,18 +129,18 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "a bomb": (lambda c: c.update({"spec.yaml": bytes(5_000_000)}), "spec.yaml: is longer than"),
     "a missing file": (lambda c: c.pop("spec.yaml"), "spec.yaml: is missing"),
     "another file": (lambda c: c.update({"more.py": b"x"}), "more.py: is not in the manifest"),
-    "up and out": (_escape("../evil"), "is no name that a bundle may have"),
-    "out on the way": (_escape("results/../../evil"), "is no name that a bundle may have"),
-    "an absolute name": (_escape("/tmp/evil"), "is no name that a bundle may have"),
-    "a drive": (_escape("C:evil"), "is no name that a bundle may have"),
-    "backslashes": (_escape("results\\evil"), "is no name that a bundle may have"),
-    "a folder": (_escape("results/evil/"), "is no (name|plain file)"),
+    "up and out": (_escape("../evil"), "is not allowed as a name in a bundle"),
+    "out on the way": (_escape("results/../../evil"), "is not allowed as a name in a bundle"),
+    "an absolute name": (_escape("/tmp/evil"), "is not allowed as a name in a bundle"),
+    "a drive": (_escape("C:evil"), "is not allowed as a name in a bundle"),
+    "backslashes": (_escape("results\\evil"), "is not allowed as a name in a bundle"),
+    "a folder": (_escape("results/evil/"), "is not (allowed|a plain file)"),
     "an experiment elsewhere": (
         lambda c: with_manifest(c, lambda m: m.update(experiment="../evil")),
-        "is no name that a bundle may have",
+        "is not allowed as a name in a bundle",
     ),
-    "another format": (lambda c: with_manifest(c, lambda m: m.update(format=9)), "of no format"),
-    "half a manifest": (lambda c: with_manifest(c, lambda m: m.pop("files")), "manifest.json: is not whole"),
+    "another format": (lambda c: with_manifest(c, lambda m: m.update(format=9)), "has a format"),
+    "half a manifest": (lambda c: with_manifest(c, lambda m: m.pop("files")), "manifest.json: is incomplete"),
     "more than a disk": (
         lambda c: with_manifest(c, lambda m: m["files"]["spec.yaml"].update(size=2**60)),
         "would unfold to more than",
@@ -183,7 +183,7 @@ def test_a_link_in_a_bundle_is_refused(packed: Path, tmp_path: Path) -> None:
     path.write_bytes(packed.read_bytes())
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(BundleError, match="results/link: is no plain file"):
+    with pytest.raises(BundleError, match="results/link: is not a plain file"):
         bundle.check(path)
 
 

@@ -51,7 +51,7 @@ def test_launch_whose_ray_dies_starts_it_anew_and_ends_exactly(
     (victim,) = processes(one, name)
     victim.kill()
     assert one.wait() == 0, one.text
-    assert f"Ray's {told} died: starting anew from the ledger" in one.text
+    assert f"Ray's {told} died: restarting from the ledger" in one.text
     assert_exact(ledger, planned, folder)
     assert [record["exit_status"] for record in ledger.launches()] == [1, 0]
     assert ledger.launches()[0]["reason"] == f"{told} died"
@@ -68,7 +68,7 @@ def test_launch_that_is_terminated_with_all_of_its_processes_stops_and_goes_on_e
     for process in (one.process, *processes(one, "raylet")):
         os.kill(process.pid, signal.SIGTERM)
     assert one.wait() == 130, one.text
-    assert "Interrupted. It goes on with: " in one.text
+    assert "Interrupted. To resume: " in one.text
     assert "starting anew" not in one.text
     assert [record["exit_status"] for record in ledger.launches()] == [130]
     assert launch().wait() == 0
@@ -202,7 +202,7 @@ def test_cell_that_is_killed_for_want_of_memory_is_tried_so_often_and_the_others
     assert one.wait() == 1, one.text
 
     why = "the worker was killed: the machine ran low on memory"
-    assert one.text.count(f"hungry · seed 0 goes again: {why}") == 1, one.text
+    assert one.text.count(f"hungry · seed 0 is retried: {why}") == 1, one.text
     assert f"failed: hungry · seed 0: {why} (2 times)" in one.text
     (row,) = (line for line in one.text.splitlines() if line.startswith("hungry "))
     assert row.split()[1:3] == ["0/1", "–"]
@@ -246,8 +246,8 @@ def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_
             filler.write(bytes(4096))
     assert one.wait() == 1, one.text
     (told,) = (line for line in one.text.splitlines() if "broke off" in line)
-    assert told.startswith("The launch broke off: No space left on device (")
-    assert told.endswith("; what is in results is whole. Once there is room, it goes on with: fsg launch tiny.yaml"), (
+    assert told.startswith("The launch stopped: No space left on device (")
+    assert told.endswith("; the results in results are intact. Once there is room, to resume: fsg launch tiny.yaml"), (
         told
     )
     assert "Traceback" not in one.text
@@ -345,7 +345,7 @@ def test_mlflow_that_is_down_at_the_start_dies_on_the_way_and_is_down_at_the_end
         server.kill()
         assert one.wait() == 0, one.text
         assert one.text.count("cannot be written to") == 1
-        assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+        assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
         missing = compared(ledger, server.database)
         assert missing[0] > 0, "or there is nothing to bring level"
         assert missing[1] == 0
@@ -385,7 +385,7 @@ def test_locked_database_of_mlflow_holds_nothing_up_and_is_brought_level_later(
         other.execute("rollback")
     assert done() == len(planned)
     assert one.text.count("database is locked") == 2, one.text
-    assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+    assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
     assert "Traceback" not in one.text
     missing = compared(ledger, database)
     assert missing[0] > 0, "or there is nothing to bring level"
@@ -428,7 +428,7 @@ def test_mlflow_that_is_too_slow_to_be_waited_for_is_brought_level_later(
         assert one.wait() == 0, one.text
         assert all(ledger.outcome(cell.id).state == "done" for cell in planned)
         assert one.text.count("cannot be written to") == 1, one.text
-        assert "the ledger has it all. Later: fsg sync results/tiny" in one.text
+        assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
         setattr(late, way, 0.0)
         assert_brought_level(ledger, server.database, capsys)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from scipy import stats
 from synthetic_experiment import RECORD, cells_of, finish, launched, spec_of
 
-from orchestration.commands.diff import Change, differences, rendered
+from orchestration.commands.diff import Change, differences, render
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.experiment import ExperimentSpec
 
@@ -29,7 +29,7 @@ NEW = {"fsg": [0.81, 0.84, 0.85], "ste": [0.79, 0.80, 0.83]}
 def test_moves_are_paired_by_seed_where_both_have_it(tmp_path: Path) -> None:
     a = trained(tmp_path / "a", spec_of(), OLD)
     b = trained(tmp_path / "b", spec_of(), NEW, numerics=2)
-    fsg, ste = differences(a, b).moves
+    fsg, ste = differences(a, b).metric_changes
     expected = stats.ttest_rel(NEW["fsg"], OLD["fsg"]).confidence_interval(0.95)
     assert (fsg.paired, fsg.same_cells) == (3, 0)
     assert fsg.difference == pytest.approx(np.mean(NEW["fsg"]) - np.mean(OLD["fsg"]))
@@ -40,7 +40,7 @@ def test_moves_are_paired_by_seed_where_both_have_it(tmp_path: Path) -> None:
 def test_moves_without_common_seeds_are_not_paired(tmp_path: Path) -> None:
     a = trained(tmp_path / "a", spec_of(seeds=(0, 1, 2)), OLD)
     b = trained(tmp_path / "b", spec_of(seeds=(5, 6, 7)), NEW)
-    fsg = differences(a, b).moves[0]
+    fsg = differences(a, b).metric_changes[0]
     expected = stats.ttest_ind(NEW["fsg"], OLD["fsg"], equal_var=False).confidence_interval(0.95)
     assert fsg.paired == 0
     assert fsg.interval == pytest.approx((expected.low, expected.high))
@@ -80,7 +80,7 @@ def test_the_same_twice_is_told_to_be_the_same_in_80_columns(tmp_path: Path) -> 
     a, b = trained(tmp_path / "a", spec_of(), OLD), trained(tmp_path / "b", spec_of(), OLD)
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(rendered(differences(a, b)))
+        console.print(render(differences(a, b)))
     text = capture.get()
     assert all(f"{heading}: the same" in text for heading in ("Spec", "Code", "Data", "Environment"))
     assert "3 paired, 3 same cells" in text

@@ -18,7 +18,7 @@ prepare("http://127.0.0.1:1")
 import ray
 
 from orchestration.cli import main
-from orchestration.scheduler.connection import _refusing, connected
+from orchestration.scheduler.connection import _refusing, connect
 from orchestration.scheduler.environment import Unusable
 from orchestration.scheduler.job_server import JobServer, pack, package_sha256
 
@@ -83,10 +83,10 @@ def test_token_is_missing_wrong_right(
     server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address = server(guarded)
-    with pytest.raises(Unusable, match="wants a token, and there is none"):
+    with pytest.raises(Unusable, match="a token is required, and none is set"):
         JobServer(address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    with pytest.raises(Unusable, match="the token is another one"):
+    with pytest.raises(Unusable, match="the token is wrong"):
         JobServer(address)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     (tmp_path / "no_token").write_text("right\n")
@@ -100,7 +100,7 @@ def test_cluster_has_another_ray(server: Callable[..., str]) -> None:
 
 def test_something_else_answers(server: Callable[..., str]) -> None:
     for answer in ((404, "nothing"), (200, "<html>hello</html>"), (200, "{}")):
-        with pytest.raises(Unusable, match="is no job server of Ray's"):
+        with pytest.raises(Unusable, match="is not a Ray job server"):
             JobServer(server(lambda _, answer=answer: answer))
 
 
@@ -136,7 +136,7 @@ def test_one_line_says_why_a_cluster_is_not_joined(raised: Exception, line: str)
 
 
 def test_ray_is_not_asked_where_nothing_listens() -> None:
-    with pytest.raises(Unusable, match="no cluster answers"), connected("127.0.0.1:1"):
+    with pytest.raises(Unusable, match="no cluster answers"), connect("127.0.0.1:1"):
         raise AssertionError("connected to nothing")
 
 

@@ -15,7 +15,7 @@ from launches import SPEC, Launched, assert_exact, checkpoints, ledger_of, lefto
 
 from orchestration.commands.launch import launch
 from orchestration.commands.plan import ExperimentPlan, plan
-from orchestration.commands.preflight import unplaceable
+from orchestration.commands.preflight import unmet_resources
 from orchestration.commands.request import LaunchRequest
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
@@ -29,12 +29,12 @@ def test_interrupted_launch_goes_on_and_ends_bit_for_bit_like_an_undisturbed_one
     first = launch()
     until(lambda: ledger.launches(), first)
     assert launch(LaunchRequest(Path("tiny.yaml"))) == 2
-    assert f"is held by process {first.process.pid} on " in capsys.readouterr().err
+    assert f"is locked by process {first.process.pid} on " in capsys.readouterr().err
 
     until(lambda: checkpoints(ledger), first)
     first.ctrl_c()
     assert first.wait() == 130, first.text
-    assert first.text.splitlines()[-1] == "Interrupted. It goes on with: fsg launch tiny.yaml"
+    assert first.text.splitlines()[-1] == "Interrupted. To resume: fsg launch tiny.yaml"
     assert leftovers(first) == []
     states = {ledger.outcome(cell.id).state for cell in planned}
     assert "interrupted" in states
@@ -80,7 +80,7 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     log = outcomes["raises"].log
     assert log is not None
     assert "Traceback" in log.read_text()
-    assert "dies_once · seed 0 goes again: the worker's process died" in one.text
+    assert "dies_once · seed 0 is retried: the worker's process died" in one.text
     assert outcomes["out_of_memory"].reason.startswith("out of memory: no room")
     lines = one.text.splitlines()
     failed = {line.split()[1]: line for line in lines if line.startswith("failed: ")}
@@ -164,11 +164,11 @@ def test_launch_that_ends_with_something_undone_says_what(
 
     monkeypatch.setattr("orchestration.commands.train.train_on_ray", train)
     assert launch(LaunchRequest(Path("tiny.yaml"))) == 1
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "short" in line)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "incomplete" in line)
     left = "pretrain · seed 0 is waiting, pretrain · seed 1 is interrupted, ste · seed 0 is waiting, fsg · seed 1 is"
     assert line == (
-        f"The launch ended short: {left} waiting, 1 more, the search of tuned came to no choice. "
-        "It goes on with: fsg launch tiny.yaml"
+        f"The launch is incomplete: {left} waiting, 1 more, the search of tuned came to no choice. "
+        "To resume: fsg launch tiny.yaml"
     )
 
 
@@ -226,13 +226,13 @@ def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.Captur
 def test_more_than_any_node_of_a_cluster_has_is_refused(folder: Path, sets: list[str], told: str) -> None:
     """All of them together may have as much."""
     nodes = [{"CPU": 0.0, "GPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 0.0}]
-    lines = unplaceable(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, nodes)
+    lines = unmet_resources(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, nodes)
     assert len(lines) == bool(told)
     assert told in "".join(lines)
 
 
 def test_cluster_that_has_no_processors_yet_is_waited_for(folder: Path) -> None:
-    assert unplaceable(load_spec(Path("tiny.yaml")), Path("tiny.yaml"), [], [{"CPU": 0.0, "GPU": 0.0}]) == []
+    assert unmet_resources(load_spec(Path("tiny.yaml")), Path("tiny.yaml"), [], [{"CPU": 0.0, "GPU": 0.0}]) == []
 
 
 def test_arithmetic_of_gpus_is_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

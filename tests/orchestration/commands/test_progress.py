@@ -176,5 +176,5 @@ def test_views_tell_why_a_cell_goes_again(clock: Clock, make: Callable[..., Live
     one.started(one.tally.standings["a"].cell)
     one.retried(one.tally.standings["a"].cell, "the worker's process died")
     assert isinstance(one.console.file, io.StringIO)
-    assert "a · seed 0 goes again: the worker's process died" in one.console.file.getvalue()
+    assert "a · seed 0 is retried: the worker's process died" in one.console.file.getvalue()
     assert one.tally.waiting == 1

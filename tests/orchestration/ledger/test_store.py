@@ -66,9 +66,7 @@ def test_lock_of_another_machine_is_taken_over_once_it_has_been_silent(
     ledger = Ledger(f"{bucket}/e")
     lock = ledger.folder / "lock"
     lock.write_text(json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "since": 0}))
-    with pytest.raises(
-        LockedError, match=r"process 1 on elsewhere since .* \(last heard of \d+ s ago, and taken for dead"
-    ):
+    with pytest.raises(LockedError, match=r"process 1 on elsewhere since .* \(last seen \d+ s ago; its lock expires"):
         with ledger.lock():
             pass
     monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.0)

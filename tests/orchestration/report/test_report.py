@@ -30,7 +30,7 @@ from orchestration.analysis.comparisons import Line
 from orchestration.ledger.ledger import Ledger
 from orchestration.report import curves, differences, layer_maps
 from orchestration.report.data import Report, build
-from orchestration.report.tables import terminal
+from orchestration.report.tables import terminal_table
 from orchestration.report.write import layers_csv, write
 from orchestration.spec.cells import Cell
 from orchestration.spec.fields import Published
@@ -56,7 +56,7 @@ def line(report: Report, variant: str, grid: str = "") -> Line:
 def printed(report: Report, width: int = 80) -> str:
     console = Console(width=width, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(terminal(report))
+        console.print(terminal_table(report))
     return capture.get()
 
 
@@ -523,14 +523,14 @@ def with_diagnostics(ledger: Ledger, cell: Cell, layers: int, epochs: int) -> No
     """Train it, with the tables that a training keeps of its layers."""
     attempt = ledger.claim(cell.id, {"device": "cpu"})
     for epoch in range(1, epochs + 1):
-        terminal = {"epoch": epoch, "step": epoch * STEPS_AN_EPOCH, "layer": [f"layer{i}" for i in range(layers)]}
-        terminal["flip_rate"] = [(1 + cell.seed) * 10.0**-epoch] * layers
-        terminal["cosine_ste_applied"] = [0.5] * layers
-        terminal["norm_ste"] = [0.0] + [2.0] * (layers - 1)
+        terminal_table = {"epoch": epoch, "step": epoch * STEPS_AN_EPOCH, "layer": [f"layer{i}" for i in range(layers)]}
+        terminal_table["flip_rate"] = [(1 + cell.seed) * 10.0**-epoch] * layers
+        terminal_table["cosine_ste_applied"] = [0.5] * layers
+        terminal_table["norm_ste"] = [0.0] + [2.0] * (layers - 1)
         if cell.variant != "ste":
-            terminal["cosine_fast_slow"] = [None if cell.seed == 0 else -0.5] * layers
-            terminal["norm_fast"] = [10.0 * epoch * (1 + cell.seed)] * layers
-        attempt.diagnostics(terminal)
+            terminal_table["cosine_fast_slow"] = [None if cell.seed == 0 else -0.5] * layers
+            terminal_table["norm_fast"] = [10.0 * epoch * (1 + cell.seed)] * layers
+        attempt.diagnostics(terminal_table)
     attempt.record([*rows_of(cell), Row(STEPS_AN_EPOCH, {"system/memory_megabytes": 500.0 + cell.seed})])
     attempt.weights("final.pt", b"weights")
     attempt.finish("done", step=cell.train.epochs * STEPS_AN_EPOCH, seconds=75.0)
@@ -577,7 +577,7 @@ def test_the_maps_of_a_large_network_stay_small(tmp_path: Path, drawn: None) -> 
     def figure(layers: int, epochs: int) -> Figure:
         values = np.random.default_rng(0).uniform(1e-6, 1e-1, (layers, epochs))
         names, numbers = tuple(f"layer{i}" for i in range(layers)), tuple(range(1, epochs + 1))
-        return layer_maps.drawn("Flip rate a step", [layer_maps.Map("fsg", names, numbers, values)])
+        return layer_maps.draw_maps("Flip rate a step", [layer_maps.Map("fsg", names, numbers, values)])
 
     text = curves.inline(figure(112, 100), "flips", "Flip rate a step, by layer and epoch")
     assert text.count("<image") == 2, "it and the scale"
@@ -604,11 +604,11 @@ def test_page_says_the_cost_and_behind_each_cell_its_command_and_behind_the_page
 
 def test_differences_are_drawn_with_each_seed(tmp_path: Path) -> None:
     report = build(trained(tmp_path / "x", spec_of(ABLATION, seeds=(0, 1, 2))))
-    figure = differences.drawn(report.lines, report.unit, "ste", "fsg")
+    figure = differences.draw_differences(report.lines, report.unit, "ste", "fsg")
     assert figure is not None
     points = [one.get_xdata() for one in figure.axes[0].lines if one.get_marker() == "o" and len(one.get_xdata())]
     fsg = line(report, "fsg").comparison
     assert fsg is not None
     np.testing.assert_allclose(points[0], 100 * np.array(fsg.differences))
     assert len(points) == len(ABLATION) - 1
-    assert differences.drawn(report.lines[-1:], report.unit, "ste", "fsg") is None
+    assert differences.draw_differences(report.lines[-1:], report.unit, "ste", "fsg") is None

@@ -130,7 +130,7 @@ def test_pareto_front_is_drawn_with_memory_in_its_unit(
 
     monkeypatch.setattr(optuna.visualization.matplotlib, "plot_pareto_front", watched)
     monkeypatch.setattr(Figure, "savefig", only_the_front)
-    assert found.drawn(tmp_path / "figures")["Pareto front"].exists()
+    assert found.draw(tmp_path / "figures")["Pareto front"].exists()
     assert axes[:2] == ["validation accuracy (%)", "peak memory (MB)"]
 
 
@@ -139,4 +139,4 @@ def test_study_of_which_nothing_is_over_is_told_all_the_same(tmp_path: Path) -> 
     work.searches.more()
     found = section_of(work)
     assert found.summary.startswith("1 of 8 trials: 1 under way.")
-    assert found.drawn(tmp_path / "figures") == {}
+    assert found.draw(tmp_path / "figures") == {}

@@ -385,7 +385,7 @@ def test_damaged_checkpoint_is_passed_over_and_that_is_said(ledger: Ledger, trai
     content[len(content) // 2] ^= 1
     newest.path.write_bytes(content)
     again = ended(ledger, one)
-    assert again.note == f"damaged: 0001/checkpoint-{newest.step:08d}.pt; went on from step {newest.step - 1}"
+    assert again.note == f"damaged: 0001/checkpoint-{newest.step:08d}.pt; resumed from step {newest.step - 1}"
     assert ledger.attempts(one.id)[-1]["passed_over"] == [f"0001/checkpoint-{newest.step:08d}.pt"]
     assert_the_same(ledger, one, whole)
 

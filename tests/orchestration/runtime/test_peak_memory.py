@@ -16,7 +16,7 @@ from fsg.trainer import TrainConfig, Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime import peak_memory
 from orchestration.runtime.cell_training import CellTraining
-from orchestration.runtime.pilot import pilot
+from orchestration.runtime.pilot import run_pilot
 from orchestration.spec.cells import Cell
 from orchestration.util.metric_names import PEAK_MEMORY
 
@@ -43,7 +43,7 @@ def megabytes(count: int) -> torch.Tensor:
 def during(work: Callable[[], object], held: object = None, device: str = "cpu") -> float:
     """The peak while something works, beside what is held."""
     training, values = SimpleNamespace(device=torch.device(device), held=held), dict[str, float]()
-    with peak_memory.seen(training, values):  # type: ignore[arg-type]
+    with peak_memory.measuring_peak(training, values):  # type: ignore[arg-type]
         work()
     return values[PEAK_MEMORY]
 
@@ -130,7 +130,7 @@ def test_longer_history_takes_its_tensors_more(train: TrainConfig, peak: float, 
 def test_step_alone_is_seen_and_the_pilot_foretells_it(train: TrainConfig, peak: float, tmp_path: Path) -> None:
     unseen = replace(train, evaluate_every=2.0, epochs=2)
     assert trained(tmp_path, unseen) == peak, "with and without a validation"
-    assert pilot(Cell("a" * 16, "train", "a", {}, 0, train)).peak == pytest.approx(peak, rel=0.02)
+    assert run_pilot(Cell("a" * 16, "train", "a", {}, 0, train)).peak == pytest.approx(peak, rel=0.02)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -14,7 +14,7 @@ from fsg.trainer import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.status import CellStatus, cell_statuses
-from orchestration.runtime.pilot import Cost, Pilots, kind_of, pilot, predicted, wall_clock
+from orchestration.runtime.pilot import Cost, Pilots, kind_of, predict, run_pilot, wall_clock
 from orchestration.spec.cells import Cell
 
 TRAIN = TrainConfig(data=FashionMNISTSubset(train_limit=640), model=ResNet.Config(depth=8, width=2), epochs=2)
@@ -63,7 +63,7 @@ def test_cost_counts_steps_and_every_evaluated_image() -> None:
 
 
 def test_pilot_measures_a_step_and_an_image() -> None:
-    cost = pilot(cell("a", replace(TRAIN, init=Pretrain())), seconds=0.05)
+    cost = run_pilot(cell("a", replace(TRAIN, init=Pretrain())), seconds=0.05)
     assert cost.step > 0
     assert cost.image > 0
 
@@ -99,7 +99,7 @@ def test_kinds_are_piloted_once_and_what_is_over_not_at_all(tmp_path: Path) -> N
         done,
         same,
     ]
-    found = predicted(cell_statuses(planned, ledger), count)
+    found = predict(cell_statuses(planned, ledger), count)
     assert piloted == ["a"]
     assert [one.seconds for one in found] == pytest.approx([1.0, 1.0, 2.0, 7.0, 7.0])
     assert [one.left for one in found] == pytest.approx([1.0, 1.0, 2.0, 0.0, 7.0])
@@ -109,7 +109,7 @@ def test_kind_whose_pilot_fails_is_left_without_an_expectation(tmp_path: Path) -
     def fail(one: Cell) -> Cost:
         raise ValueError("an idea that does not work")
 
-    (found,) = predicted(cell_statuses([cell("a")], Ledger(tmp_path)), fail)
+    (found,) = predict(cell_statuses([cell("a")], Ledger(tmp_path)), fail)
     assert found.seconds is None
     assert found.left is None
 

@@ -6,11 +6,11 @@ import pytest
 
 from orchestration.commands.plan import plan
 from orchestration.commands.request import LaunchRequest
-from orchestration.scheduler.gpu_sharing import Sharing, best, measure, tried
+from orchestration.scheduler.gpu_sharing import Sharing, best, candidates, measure
 
 
 def test_powers_of_two_are_tried_and_what_there_is() -> None:
-    assert [tried(most) for most in (1, 2, 3, 6, 8, 64)] == [
+    assert [candidates(most) for most in (1, 2, 3, 6, 8, 64)] == [
         [1],
         [1, 2],
         [1, 2, 3],

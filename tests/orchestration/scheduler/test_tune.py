@@ -10,9 +10,9 @@ environment.prepare(None)
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from orchestration.scheduler.connection import SECONDS_TO_START
+from orchestration.scheduler.connection import START_TIMEOUT
 from orchestration.scheduler.tune import (
-    SECONDS_TO_BE_FREE,
+    FREE_TIMEOUT,
     Concurrency,
     TrialResources,
     _Controller,
@@ -128,19 +128,19 @@ def test_a_free_worker_does_not_take_the_place_of_one_that_is_starting(
     controller._started_actors, controller._actor_manager = set(runs), Actors(*made)
     assert controller._maybe_reuse_cached_actor(trial) is takes
     assert asked == ([trial] if takes else [])
-    clock[0] = SECONDS_TO_START - 1
+    clock[0] = START_TIMEOUT - 1
     assert controller._maybe_reuse_cached_actor(trial) is takes
-    clock[0] = SECONDS_TO_START
+    clock[0] = START_TIMEOUT
     assert controller._maybe_reuse_cached_actor(trial), "it does not start"
 
 
 def test_another_place_is_asked_for_once_none_of_the_workers_becomes_free(controller: Any, clock: list[float]) -> None:
     trial, controller._actor_manager = Waiting(), Actors("one", "another")
     controller._schedule_trial_actor(trial)
-    clock[0] = SECONDS_TO_BE_FREE - 0.01
+    clock[0] = FREE_TIMEOUT - 0.01
     controller.on_step_begin()
     assert controller.asked == []
-    clock[0] = SECONDS_TO_BE_FREE
+    clock[0] = FREE_TIMEOUT
     controller.on_step_begin()
     controller.on_step_begin()
     assert controller.asked == [trial]
@@ -177,7 +177,7 @@ def test_no_place_is_asked_for_once_a_trial_has_a_worker(controller: Any, clock:
     controller._trial_to_actor[trial] = "a worker that became free"
     controller.on_step_begin()
     del controller._trial_to_actor[trial]  # it is over
-    clock[0] = SECONDS_TO_BE_FREE
+    clock[0] = FREE_TIMEOUT
     controller.on_step_begin()
     assert controller.asked == []
 

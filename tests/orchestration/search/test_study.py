@@ -38,7 +38,7 @@ from orchestration.report.search import pareto_front
 from orchestration.search.compatibility import differences
 from orchestration.search.forecast import expected_cells
 from orchestration.search.optuna.errors import SearchError
-from orchestration.search.optuna.storage import frozen_of
+from orchestration.search.optuna.storage import to_frozen_trial
 from orchestration.search.source import ErrorCapturingSource
 from orchestration.search.values import at_bounds
 from orchestration.spec import search_config as settings
@@ -534,7 +534,7 @@ def test_plan_counts_what_is_there_and_what_is_to_come(tmp_path: Path) -> None:
 def test_records_are_plain_and_complete_enough_for_optuna(tmp_path: Path) -> None:
     work = Work(tmp_path, study(pruner=HALVING, dimensions=(LR, NET, STATES))).go()
     for record, frozen in zip(work.records.trials(), work.stored(), strict=True):
-        remade = frozen_of(record)
+        remade = to_frozen_trial(record)
         assert remade.distributions == frozen.distributions
         assert remade.system_attrs == frozen.system_attrs
         assert remade.values == frozen.values

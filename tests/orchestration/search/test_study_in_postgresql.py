@@ -102,9 +102,9 @@ def test_database_that_goes_away_is_told_in_one_line_and_the_search_goes_on_late
         one = launch("--study-storage", address)
         until(lambda: len(records.trials()) >= 2, one, 480)
     assert one.wait(480) == 1, one.text
-    (told,) = [line for line in one.text.splitlines() if line.startswith("The launch broke off: ")]
+    (told,) = [line for line in one.text.splitlines() if line.startswith("The launch stopped: ")]
     assert "the study cannot be kept in postgresql+psycopg2://fsg:***@127.0.0.1:" in told
-    assert told.endswith(f"It goes on with: {ledger_of(folder).launches()[-1]['command']}")
+    assert told.endswith(f"To resume: {ledger_of(folder).launches()[-1]['command']}")
     assert "Traceback" not in one.text
     before = records.trials()
     with started() as address:  # another one, and empty

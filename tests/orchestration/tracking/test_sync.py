@@ -29,7 +29,7 @@ from orchestration.spec.resolver import Point
 from orchestration.tracking.program import Exporter
 from orchestration.tracking.server import free_port, serving
 from orchestration.tracking.sync import SyncReport, Tracker, background
-from orchestration.util.nested import flat
+from orchestration.util.nested import flatten
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 NOTHING = SyncReport(0, 0, 0)
@@ -504,7 +504,7 @@ def test_unreachable_server_never_fails_the_run(
 
 def test_nested_settings_are_parameters_by_dotted_path() -> None:
     settings = {"a": {"b": 1, "c": {"name": "x", "on": True}}, "d": None, "e": {}, "f": [1, 2]}
-    assert flat(settings) == {"a.b": "1", "a.c.name": "x", "a.c.on": "true", "d": "null", "e": "{}", "f": "[1, 2]"}
+    assert flatten(settings) == {"a.b": "1", "a.c.name": "x", "a.c.on": "true", "d": "null", "e": "{}", "f": "[1, 2]"}
 
 
 @pytest.mark.parametrize(
