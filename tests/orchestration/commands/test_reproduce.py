@@ -1,5 +1,6 @@
 """One cell trained anew, and held against the ledger."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from orchestration.spec.cells import Cell
 from orchestration.util import provenance
 
 
-@pytest.fixture
-def experiment(tmp_path: Path) -> Ledger:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds of a training of 8 steps, really trained."""
+    folder = tmp_path_factory.mktemp("trained")
     draw = np.random.default_rng(0)
     pixels, labels = draw.integers(0, 255, (80, 8, 8), dtype=np.uint8), np.arange(80) % 4
-    file = tmp_path / "tiny.npz"
+    file = folder / "tiny.npz"
     np.savez(file, train_images=pixels[:64], train_labels=labels[:64], test_images=pixels[64:], test_labels=labels[64:])
     train = TrainConfig(
         data=Arrays(file=str(file), validation=16, crop_padding=1),
@@ -34,13 +36,19 @@ def experiment(tmp_path: Path) -> Ledger:
         batch_size=12,
         log_every=2,
     )
-    ledger = Ledger(tmp_path / "experiment")
+    ledger = Ledger(folder / "experiment")
     for seed in (0, 1, 2):
         cell = Cell(f"{seed:016x}", "train", "ste", {}, seed, train)
         ledger.add(cell)
         CellTraining(ledger, cell).run_for(1000)
     launch(ledger)
-    return ledger
+    return ledger.folder
+
+
+@pytest.fixture
+def experiment(trained: Path, tmp_path: Path) -> Ledger:
+    """A copy of it."""
+    return Ledger(shutil.copytree(trained, tmp_path / "experiment"))
 
 
 def launch(ledger: Ledger, **changed: Any) -> None:

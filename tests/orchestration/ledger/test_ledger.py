@@ -4,8 +4,6 @@ import math
 import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -718,19 +716,22 @@ def test_launch_records_are_numbered_and_joined_with_their_ends(ledger: Ledger) 
     ]
 
 
-HOLD = "import sys, time; from orchestration.ledger.ledger import Ledger\n"
-HOLD += "with Ledger(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
-
-
 def test_experiment_is_held_by_one_and_taken_over_from_the_dead(ledger: Ledger) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(ledger.folder)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    held = FORKED.Event()
+
+    def hold() -> None:
+        with Ledger(ledger.folder).lock():
+            held.set()
+            time.sleep(60)
+
+    holder = FORKED.Process(target=hold)
+    holder.start()
+    assert held.wait(60)
     with pytest.raises(LockedError, match=rf"is locked by process {holder.pid} on .* since 20\d\d-"):
         with ledger.lock():
             pass
     holder.kill()
-    holder.wait()
+    holder.join()
     with ledger.lock():
         pass
     with ledger.lock():

@@ -577,11 +577,11 @@ def test_the_maps_of_a_large_network_stay_small(tmp_path: Path, drawn: None) -> 
     def figure(layers: int, epochs: int) -> Figure:
         values = np.random.default_rng(0).uniform(1e-6, 1e-1, (layers, epochs))
         names, numbers = tuple(f"layer{i}" for i in range(layers)), tuple(range(1, epochs + 1))
-        return layer_maps.draw_maps("Flip rate a step", [layer_maps.Map(one, names, numbers, values) for one in "ab"])
+        return layer_maps.draw_maps("Flip rate a step", [layer_maps.Map("fsg", names, numbers, values)])
 
     text = curves.inline(figure(112, 100), "flips", "Flip rate a step, by layer and epoch")
-    assert text.count("<image") == 3, "two and the scale"
-    assert len(text.encode()) < 2 * 100_000
+    assert text.count("<image") == 2, "it and the scale"
+    assert len(text.encode()) < 100_000
     assert all(path.stat().st_size > 1000 for path in curves.save_figure(figure(3, 2), tmp_path, "layers"))
 
 
