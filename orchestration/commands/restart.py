@@ -22,17 +22,17 @@ def restart_process(what: str, request: LaunchRequest, ledger: Ledger, number: i
     Running cells resume from their checkpoints. After `MAX_DEATHS` deaths the launch ends, since the cause may return.
     A launch that was asked to stop has stopped: the signal went to Ray's processes, too.
     """
-    deaths = int(os.environ.get(_DEATHS, "0")) + 1
-    stopped = store.exists(ledger.stop_file(number))
-    again = deaths <= MAX_DEATHS and not stopped
-    status = INTERRUPTED if stopped else FAILED
-    with suppress(OSError):
-        ledger.record_launch_end(number, {"finished": now_ms(), "exit_status": status, "reason": f"{what} died"})
     children = psutil.Process().children(recursive=True)
     for process in children:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(children, timeout=10)  # or the program that takes this one's place would inherit them
+    deaths = int(os.environ.get(_DEATHS, "0")) + 1
+    stopped = store.exists(ledger.stop_file(number))  # asked last: the signal may reach Ray's processes before this one
+    again = deaths <= MAX_DEATHS and not stopped
+    status = INTERRUPTED if stopped else FAILED
+    with suppress(OSError):
+        ledger.record_launch_end(number, {"finished": now_ms(), "exit_status": status, "reason": f"{what} died"})
     how = "restarting from the ledger" if again else f"{deaths} times. To resume: {request.command}"
     restored = "\x1b[?25h\r\n" if request.console.is_terminal else ""  # the live view hides the cursor
     if stopped:

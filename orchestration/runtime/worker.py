@@ -65,6 +65,7 @@ class Worker:
         assert run is not None
         run.run_for(self._config.report_interval)
         if self._terminated:
+            self.stop()  # the signal may have come in the last step of the interval
             raise SystemExit(143)
         return WorkerReport(
             run.ended or "running", run.reason, run.note, str(run.log or ""), run.step, run.total_steps, run.last
