@@ -95,6 +95,7 @@ def test_a_training_is_asked_to_stop_by_the_stop_file_and_by_a_signal(
     with pytest.raises(SystemExit) as ended:
         ours.step("1", "a", None)
     assert ended.value.code == 143
+    assert taken[0].interrupted == "stopped", "what it trains is kept, also where the signal came in the last step"
     ours._terminated = False
     (tmp_path / "stop").touch()
     ours._stop_file._next = 0.0
