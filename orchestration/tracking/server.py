@@ -1,5 +1,6 @@
 """MLflow's own server over a results folder, on loopback and with what trainings have no use for switched off."""
 
+import http.client
 import json
 import os
 import shlex
@@ -121,7 +122,7 @@ def _answers(server: str) -> bool:
     try:
         with urllib.request.urlopen(f"{server}/health", timeout=1):
             return True
-    except OSError:
+    except (OSError, http.client.HTTPException):  # nobody, or not yet a server: a free port may even connect to itself
         return False
 
 

@@ -214,7 +214,7 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
     killed = time.time()
     docker("kill", worker)
     try:
-        until(lambda: "goes again" in cluster.log(), "the death is noticed", 120)
+        until(lambda: "is retried" in cluster.log(), "the death is noticed", 120)
     except AssertionError as late:
         raise AssertionError(f"{late}\n{cluster.log()[-3000:]}") from late
     noticed = time.time() - killed

@@ -268,6 +268,6 @@ def test_a_node_is_lost_and_another_cut_off(nodes: Nodes, spec: Path, tmp_path: 
         nodes.start(name, *joining)
 
     assert launch.wait(300) == 0, output.read_text()
-    assert output.read_text().count("goes again") >= 2, output.read_text()
+    assert output.read_text().count("is retried") >= 2, output.read_text()
     oracle = train(spec, tmp_path / "oracle")
     assert_same(ledger, oracle)

@@ -86,7 +86,7 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
     until(lambda: len(training()) == 2, one)
     for attempt, sent in zip(training(), (signal.SIGKILL, signal.SIGTERM), strict=True):
         os.kill(attempt["pid"], sent)
-    until(lambda: one.text.count("goes again: the worker's process died") == 2, one)
+    until(lambda: one.text.count("is retried: the worker's process died") == 2, one)
     for name in ("raylet", "gcs_server"):
         (victim,) = until(lambda name=name: training() and processes(one, name), one)  # type: ignore[misc]
         number += 1
@@ -99,7 +99,7 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
         os.kill(process.pid, signal.SIGTERM)
     assert one.wait() == 130, one.text
     assert "Interrupted. To resume: " in one.text
-    assert one.text.count("starting anew") == 2
+    assert one.text.count("restarting from the ledger") == 2
 
     # A Ray that is slower to start than it gives itself is waited for; then the driver dies in mid-checkpoint.
     one = started("--set", "resources.checkpoint_every=0.01", program=HURRIED)
@@ -321,7 +321,7 @@ def test_launch_whose_disk_is_full_then_read_only_goes_on_exactly_once_there_is_
         while True:
             filler.write(bytes(4096))
     assert one.wait() == 1, one.text
-    (told,) = (line for line in one.text.splitlines() if "broke off" in line)
+    (told,) = (line for line in one.text.splitlines() if "The launch stopped" in line)
     assert told.startswith("The launch stopped: No space left on device (")
     assert told.endswith("; the results in results are intact. Once there is room, to resume: fsg launch tiny.yaml"), (
         told
@@ -386,7 +386,7 @@ def test_nodes_that_leave_and_others_that_join_change_nothing(
     until(lambda: any(len(ledger.attempts(name)) > 1 for name in before), one)
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
     assert one.wait() == 0, one.text
-    assert "goes again" in one.text
+    assert "is retried" in one.text
     assert_exact(ledger, planned)
     assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)
 

@@ -338,7 +338,7 @@ def test_process_that_was_cut_off_and_writes_beside_its_successor_changes_nothin
         cut_off.send_signal(signal.SIGCONT)
         successor.run_for(3600)
         told, _ = cut_off.communicate(timeout=120)
-    assert told == "again: attempt 1 was superseded by attempt 2\n"
+    assert told == "retry: attempt 1 was superseded by attempt 2\n"
     late = {path.name for path in (folder / "0001").iterdir()} - before
     assert {"final.pt", "diagnostics-00000010.json", "diagnostics-00000015.json"} <= late, "it did write"
     assert "end.json" not in late

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def test_server_that_cannot_be_reached_is_an_error_in_one_line(capsys: pytest.Ca
     said = capsys.readouterr()
     assert len(said.err.splitlines()) == 1
     assert "s3cret" not in said.out + said.err
+
+
+def test_what_answers_otherwise_than_a_server_is_none_yet(taken: socket.socket) -> None:
+    """As a free port does on loopback that is connected to itself: what is asked comes back as the answer."""
+
+    def echo() -> None:
+        client, _ = taken.accept()
+        with client:
+            client.sendall(client.recv(4096))
+
+    threading.Thread(target=echo, daemon=True).start()
+    assert not server._answers(f"http://{server.HOST}:{taken.getsockname()[1]}")
 
 
 @pytest.mark.slow
