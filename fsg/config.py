@@ -23,9 +23,8 @@ def setting(
 ) -> Any:
     """A number, text or truth value among the fields of a `Settings`: its type is held strictly (no `true` for 1).
 
-    `identity=False` says that the field does not determine any number (a folder, say), so that changing it
-    does not make a finished cell another one; `identity="unless_default"`, of a field that is new, that its default is
-    what there was before, so that the field itself does not.
+    `identity` says whether the field is part of a training's id. False: it changes no number (a folder, say).
+    "unless_default": for new fields whose default reproduces old behaviour; defaults do not enter the id.
     """
     return choice(default, description, identity=identity, strict=True, **constraints)
 
