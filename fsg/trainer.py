@@ -59,7 +59,7 @@ class TrainConfig(Settings):
     test: Literal["end", "never"] = choice(
         "end",
         "When the test images are looked at; never: a search, which must not see them, can do without.",
-        identity=False,  # the training is the same: `orchestration.plan.cell_id` tells the two apart
+        identity=False,  # the training is the same: `orchestration.spec.cells.cell_id` tells the two apart
     )
     diagnostics: bool = setting(
         True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
