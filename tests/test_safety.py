@@ -48,9 +48,8 @@ def unsafe(source: str) -> Iterator[str]:
             yield "shell=True"
 
 
-@pytest.mark.parametrize("path", SOURCES)
-def test_nothing_that_is_read_is_run(path: str) -> None:
-    assert list(unsafe((ROOT / path).read_text())) == []
+def test_nothing_that_is_read_is_run() -> None:
+    assert [f"{path}: {found}" for path in SOURCES for found in unsafe((ROOT / path).read_text())] == []
 
 
 @pytest.mark.parametrize(
