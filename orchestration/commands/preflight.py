@@ -14,6 +14,7 @@ from orchestration.search.compatibility import differences
 from orchestration.spec.cells import contaminated
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.yaml_tree import Mark, Node, Problem
+from orchestration.util.error_text import one_line
 from orchestration.util.provenance import cores
 
 
@@ -68,7 +69,7 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
         try:
             train.data.load()  # leaves the fingerprint behind
         except (OSError, ValueError) as error:
-            yield "train.data", _one_line(error)
+            yield "train.data", one_line(error)
 
 
 def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
@@ -78,7 +79,7 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
                 dataset = train.data.load()
                 load_into(train.model.build(dataset.shape, dataset.classes), load_weights(train.init.path))
             except (OSError, ValueError) as error:
-                yield "train.init.path", _one_line(error)
+                yield "train.init.path", one_line(error)
 
 
 def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
@@ -130,7 +131,3 @@ def _deepest(node: Node, parts: Sequence[str]) -> Mark:
         if child is not None:
             return _deepest(child, parts[count:])
     return node.key_mark
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

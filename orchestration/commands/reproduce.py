@@ -1,6 +1,5 @@
 """`fsg reproduce RESULTS CELL`: one cell is trained anew, beside the ledger, and held against what it has."""
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,11 +15,10 @@ from orchestration.analysis.units import Unit
 from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
-from orchestration.runtime.retrain import bits
+from orchestration.runtime.retrain import bits, rows_of, to_train_again
 from orchestration.spec.cells import Cell
 from orchestration.spec.fields import nearest
 from orchestration.util import provenance
-from orchestration.util.metric_names import OF_THE_MACHINE
 
 _SPREADS = 2.0
 _SECONDS = 2.0  # between two looks at a training that goes on
@@ -78,11 +76,7 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
     if device == "cuda" and not provenance.gpu_names():
         raise ValueError(f"{cell.label}: was trained on a GPU, and this machine has none")
     with tempfile.TemporaryDirectory(prefix="fsg-reproduce-") as scratch:
-        again = Ledger(Path(scratch))
-        again.add(cell)
-        if cell.depends_on is not None:
-            for one in {cell.depends_on, ledger.origin(cell.depends_on)}:
-                shutil.copytree(ledger.folder / "trials" / one, again.folder / "trials" / one, dirs_exist_ok=True)
+        again = to_train_again(ledger, cell, Path(scratch))
         training = CellTraining(again, cell, device=device)
         while training.ended is None:
             training.run_for(_SECONDS)
@@ -94,7 +88,7 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
 
 def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -> Reproduction:
     before, now = ledger.outcome(cell.id), again.outcome(cell.id)
-    then, here = values(ledger, cell.id), values(again, cell.id)
+    then, here = rows_of(ledger, cell), rows_of(again, cell)
     names = {name for _, name in then} & {name for _, name in here}
     alone = sorted({name for _, name in [*then, *here]} - names)  # recorded by one of the two versions alone
     then, here = ({place: v for place, v in found.items() if place[1] in names} for found in (then, here))
@@ -124,7 +118,7 @@ def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[
     """Last values side by side; close is what lies within two standard deviations of the other seeds of its kind."""
     ids = set(ledger.launches()[-1]["cells"]) - {cell.id}  # its own value, were it wrong, would widen the spread
     kind = [c for c in ledger.cells() if c.id in ids and (c.variant, c.grid) == (cell.variant, cell.grid)]
-    alike = [values(ledger, one.id) for one in kind]
+    alike = [rows_of(ledger, one) for one in kind]
     close, lines = True, []
     for name in dict.fromkeys(name for _, name in then):
         if not name.endswith(("accuracy", "/loss")):
@@ -146,12 +140,6 @@ def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[
             + f" ({of})"
         )
     return close, lines
-
-
-def values(ledger: Ledger, cell_id: str) -> Values:
-    """Every value that a training recorded of itself, by step and metric."""
-    rows = ledger.rows(cell_id)
-    return {(r.step, n): v for r in rows for n, v in r.values.items() if not n.startswith(OF_THE_MACHINE)}
 
 
 def _last(found: Values, name: str) -> float | None:

@@ -31,6 +31,7 @@ from orchestration.runtime.reset import reset_process_state
 from orchestration.runtime.system_metrics import SystemMetrics
 from orchestration.spec.cells import Cell, imported
 from orchestration.util import provenance
+from orchestration.util.error_text import one_line
 
 Ending = Literal["done", "failed", "diverged", "interrupted", "retry", "paused", "unwritable"]
 BEST_METRIC = "validation/accuracy"
@@ -71,17 +72,17 @@ class CellTraining:
         try:
             self._run_until(time.monotonic() + seconds)
         except Diverged as error:
-            self._end("diverged", _one_line(error))
+            self._end("diverged", one_line(error))
         except Superseded as error:
             self.ended, self.reason = "retry", str(error)
         except Unwritable as error:
             self.ended, self.reason = "unwritable", f"{error.strerror} ({error.filename})"
         except Exception as error:
             if _is_lack_of_memory(error):
-                self.ended, self.reason = "retry", f"out of memory: {_one_line(error)}"
+                self.ended, self.reason = "retry", f"out of memory: {one_line(error)}"
             else:
                 self._keep_traceback()
-                self._end("failed", f"{type(error).__name__}: {_one_line(error)}")
+                self._end("failed", f"{type(error).__name__}: {one_line(error)}")
         if self._run is not None:
             self.step, self.total_steps = self._run.training.step, self._run.training.total_steps
         if self.ended is not None:
@@ -96,9 +97,9 @@ class CellTraining:
                 self._run.checkpoint()
             self._end("interrupted", reason)
         except Diverged as error:
-            self._end("diverged", _one_line(error))
+            self._end("diverged", one_line(error))
         except (Superseded, OSError) as error:
-            self.ended, self.reason = "interrupted", f"{reason}; no checkpoint was kept: {_one_line(error)}"
+            self.ended, self.reason = "interrupted", f"{reason}; no checkpoint was kept: {one_line(error)}"
 
     def _run_until(self, until: float) -> None:
         while self.ended is None:
@@ -158,7 +159,7 @@ class CellTraining:
         try:
             self._attempt.finish(state, reason, seconds=self._run.seconds if self._run else 0.0)
         except (Superseded, OSError) as error:
-            self.reason = f"{reason}; its end could not be recorded: {_one_line(error)}"
+            self.reason = f"{reason}; its end could not be recorded: {one_line(error)}"
 
     def _keep_traceback(self) -> None:
         if self._attempt is not None:
@@ -255,7 +256,3 @@ def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _is_lack_of_memory(error: Exception) -> bool:
     """On a CPU, torch reports a lack of memory as a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't" in str(error)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
