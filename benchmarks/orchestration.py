@@ -1,8 +1,9 @@
 """What orchestration costs: `python -m benchmarks.orchestration` (part of make bench).
 
 Every ratio is of two things measured in the same run, on the same Ray. `--small` runs few trials, to see that it
-works; `--long` adds what takes minutes: 2,000 trials for the driver's memory, and the quick ablation against its plan.
-`--occupancy RESULTS` looks at an experiment that was launched once and is done, instead: how well it filled its places.
+works; `--long` adds what takes minutes: 2,000 trainings for the driver's memory, and the quick ablation against its
+plan. `--occupancy RESULTS` looks at an experiment that was launched once and is done, instead: how well it filled its
+places.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import places
 from benchmarks.measuring import ROOT, Row, in_a_process, number
 from fsg.data import Arrays
 from fsg.imported import Imported, source_sha256
@@ -37,7 +39,6 @@ from orchestration.scheduler import environment
 from orchestration.spec.cells import Cell, cell_id
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.fields import Report, Resources
-from orchestration.util.provenance import cores
 
 
 class _Silent:
@@ -52,6 +53,7 @@ class _Silent:
     def started(self, cell: Cell) -> None: ...
     def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
     def retried(self, cell: Cell, reason: str) -> None: ...
+    def noted(self, cell: Cell, note: str) -> None: ...
 
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
         assert state == "done", reason
@@ -90,53 +92,25 @@ def _cells(ledger: Ledger, train: TrainConfig, count: int, first_seed: int = 0) 
 def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) -> tuple[_Silent, Ledger, list[Cell]]:
     """Cells through the whole of it, ledger and all, MLflow apart."""
     from orchestration.scheduler import tune
+    from orchestration.scheduler.resources import TrialResources
 
     ledger, heard = Ledger(folder), _Silent(memory)
     cells = _cells(ledger, train, count)
     stop = folder / "stop"
     with contextlib.redirect_stdout(None):
-        tune.run(ledger, cells, tune.TrialResources(python_path=[str(ROOT)]), heard, stop_file=stop)
+        tune.run(ledger, cells, TrialResources(python_path=[str(ROOT)]), heard, stop_file=stop)
     return heard, ledger, cells
 
 
-def _bare(count: int, memory: bool = False) -> _Silent:
-    """As many trials of plain Ray Tune, warm, that do nothing and are tracked by nothing."""
-    from ray import tune
-
-    class Nothing(tune.Trainable):
-        def setup(self, config: dict[str, Any]) -> None: ...
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            return True
-
-        def step(self) -> dict[str, Any]:
-            return {"done": True}
-
-    class Noting(tune.Callback):
-        def __init__(self, heard: _Silent) -> None:
-            self.heard = heard
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.heard.note()
-
-    heard = _Silent(memory)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        tune.run(
-            Nothing, num_samples=count, reuse_actors=True, storage_path=folder, name="bare", verbose=0,
-            callbacks=[Noting(heard)], raise_on_failed_trial=False,
-        )  # fmt: skip
-    return heard
-
-
 def _steady(heard: _Silent) -> float:
-    """Trials a second once both workers are warm: after the first tenth."""
+    """Trainings a second once the workers are warm: after the first tenth."""
     skipped = max(2, len(heard.ends) // 10)
     ends = heard.ends[skipped:]
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 def _memory_a_trial(heard: _Silent) -> float:
-    """kB that the driver grew by a finished trial: the slope over the second half of the run."""
+    """kB that the driver grew by a finished training: the slope over the second half of the run."""
     half = heard.memory[len(heard.memory) // 2 :]
     if len(half) < 2:
         return float("nan")
@@ -144,74 +118,38 @@ def _memory_a_trial(heard: _Silent) -> float:
     return float(slope) / 1000
 
 
-def empty_cells(folder: Path, count: int, times: int) -> list[Row]:
-    """`epochs: 0`, one Tune trial each, against bare Tune in a process of its own: medians, taking turns.
+def empty_trainings(folder: Path, count: int) -> list[Row]:
+    """`epochs: 0`: what is left is a claim, four durable files, 16 test images and a SHA-256 of the state.
 
-    The network has one layer; what a larger one adds (to build it, look at the test images, keep its weights) is seen
-    from cells of a ResNet-8.
+    The network has one layer; what a larger one adds (to build it, to look at the test images, to keep its weights) is
+    seen from those of a ResNet-8.
     """
     one_layer = Imported(path=_ONE_LAYER, source_sha256=source_sha256(_ONE_LAYER))
-    trains = {"ours": _train(folder, 0, one_layer), "with a ResNet-8": _train(folder, 0)}
-    rates: dict[str, list[float]] = {name: [] for name in (*trains, "bare")}
-    for turn in range(times):
-        for name, train in trains.items():
-            rates[name].append(_steady(_ours(folder / f"{name}-{turn}", train, count)[0]))
-        rates["bare"].append(in_a_process("orchestration", "--alone", "bare-rate", count)["found"])
-    found = {name: statistics.median(values) for name, values in rates.items()}
+    trains = {"one layer": _train(folder, 0, one_layer), "ResNet-8": _train(folder, 0)}
+    rates = {name: _steady(_ours(folder / name, train, count)[0]) for name, train in trains.items()}
     return [
         Row(
-            f"{count} empty cells, ledger on / bare Tune: trials a second",
-            found["ours"] / found["bare"],
-            0.7,
-            0.9,
+            f"{count} empty trainings",
+            rates["one layer"],
+            20,
             at_least=True,
-            measured={**found, "unit": "trials a second"},
+            unit=" a second",
+            measured=rates | {"unit": "trainings a second"},
         )
     ]
 
 
-def bare_rate(count: int) -> float:
-    """Trials a second of Ray Tune as it is installed, its loggers apart, and none of our settings."""
-    for name in [name for name in os.environ if name.startswith(("RAY_", "TUNE_")) and name != "RAY_worker_niceness"]:
-        del os.environ[name]
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    import ray
-
-    ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-    return _steady(_bare(count))
-
-
-def bare_memory(count: int) -> float:
-    """kB that this process grows by a trial as the driver of bare Tune."""
-    with _connected():
-        return _memory_a_trial(_bare(count, memory=True))
-
-
-def our_memory(count: int) -> float:
-    """kB that this process grows by a trial as a driver of ours."""
+def memory_a_training(count: int) -> float:
+    """kB that this process grows by a finished training, as the driver."""
     with tempfile.TemporaryDirectory(prefix="fsg-bench-") as made, _connected():
         heard, _, _ = _ours(Path(made) / "many", _train(Path(made), 0), count, memory=True)
         return _memory_a_trial(heard)
 
 
-_ALONE = {"bare-rate": bare_rate, "bare-memory": bare_memory, "our-memory": our_memory}
-
-
 def driver_memory(count: int) -> list[Row]:
-    """What the driver grows by a trial, against bare Tune's: each in a process that has taken nothing before."""
-    ours, bare = (
-        in_a_process("orchestration", "--alone", f"{whose}-memory", count)["found"] for whose in ("our", "bare")
-    )
-    return [
-        Row(
-            f"driver memory a finished trial over {count}, ours − bare Tune's",
-            ours - bare,
-            10,
-            0,
-            unit=" kB",
-            measured={"ours": ours, "bare": bare, "unit": "kB"},
-        )
-    ]
+    """What the driver grows by a training: in a process that has taken nothing before."""
+    found = in_a_process("orchestration", "--memory", count)["found"]
+    return [Row(f"driver memory a finished training over {count}", found, 40, 0, unit=" kB")]
 
 
 def warm_start(folder: Path, count: int) -> list[Row]:
@@ -405,7 +343,7 @@ def occupancy(ledger: Ledger, places: int) -> Row:
 
 def _prepare() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # of bare Tune
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # of Tune with its callback
     environment.prepare(None)
 
 
@@ -426,25 +364,25 @@ def rows(small: bool = False, long: bool = False) -> Iterator[Row]:
         if long:
             yield from quick_ablation(folder)
             yield from driver_memory(2000)
+        yield from places.rows(small)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         with _connected():
             yield from warm_start(folder, 6 if small else 20)
-            yield from empty_cells(folder, 20 if small else 200, 1 if small else 3)
+            yield from empty_trainings(folder, 20 if small else 200)
             yield from result_throughput(folder, *((200, 2) if small else (2000, 10)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.orchestration", description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="few trials: to see that it works")
-    parser.add_argument("--long", action="store_true", help="2,000 trials, and the quick ablation")
+    parser.add_argument("--long", action="store_true", help="2,000 trainings, and the quick ablation")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--occupancy", type=Path, metavar="RESULTS", help="of an experiment that is done")
     parser.add_argument("--places", type=int, default=2, help="how many trainings it ran at a time (default 2)")
-    parser.add_argument("--alone", nargs=2, metavar=("WHAT", "TRIALS"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, metavar="TRAININGS", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.alone:
-        what, count = given.alone
-        print(json.dumps({"found": _ALONE[what](int(count))}))
+    if given.memory:
+        print(json.dumps({"found": memory_a_training(given.memory)}))
         return
     looked_at = [occupancy(Ledger(given.occupancy), given.places)] if given.occupancy else None
     found = looked_at or list(rows(given.small, given.long))

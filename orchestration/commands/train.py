@@ -74,10 +74,11 @@ def train_on_ray(
     """Train on a Ray of this process or a cluster's. Returns the cells, and the searches that have not ended."""
     prepare(request.address)
     from orchestration.scheduler import nodes, tune  # start-up time: Ray
-    from orchestration.scheduler.connection import connect  # start-up time: Ray
+    from orchestration.scheduler.connection import capacity, connect  # start-up time: Ray
+    from orchestration.scheduler.resources import TrialResources, max_concurrency  # start-up time
 
     spec, ledger, own = plan.spec, plan.ledger, own_code(plan.spec)
-    resources = tune.TrialResources(
+    resources = TrialResources(
         gpus=spec.resources.gpu_share,
         cpus=spec.resources.cpus,
         max_concurrent=spec.resources.max_concurrent,
@@ -95,9 +96,8 @@ def train_on_ray(
             view.tally.phase = "looking at the nodes"
             if problems := nodes.check_nodes(ledger.folder, left, resources.python_path, number):
                 raise Refused(*problems)
-        concurrency = tune.max_concurrency(left, resources)
-        view.tally.max_running = concurrency.largest
-        source = _search_source(request, plan, concurrency.largest, view) if spec.studies else None
+        view.tally.max_running = places = max_concurrency(left, resources, capacity())
+        source = _search_source(request, plan, places, view) if spec.studies else None
         view.tally.phase = "starting workers"
         trained = tune.run(
             ledger,
@@ -107,7 +107,7 @@ def train_on_ray(
             stop_file=ledger.stop_file(number),
             record={"launch": number, "git_commit": provenance.code()["git_commit"]},
             source=source,
-            concurrency=concurrency,
+            expected=plan.expected,
         )
         if source is None:
             return trained, []

@@ -7,17 +7,15 @@ import logging
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import ray
-from ray._private import services
 
-from orchestration.scheduler.environment import BEGIN_TIMEOUT, Unusable
+from orchestration.scheduler.environment import Unusable
 from orchestration.util import submission
 from orchestration.util.error_text import first_line
 from orchestration.util.provenance import cores
@@ -26,7 +24,7 @@ from orchestration.util.user_code import python_files
 
 _VITAL = ("raylet", "gcs_server")
 POLL_INTERVAL = 0.5
-START_TIMEOUT, TRIES_TO_START = float(BEGIN_TIMEOUT), 3
+TRIES_TO_START = 5
 
 
 @contextmanager
@@ -139,57 +137,29 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-class _NotStarted(Exception):
-    """Ray's own processes did not come up."""
-
-
 def _start(options: dict[str, Any], own: bool) -> None:
-    """Ray gives a node of its own half a minute to start; on a busy machine that is too short. Raises Unusable."""
+    """Ray gives a node of its own half a minute to start: on a busy machine it takes more than one try.
+
+    Raises Unusable.
+    """
     if not own:
         ray.init(**options)
         return
     before = set(psutil.Process().children())
-    end = time.monotonic() + START_TIMEOUT
     for left in reversed(range(TRIES_TO_START)):
         try:
-            with _patient(end):
-                ray.init(**options)
+            ray.init(**options)
             return
         except Exception as error:
             ray.shutdown()
-            if not isinstance(error, _NotStarted) and "Failed to start GCS" not in str(error):
-                raise
             for process in set(psutil.Process().children()) - before:
-                process.kill()
-                process.wait()
-            if not left or time.monotonic() >= end:
+                with suppress(psutil.Error):
+                    process.kill()
+                    process.wait()
+            if not left:
                 hint = "expected some memory, room in /tmp, and processors that are not all busy"
-                what = f"Ray does not start on this machine, tried {TRIES_TO_START - left} times"
+                what = f"Ray does not start on this machine, tried {TRIES_TO_START} times"
                 raise Unusable(f"{what}: {first_line(error)} ({hint})") from error
-
-
-@contextmanager
-def _patient(end: float) -> Iterator[None]:
-    """Within, Ray waits until `end` for a node whose processes run, and no longer: nothing else tells it to."""
-    look = services.get_node
-
-    def get_node(*arguments: Any) -> Any:
-        while True:
-            try:
-                return look(*arguments)  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                dead = set(_VITAL) - {name for name, _ in _vital()}
-                if dead:
-                    raise _NotStarted(f"its {dead.pop()} died") from error
-                if time.monotonic() >= end:
-                    raise _NotStarted(f"no answer within {START_TIMEOUT:.0f} s") from error
-                time.sleep(POLL_INTERVAL)
-
-    services.get_node = get_node
-    try:
-        yield
-    finally:
-        services.get_node = look
 
 
 def capacity() -> dict[str, float]:

@@ -1,10 +1,7 @@
-"""The cells that are left to train, in order: which is next, what it waits for, and what follows a death.
-
-One extra cell stays submitted, so that this queue, not Tune, determines the order.
-"""
+"""The cells that are left to train, in order: which is next, what it waits for, and what follows a death."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +24,7 @@ class WorkSource(Protocol):
     """Where more work comes from during a run: a search, which decides from finished cells what is next."""
 
     def more(self) -> Sequence[WorkItem]:
-        """Work for a free place; none: wait, or nothing is left (`finished`)."""
+        """Work for a free worker; none: wait, or nothing is left (`finished`)."""
         ...
 
     def ended(self, cell: Cell, state: str, reason: str) -> None:
@@ -42,17 +39,16 @@ class WorkSource(Protocol):
 class Queue:
     """What is left to do, in order: hands out cells, waits for pretrainings, hands a cell out again after a death.
 
-    About `max_running` cells fit: so many are handed out at once, then one ahead of those that run, since among several
-    Tune would choose. `max_concurrent` limits the cells that are out, `max_retries` how often a cell whose process died
-    or ran out of memory is handed out again. A failed pretraining fails the cells that wait for it. Once the ledger
-    could not be written to (`unwritable` says how), nothing more is handed out.
+    `max_concurrent` limits the cells that are out, `max_retries` how often a cell whose process died or ran out of
+    memory is handed out again. A failed pretraining fails the cells that wait for it. Once the ledger could not be
+    written to (`unwritable` says how), nothing more is handed out.
 
-    Where all that is left waits, a `source` is asked for more, though never ahead: what it gives may hang on what runs.
+    Where all that is left waits, a `source` is asked for more, though only for a free worker: what it gives may hang on
+    what runs.
     """
 
     cells: Iterable[Cell]
     callback: RunCallback
-    max_running: int = 1
     max_concurrent: int | None = None
     max_retries: int = 3
     stopping: Callable[[], bool] = lambda: False
@@ -64,7 +60,6 @@ class Queue:
         self._until: dict[str, int | None] = {}
         self._sourced: set[str] = set()
         self._out: dict[str, Cell] = {}
-        self._running: set[str] = set()
         self._pending = {cell.id for cell in self._waiting}
         self._failed: dict[str, tuple[str, str]] = {}
         self._deaths: dict[str, int] = {}
@@ -72,8 +67,36 @@ class Queue:
 
     @property
     def finished(self) -> bool:
-        left = self._waiting or (self.source is not None and not self.source.finished)
-        return not self._out and (self._is_stopping() or not left)
+        left = self._waiting or self.expects_more
+        return not self._out and (self.is_stopping or not left)
+
+    @property
+    def left(self) -> int:
+        """How many of the cells that are known have not ended."""
+        return len(self._pending)
+
+    @property
+    def is_stopping(self) -> bool:
+        return bool(self.unwritable) or self.stopping()
+
+    @property
+    def expects_more(self) -> bool:
+        """Whether cells may come of which nothing is known yet."""
+        return self.source is not None and not self.source.finished
+
+    def is_waiting(self, fits: Callable[[Cell], bool]) -> bool:
+        """Whether a cell that `fits` is not out, ready or not."""
+        return any(fits(cell) for cell in self._waiting)
+
+    @property
+    def ready(self) -> Iterator[Cell]:
+        """The cells that could start now, in order."""
+        return (cell for cell in self._waiting if cell.depends_on not in self._pending)
+
+    @property
+    def out(self) -> Iterator[Cell]:
+        """The cells that are being trained."""
+        return iter(self._out.values())
 
     def until(self, cell_id: str) -> int | None:
         """The step up to which a cell is trained now; None: to its end."""
@@ -87,46 +110,37 @@ class Queue:
             found[before.label if before is not None and before.id in self._pending else "a free place"] += 1
         return dict(found)
 
-    def take(self) -> Cell | None:
-        """The next cell that can start now; None: wait, or nothing is left (`finished`)."""
-        ahead = len(self._out) - len(self._running)
-        if self._is_stopping() or ahead >= max(1, self.max_running - len(self._running)):
+    def take(self, fits: Callable[[Cell], bool] = lambda cell: True) -> Cell | None:
+        """The next cell that can start now, for a free worker that it `fits`; None: wait, or nothing is left."""
+        if self.is_stopping or (self.max_concurrent is not None and len(self._out) >= self.max_concurrent):
             return None
-        if self.max_concurrent is not None and len(self._out) >= self.max_concurrent:
-            return None
-        cell = self._next()
-        if cell is None and self.source is not None and len(self._out) < self.max_running:
-            for leg in self.source.more():
-                self._add(leg)
-            cell = self._next()
+        cell = self._next(fits)
+        if cell is None and self.source is not None and not any(self.ready):
+            for item in self.source.more():
+                self._add(item)
+            cell = self._next(fits)
+        if cell is not None:
+            self._out[cell.id] = cell
+            self.callback.started(cell)
         return cell
 
-    def _add(self, leg: WorkItem) -> None:
-        cell = leg.cell
-        self._until[cell.id] = leg.until
+    def _add(self, item: WorkItem) -> None:
+        cell = item.cell
+        self._until[cell.id] = item.until
         self._sourced.add(cell.id)
         if cell.id not in self._pending:
             self._pending.add(cell.id)
             self._failed.pop(cell.id, None)
-            self._waiting.append(cell)
             self.taken[cell.id] = cell
+            self._waiting.append(cell)
+            self._fail_what_waits_for(cell.depends_on)
 
-    def _next(self) -> Cell | None:
-        while True:
-            # The first one that waits for nothing: among many thousands nearly always the very first.
-            cell = next((cell for cell in self._waiting if cell.depends_on not in self._pending), None)
-            if cell is None:
-                return None
+    def _next(self, fits: Callable[[Cell], bool]) -> Cell | None:
+        # The first one that waits for nothing: among many thousands nearly always the very first.
+        cell = next((cell for cell in self.ready if fits(cell)), None)
+        if cell is not None:
             self._waiting.remove(cell)
-            if cell.depends_on not in self._failed:
-                self._out[cell.id] = cell
-                return cell
-            self._over(cell, "failed", "its pretraining {}: {}".format(*self._failed[cell.depends_on]), "")
-
-    def started(self, cell_id: str) -> None:
-        """A submitted cell has a worker."""
-        self._running.add(cell_id)
-        self.callback.started(self._out[cell_id])
+        return cell
 
     def ended(self, cell_id: str, state: str, reason: str = "", log: str = "", blamed: bool = True) -> str | None:
         """Take a cell back: as ended, or as `retry` (its process died, say), which counts where the cell is to blame.
@@ -134,11 +148,10 @@ class Queue:
         Returns its final state; None where it is queued again.
         """
         cell = self._out.pop(cell_id)
-        self._running.discard(cell_id)
         if state == "unwritable":
             state, self.unwritable = "interrupted", reason
         if state == "retry":
-            if self._is_stopping():
+            if self.is_stopping:
                 state = "interrupted"
             else:
                 deaths = self._deaths[cell_id] = self._deaths.get(cell_id, 0) + blamed
@@ -154,9 +167,6 @@ class Queue:
         """The reason of a cell that has failed or diverged."""
         return self._failed[cell_id][1]
 
-    def _is_stopping(self) -> bool:
-        return bool(self.unwritable) or self.stopping()
-
     def _over(self, cell: Cell, state: str, reason: str, log: str) -> None:
         if state in ("failed", "diverged"):
             self._failed[cell.id] = state, reason
@@ -165,3 +175,12 @@ class Queue:
         self.callback.ended(cell, state, reason, log)
         if self.source is not None and cell.id in self._sourced and state != "interrupted":
             self.source.ended(cell, state, reason)
+        self._fail_what_waits_for(cell.id)
+
+    def _fail_what_waits_for(self, cell_id: str | None) -> None:
+        if cell_id not in self._failed:
+            return
+        why = "its pretraining {}: {}".format(*self._failed[cell_id])
+        for cell in [cell for cell in self._waiting if cell.depends_on == cell_id]:
+            self._waiting.remove(cell)
+            self._over(cell, "failed", why, "")

@@ -1,58 +1,43 @@
-"""Runs cells on Ray with reused workers; this package, not Tune, handles order, retries and resume.
+"""Trains cells on Ray: each worker is a trial of Ray Tune, which finds a place for it; each worker trains many cells.
 
-Tune's own recovery is not used: it restores no trial and writes nothing. When the driver dies, the next launch needs
-only the ledger.
+This package, not Tune, handles order, retries and resume: when the driver dies, the next launch needs only the ledger.
+docs/design.md says why a trial is a worker and not a cell.
 """
 
 import os
-import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Thread
+from typing import Any
 
 import ray
 from ray import tune
-from ray.air.execution import PlacementGroupResourceManager
-from ray.air.execution._internal import RayActorManager
-from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import SearchAlgorithm
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
-from orchestration.runtime.worker import Worker, WorkerConfig, WorkerReport
-from orchestration.scheduler.connection import START_TIMEOUT, capacity
+from orchestration.runtime.messages import Arrival, Failure, Message
+from orchestration.runtime.worker import WorkerConfig
+from orchestration.scheduler.connection import capacity
+from orchestration.scheduler.deaths import Death, death_of
+from orchestration.scheduler.environment import Unusable
+from orchestration.scheduler.exchange import Exchange
+from orchestration.scheduler.pool import MAX_FAILED_STARTS, WorkerPool
 from orchestration.scheduler.queue import Queue, RunCallback, WorkSource
+from orchestration.scheduler.resources import TrialResources, max_concurrency
+from orchestration.scheduler.worker_trial import WorkerTrial
 from orchestration.spec.cells import Cell
+from orchestration.util.error_text import first_line
+from orchestration.util.scratch import scratch
 
-_KILLED = re.compile(r"Selected to kill: .*\bpid=(\d+), actual memory used=([\d.]+)GB")
-FREE_TIMEOUT = 1.0
+POLL_INTERVAL = 0.2
+END_TIMEOUT = 30  # for Tune to end its workers
+MAX_WORKERS = 100_000  # that wait for an order at the same time
 MAX_REPORTS_PER_SECOND = 100  # from all workers together
-
-
-@dataclass(frozen=True)
-class TrialResources:
-    """CPUs, GPUs and retries of one cell, and the settings of its worker."""
-
-    gpus: float = 0.0
-    cpus: int | None = None
-    max_concurrent: int | None = None
-    max_retries: int = 3
-    checkpoint_every: float = 60.0
-    python_path: Sequence[str] = field(default=())
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
-
-    def of(self, cell: Cell) -> dict[str, float]:
-        return {"CPU": self.cpus or cell.train.threads} | ({"GPU": self.gpus} if self.gpus else {})
+MAX_ROUNDS = 20  # in which no cell has ended
 
 
 def run(
@@ -64,290 +49,183 @@ def run(
     stop_file: Path,
     record: dict[str, Any] | None = None,
     source: WorkSource | None = None,
-    concurrency: "Concurrency | None" = None,
+    expected: Sequence[Cell] = (),
 ) -> list[Cell]:
     """Train cells, and those that a source adds, until each has ended or `stop_file` exists. Ray must be connected.
 
-    Returns the cells that were submitted or waiting. Raises Unwritable where a worker could not write to the ledger.
+    `expected` are the cells that the source may add. Returns the cells that were submitted or waiting. Raises
+    Unwritable where a worker could not write to the ledger, Unusable where no worker starts.
     """
-    concurrency = concurrency or max_concurrency(cells, resources)
     stopping = store.PolledFile(stop_file).exists
-    queue = Queue(
-        cells, callback, concurrency.largest, resources.max_concurrent, resources.max_retries, stopping, source
-    )
+    queue = Queue(cells, callback, resources.max_concurrent, resources.max_retries, stopping, source)
     callback.waits = queue.waits
-    worker_config = WorkerConfig(
+
+    def record_failure(cell: Cell, reason: str) -> None:
+        with suppress(OSError):
+            ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
+
+    pool = WorkerPool(queue, resources.of, expected=expected, record_failure=record_failure)
+    have = capacity()
+    settings = WorkerConfig(
         results=str(ledger.folder.resolve()),
         stop_file=str(stop_file.resolve()),
         directory=os.getcwd(),
         python_path=list(resources.python_path),
         device=resources.device,
         checkpoint_every=resources.checkpoint_every,
-        report_interval=max(1.0, concurrency.smallest / MAX_REPORTS_PER_SECOND),
+        report_interval=max(1.0, have["CPU"] / MAX_REPORTS_PER_SECOND),
         record=record or {},
     )
-    controller = _Controller(
-        worker_config,
-        concurrency,
-        search_alg=QueueSearcher(queue, resources),
-        scheduler=FIFOScheduler(),  # type: ignore[no-untyped-call]
-        callbacks=[TuneCallback(queue, ledger, callback)],
-        reuse_actors=True,
-    )
-    with _workers_stopped(controller):
-        while not controller.is_finished():  # type: ignore[no-untyped-call]
-            controller.step()  # type: ignore[no-untyped-call]
+    places = max_concurrency([*cells, *expected], resources, have)
+    rounds, left = 0, queue.left
+    while not pool.finished:
+        error = _run_round(pool, settings, places)
+        if error is not None and not pool.leaving:
+            raise error
+        pool.begin_again()
+        rounds, left = (rounds + 1, left) if queue.left == left else (0, queue.left)
+        if rounds == MAX_ROUNDS:
+            raise Unusable(f"workers were killed for want of memory {rounds} times and no cell ended (expected more)")
+    if pool.stuck and not queue.finished:
+        raise Unusable(f"no worker starts, tried {MAX_FAILED_STARTS} times: {pool.why_not_started}")
     if queue.unwritable:
         raise Unwritable(queue.unwritable)
     return list(queue.taken.values())
 
 
-@contextmanager
-def _workers_stopped(controller: "_Controller") -> Iterator[None]:
-    """At the end, workers keep a checkpoint of what they train; a second Ctrl-C does not wait for that."""
-    try:
-        yield
-    except Exception:
-        controller.cleanup()  # type: ignore[no-untyped-call]
-        raise
-    controller.cleanup()  # type: ignore[no-untyped-call]
+def _run_round(pool: WorkerPool, settings: WorkerConfig, places: int) -> Exception | None:
+    """Train until the pool is finished or Tune has ended; returns what ended Tune.
 
-
-class _Workers(RayActorManager):
-    """Tune's actor manager, for which a worker that Ray kills for memory has died: Tune itself would stop the run."""
-
-    def _actor_task_failed(self, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
-        if isinstance(exception, ray.exceptions.OutOfMemoryError):
-            exception = ray.exceptions.RayActorError(error_msg=str(exception))
-        super()._actor_task_failed(tracked_actor_task, exception)
-
-
-class _Trial(Trial):
-    """A cell as a Tune trial, without what Tune keeps of one: folders, results, a state to recover from."""
-
-    def __init__(self, cell: Cell, until: int | None, resources: tune.PlacementGroupFactory) -> None:
-        super().__init__("cell", config={"cell": cell.id}, placement_group_factory=resources, stub=True)
-        self.cell, self.until = cell, until
-        self.report: WorkerReport | None = None
-        self.death: list[str] = []
-        self.preempted = False
-
-    @property
-    def local_path(self) -> None:
-        return None
-
-    def init_local_path(self) -> None: ...
-
-    def set_ray_actor(self, ray_actor: Any) -> None:
-        """Tune's asks every worker for what it fills results with, twice a trial."""
-        self.temporary_state.ray_actor = ray_actor
-
-    def update_last_result(self, result: dict[str, Any]) -> None:
-        """Tune's keeps statistics of every number in it, for ever."""
-        self.run_metadata.last_result = result
-
-    def handle_error(self, exc: Exception | None = None) -> None:
-        """Tune's writes it to a file, and goes on by itself with a trial whose node was taken away."""
-        self.death = str(exc).splitlines()
-        self.preempted = bool(getattr(exc, "preempted", False))
-        self.run_metadata.num_failures += 1
-
-
-class _Controller(TuneController):
-    """Tune's controller with our workers: a warm one gets its next cell in a single call.
-
-    A free worker does not take over a trial whose own worker is still starting. Tune would then end that worker, and
-    one worker would do every training that is shorter than a worker's start. A worker that does not start within
-    `SECONDS_TO_START` does lose its training to a free one.
-
-    Another placement group is requested only when a trial has waited longer than `SECONDS_TO_BE_FREE` for one of the
-    workers that fit: a placement group costs Ray's head more than a short training.
-
-    Finished trials are dropped: Tune keeps them all, and looks at each when it chooses the next.
+    A worker that is killed for want of memory ends Tune: all other workers then leave at a checkpoint.
     """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": MAX_WORKERS, "scheduling_strategy": here}
+    exchange: Any = ray.remote(**options)(Exchange).remote()
+    ends: dict[Any, tuple[int, int]] = {}  # of each worker that lives: number and process id
+    orders: dict[int, Any] = {}
+    with _tune_that_starts_workers(pool, settings, exchange, places) as tuning:
+        while tuning.is_alive():
+            for number, message in ray.get(exchange.swap.remote(orders, pool.leaving, POLL_INTERVAL)):
+                if isinstance(message, Arrival):
+                    ends[ray.cloudpickle.loads(message.actor).wait.remote()] = number, message.pid
+                _hear(pool, number, message)
+            for number, death in _deaths(ends):
+                pool.leaving = pool.leaving or death.out_of_memory
+                pool.died(number, death.reason, death.blamed)
+            orders = pool.orders()
+    return tuning.error
 
-    def __init__(self, worker_config: WorkerConfig, concurrency: "Concurrency", **settings: Any) -> None:
-        super().__init__(**settings)
-        self._actor_manager = _Workers(resource_manager=PlacementGroupResourceManager())
-        self._max_pending_trials, self._places = concurrency
-        self._worker_config = worker_config
-        self._worker = ray.remote(Worker)
-        self._starting: dict[str, float] = {}
-        self._waits: dict[_Trial, float] = {}
 
-    def on_step_begin(self) -> None:
-        super().on_step_begin()  # type: ignore[no-untyped-call]
-        for trial, since in list(self._waits.items()):
-            if trial.status != Trial.PENDING or trial in self._trial_to_actor:
-                del self._waits[trial]
-            elif self._a_place_is_free() or time.monotonic() - since >= FREE_TIMEOUT:
-                del self._waits[trial]
-                self._ask_for_a_place(trial)
+def _hear(pool: WorkerPool, number: int, message: Message) -> None:
+    if isinstance(message, Arrival):
+        pool.arrived(number, message.shape)
+    elif isinstance(message, Failure):
+        pool.start_failed(number, message.reason)
+        pool.died(number, message.reason)
+    else:
+        pool.heard(number, message)
 
-    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+
+def _deaths(ends: dict[Any, tuple[int, int]]) -> Iterator[tuple[int, Death]]:
+    """The workers that have ended since the last call."""
+    over = ray.wait(list(ends), num_returns=len(ends), timeout=0)[0] if ends else []
+    for one in over:
+        number, pid = ends.pop(one)
+        try:
+            ray.get(one)
+        except Exception as error:
+            yield number, death_of(error, pid)
+        else:
+            yield number, Death("the worker has ended", blamed=False)
+
+
+@contextmanager
+def _tune_that_starts_workers(
+    pool: WorkerPool, settings: WorkerConfig, exchange: Any, places: int
+) -> Iterator["_TuneThread"]:
+    """Within, Tune starts the workers that the pool wants; afterwards it has ended them."""
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places + 1)  # one more: a node that joins is used
+    with scratch("fsg-tune-") as folder:
+        tuner = tune.Tuner(
+            tune.with_parameters(WorkerTrial, settings=settings, exchange=exchange),
+            tune_config=tune.TuneConfig(num_samples=-1, search_alg=_WantedWorkers(pool)),
+            run_config=tune.RunConfig(
+                name="workers",
+                storage_path=str(folder),
+                stop=_PoolFinished(pool),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        thread = _TuneThread(tuner, pool)
+        thread.start()
+        try:
+            yield thread
+        finally:
+            pool.close()
+            thread.join(END_TIMEOUT)
+
+
+class _TuneThread(Thread):
+    """Runs Tune beside the driver's loop; `error` is what ended it."""
+
+    def __init__(self, tuner: tune.Tuner, pool: WorkerPool) -> None:
+        super().__init__(name="Ray Tune", daemon=True)
+        self._tuner, self._pool = tuner, pool
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            for error in self._tuner.fit().errors:
+                self._pool.why_not_started = self._pool.why_not_started or first_line(error)
+        except Exception as error:
+            self.error = error
+
+
+class _OfThisProcess:
+    """Part of a Tuner that means nothing elsewhere: Tune writes all of a Tuner to a file, which nothing here reads."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _WantedWorkers(_OfThisProcess, Searcher):
+    """Gives Tune the workers that a pool wants."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        super().__init__()
+        self._pool = pool
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._pool.is_closed:
+            return Searcher.FINISHED
+        start = self._pool.start()
+        if start is None:
+            return None
+        self._numbers[trial_id] = start.number
+        return {"worker": start.number, "shape": [list(one) for one in start.shape]}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if error:
+            self._pool.start_failed(self._numbers[trial_id])
+
+    def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it."""
 
-    def _create_checkpoint_manager(self) -> None: ...
-
-    def _mark_trial_to_checkpoint(self, trial: Any) -> None: ...
-
-    def _maybe_add_actors(self) -> None:
-        super()._maybe_add_actors()
-        # Tune stages a trial for which a worker is free once more, since with its own `reset` it would not run yet.
-        for trial in [trial for trial in self._staged_trials if trial.status != Trial.PENDING]:
-            self._staged_trials.remove(trial)
-            self._actor_cache.decrease_max(trial.placement_group_factory)
-
-    def _schedule_trial_actor(self, trial: Any) -> None:
-        if self._maybe_reuse_cached_actor(trial):
-            return
-        if self._a_place_is_free():
-            self._ask_for_a_place(trial)
-        else:
-            self._waits[trial] = time.monotonic()
-
-    def _a_place_is_free(self) -> bool:
-        return self._actor_manager.num_total_actors - len(self._stopping_actors) < self._places
-
-    def _ask_for_a_place(self, trial: Any) -> None:
-        worker = self._actor_manager.add_actor(
-            cls=self._worker,
-            kwargs={"config": self._worker_config},
-            resource_request=trial.placement_group_factory,
-            on_start=self._actor_started,
-            on_stop=self._actor_stopped,
-            on_error=self._actor_failed,
-        )
-        self._trial_to_actor[trial] = worker
-        self._actor_to_trial[worker] = trial
-
-    def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
-        own = self._trial_to_actor.get(trial)
-        if own is not None and own not in self._started_actors and self._actor_manager.is_actor_started(own):
-            since = self._starting.setdefault(trial.trial_id, time.monotonic())
-            if time.monotonic() - since < START_TIMEOUT:
-                return False
-        self._starting.pop(trial.trial_id, None)
-        return bool(super()._maybe_reuse_cached_actor(trial))
-
-    def _schedule_trial_reset(self, trial: Any, new_config: dict[str, Any], new_experiment_tag: str) -> None:
-        """Nothing to prepare: what a worker is to train is said when it is to go on."""
-        self._actor_started(self._trial_to_actor[trial])
-
-    def _schedule_trial_train(self, trial: Any) -> None:
-        self._schedule_trial_task(
-            trial,
-            "step",
-            args=(trial.trial_id, trial.cell.id, trial.until),
-            on_result=self._on_report,
-            on_error=self._trial_task_failure,
-        )
-
-    def _schedule_trial_stop(self, trial: Any, exception: Exception | None = None) -> None:
-        super()._schedule_trial_stop(trial, exception)
-        if trial in self._trials:
-            self._trials.remove(trial)
-        for kept in (self._live_trials, self._stopped_trials, self._failed_trials):
-            kept.discard(trial)
-
-    def _on_report(self, trial: Any, report: tuple[Any, ...]) -> None:
-        trial.report = WorkerReport(*report)
-        self._on_training_result(trial, {"done": trial.report.state != "running"})  # type: ignore[no-untyped-call]
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it."""
 
 
-class Concurrency(NamedTuple):
-    """How many cells run at the same time: of the largest cells, and of the smallest."""
+class _PoolFinished(_OfThisProcess, tune.Stopper):
+    """Ends Tune's run when the pool is finished, or all its workers are to leave."""
 
-    largest: int
-    smallest: int
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
 
-
-def max_concurrency(cells: Sequence[Cell], resources: TrialResources) -> Concurrency:
-    """How many of these cells fit into Ray's resources, and are allowed, at the same time."""
-    have = capacity()
-    concurrency = {
-        int(min(have[name] // amount for name, amount in resources.of(cell).items() if amount)) for cell in cells
-    }
-    most = min(resources.max_concurrent or len(cells), len(cells))
-    return Concurrency(max(1, min(*concurrency, most)), max(1, min(max(concurrency), most)))
-
-
-class QueueSearcher(SearchAlgorithm):
-    """Gives the queue's cells to Tune."""
-
-    def __init__(self, queue: Queue, resources: TrialResources) -> None:
-        self.queue, self.resources = queue, resources
-        self._kinds: dict[tuple[tuple[str, float], ...], tune.PlacementGroupFactory] = {}
-
-    def next_trial(self) -> _Trial | None:
-        cell = self.queue.take()
-        if cell is None:
-            return None
-        return _Trial(cell, self.queue.until(cell.id), self._kind(self.resources.of(cell)))
-
-    def is_finished(self) -> bool:
-        return self.queue.finished
-
-    def _kind(self, resources: dict[str, float]) -> tune.PlacementGroupFactory:
-        """One object for trials that take the same: Tune compares them all the time."""
-        return self._kinds.setdefault(tuple(resources.items()), tune.PlacementGroupFactory([resources]))
-
-
-class TuneCallback(tune.Callback):
-    """Passes what workers report to the queue and the callback."""
-
-    def __init__(self, queue: Queue, ledger: Ledger, callback: RunCallback) -> None:
-        self.queue, self.ledger, self.callback = queue, ledger, callback
-        self._noted: set[tuple[str, str]] = set()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.queue.started(trial.cell.id)
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        report: WorkerReport = trial.report
-        if report.note and (trial.trial_id, report.note) not in self._noted:
-            self._noted.add((trial.trial_id, report.note))
-            self.callback.noted(trial.cell, report.note)
-        if report.total_steps or report.metrics:
-            self.callback.progressed(trial.cell, report.step, report.total_steps, report.metrics)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, trial.report.state, trial.report.reason, trial.report.log)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(
-            trial, "retry", failure_reason(trial.death), "", blamed=not (trial.preempted or self._took_less(trial))
-        )
-
-    def _end(self, trial: _Trial, state: str, reason: str, log: str, blamed: bool = True) -> None:
-        if self.queue.ended(trial.cell.id, state, reason, log, blamed) == "failed" and state == "retry":
-            self._record_death(trial.cell, self.queue.why_failed(trial.cell.id))
-
-    def _took_less(self, trial: _Trial) -> bool:
-        with suppress(OSError):
-            last = self.ledger.attempts(trial.cell.id)[-1:]
-            return any(is_oom_bystander(trial.death, attempt["pid"]) for attempt in last)
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
-    def _record_death(self, cell: Cell, reason: str) -> None:
-        """A dead worker cannot write, so an attempt of the driver records how the cell failed."""
-        with suppress(OSError):
-            self.ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
-
-
-def failure_reason(report: Sequence[str]) -> str:
-    """Why a worker died, in one line, from what Ray says of it."""
-    text = " ".join(report)
-    if "running low on memory" in text:
-        return "the worker was killed: the machine ran low on memory"
-    if "ray::" in text:  # how a traceback begins that came over from a worker
-        return "the worker failed: " + next((line for line in reversed(report) if line.strip()), "").strip()
-    detail = re.search(r"Worker exit detail: (.*?)\.(\s|$)", text)
-    return "the worker's process died" + (f": {detail[1]}" if detail else "")
-
-
-def is_oom_bystander(report: Sequence[str], pid: int) -> bool:
-    """Whether Ray killed a worker for memory together with one that used more: it does not count as a retry."""
-    killed = [found for line in report if (found := _KILLED.search(line))]
-    taken = {int(found[1]): float(found[2]) for found in killed}
-    return pid in taken and taken[pid] < max(taken.values())
+    def stop_all(self) -> bool:
+        return self._pool.is_closed

@@ -22,7 +22,6 @@ from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell
 
 LAUNCH = Path(__file__).resolve().parents[2] / "orchestration" / "launch.py"
-HURRIED = Path(__file__).with_name("hurried.py")
 NO_MLFLOW = ("--tracking-uri", "http://127.0.0.1:9")  # nothing listens there: for launches that are not about MLflow
 
 SPEC = """

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from orchestration.runtime import worker
-from orchestration.runtime.worker import Worker, WorkerConfig, WorkerReport
+from orchestration.runtime.messages import Order, WorkerReport
+from orchestration.runtime.worker import Worker, WorkerConfig
 
 
 class ATraining:
@@ -28,7 +29,7 @@ class ATraining:
         self.ended = "done" if self.step == self.ends_after else None
 
     def interrupt(self, reason: str) -> None:
-        self.interrupted = reason
+        self.interrupted, self.ended = reason, "interrupted"
 
 
 @pytest.fixture
@@ -55,51 +56,66 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     worker.sys.path[:] = path
 
 
-def test_a_trial_goes_on_and_another_one_begins_anew(ours: Worker, taken: list[ATraining]) -> None:
-    first = WorkerReport(*ours.step("1", "a", None))
-    assert first == WorkerReport("running", "", "a note", "", 1, 9, {"train/loss": 0.1})
-    assert WorkerReport(*ours.step("1", "a", None)).state == "done"
-    assert WorkerReport(*ours.step("2", "a", 5)).step == 1, "the same cell under another trial id: what the ledger has"
+def test_a_worker_trains_one_cell_after_another_and_reports_on_the_way(ours: Worker, taken: list[ATraining]) -> None:
+    heard: list[WorkerReport] = []
+
+    def hear(report: WorkerReport) -> bool:
+        heard.append(report)
+        return True
+
+    assert ours.train(Order("a", None), hear) == WorkerReport("done", "", "a note", "", 2, 9, {"train/loss": 0.1})
+    assert heard == [WorkerReport("running", "", "a note", "", 1, 9, {"train/loss": 0.1})]
+    assert ours.train(Order("a", 5), hear).step == 2
     assert [(one.cell, one.settings["until"]) for one in taken] == [("a", None), ("a", 5)]
     assert taken[0].settings["record"] == {"launch": 7}
-    assert [one.interrupted for one in taken] == ["stopped", ""]
+    ours.stop()
+    assert [one.interrupted for one in taken] == ["", ""], "both were over"
+
+
+def test_a_worker_that_is_not_to_go_on_stops_at_a_checkpoint(ours: Worker, taken: list[ATraining]) -> None:
+    report = ours.train(Order("a", None), lambda report: False)
+    assert (report.state, report.step) == ("interrupted", 1)
+    assert taken[0].interrupted == "stopped"
 
 
 def test_a_worker_that_is_stopped_keeps_its_training(ours: Worker, taken: list[ATraining]) -> None:
     ours.stop()
-    ours.step("1", "a", None)
+
+    def breaks(report: WorkerReport) -> bool:
+        raise ConnectionError("the driver is gone")
+
+    with pytest.raises(ConnectionError):
+        ours.train(Order("a", None), breaks)
     ours.stop()
     ours.stop()
     assert taken[0].interrupted == "stopped"
 
 
-def test_a_trial_that_cannot_begin_leaves_nothing_of_the_one_before(
-    ours: Worker, taken: list[ATraining], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours.step("1", "a", None)
-    monkeypatch.setattr("orchestration.runtime.worker.Ledger.cell", lambda self, cell: {}[cell])
-    for _ in range(2):
-        with pytest.raises(KeyError):
-            ours.step("2", "b", None)
-    assert len(taken) == 1
-
-
-def test_a_training_is_asked_to_stop_by_the_stop_file_and_by_a_signal(
-    ours: Worker, taken: list[ATraining], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours.step("1", "a", None)
+def test_a_training_is_asked_to_stop_by_the_stop_file(ours: Worker, taken: list[ATraining], tmp_path: Path) -> None:
+    ours.train(Order("a", None), lambda report: True)
     stop = taken[0].settings["stop"]
     assert not stop()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop()
-    with pytest.raises(SystemExit) as ended:
-        ours.step("1", "a", None)
-    assert ended.value.code == 143
-    assert taken[0].interrupted == "stopped", "what it trains is kept, also where the signal came in the last step"
-    ours._terminated = False
     (tmp_path / "stop").touch()
     ours._stop_file._next = 0.0
     assert stop()
+
+
+def test_a_signal_ends_a_training_at_a_checkpoint(ours: Worker, taken: list[ATraining]) -> None:
+    def signalled(report: WorkerReport) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert taken[0].settings["stop"]()
+        return True
+
+    with pytest.raises(SystemExit) as ended:
+        ours.train(Order("a", None), signalled)
+    assert ended.value.code == 143
+    assert taken[0].interrupted == "stopped", "what it trains is kept, also where the signal came in the last step"
+
+
+def test_a_signal_ends_a_worker_that_waits(ours: Worker) -> None:
+    with pytest.raises(SystemExit) as ended:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
 
 
 def test_a_worker_is_where_the_launch_was_made(ours: Worker, tmp_path: Path) -> None:

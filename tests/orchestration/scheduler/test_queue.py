@@ -2,7 +2,7 @@ import pytest
 
 from fsg.trainer import TrainConfig
 from orchestration.scheduler.queue import Queue
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, WorkItem
 
 
 class Heard:
@@ -31,16 +31,9 @@ def cell(name: str, after: str | None = None) -> Cell:
     return Cell(name, "train", name, {}, 0, TrainConfig(), after)
 
 
-def taken(queue: Queue) -> str | None:
+def run_next(queue: Queue) -> str | None:
     found = queue.take()
     return None if found is None else found.id
-
-
-def run_next(queue: Queue) -> str | None:
-    name = taken(queue)
-    if name is not None:
-        queue.started(name)
-    return name
 
 
 def test_cells_go_out_in_order_and_the_end_is_reached() -> None:
@@ -55,7 +48,7 @@ def test_cells_go_out_in_order_and_the_end_is_reached() -> None:
 
 
 def test_cells_wait_for_their_pretraining_and_others_do_not() -> None:
-    queue = Queue([cell("pre"), cell("a", after="pre"), cell("b")], Heard(), max_running=2)
+    queue = Queue([cell("pre"), cell("a", after="pre"), cell("b")], Heard())
     assert [run_next(queue), run_next(queue), run_next(queue)] == ["pre", "b", None]
     assert not queue.finished
     queue.ended("pre", "done")
@@ -117,19 +110,83 @@ def test_exception_is_final() -> None:
 
 
 def test_no_more_are_out_than_asked_for() -> None:
-    queue = Queue([cell("a"), cell("b"), cell("c")], Heard(), max_running=3, max_concurrent=2)
+    queue = Queue([cell("a"), cell("b"), cell("c")], Heard(), max_concurrent=2)
     assert [run_next(queue), run_next(queue), run_next(queue)] == ["a", "b", None]
     queue.ended("b", "done")
     assert run_next(queue) == "c"
 
 
-def test_one_cell_is_ahead_of_those_that_run() -> None:
-    queue = Queue([cell(name) for name in "abcdef"], Heard(), max_running=2)
-    assert [taken(queue), taken(queue), taken(queue)] == ["a", "b", None]
-    queue.started("a")
-    assert taken(queue) is None, "b still waits for a worker"
-    queue.started("b")
-    assert [taken(queue), taken(queue)] == ["c", None]
+def test_only_a_cell_that_fits_goes_out() -> None:
+    queue = Queue([cell("a"), cell("b"), cell("c", after="a")], Heard())
+    found = queue.take(lambda cell: cell.id != "a")
+    assert found is not None
+    assert found.id == "b"
+    assert queue.take(lambda cell: cell.id == "c") is None, "it waits"
+    assert [one.id for one in queue.ready] == ["a"]
+    assert queue.is_waiting(lambda cell: cell.id == "c")
+    assert not queue.is_waiting(lambda cell: cell.id == "b")
+
+
+class Source:
+    """Gives what it is told to, in portions."""
+
+    def __init__(self, *portions: list[WorkItem]) -> None:
+        self.portions, self.ends = list(portions), list[str]()
+
+    def more(self) -> list[WorkItem]:
+        return self.portions.pop(0) if self.portions else []
+
+    def ended(self, cell: Cell, state: str, reason: str) -> None:
+        self.ends.append(f"{cell.id} {state}")
+
+    @property
+    def finished(self) -> bool:
+        return not self.portions
+
+
+def test_source_is_asked_once_nothing_else_is_ready_and_hears_of_its_own_alone() -> None:
+    source = Source([WorkItem(cell("pre")), WorkItem(cell("t", after="pre"), until=3)], [WorkItem(cell("u"))])
+    queue = Queue([cell("a")], Heard(), source=source)
+    assert [run_next(queue), len(source.portions)] == ["a", 2]
+    assert [run_next(queue), len(source.portions)] == ["pre", 1]
+    assert [run_next(queue), run_next(queue)] == ["u", None]
+    queue.ended("a", "done")
+    queue.ended("pre", "done")
+    assert run_next(queue) == "t"
+    assert (queue.until("t"), queue.until("u")) == (3, None)
+    queue.ended("t", "paused")
+    assert source.ends == ["pre done", "t paused"]
+    assert not queue.finished
+    queue.ended("u", "diverged")
+    assert queue.finished
+
+
+def test_source_is_not_asked_for_a_worker_of_another_shape() -> None:
+    source = Source([WorkItem(cell("t"))])
+    queue = Queue([cell("a")], Heard(), source=source)
+    assert queue.take(lambda cell: False) is None
+    assert len(source.portions) == 1
+
+
+def test_paused_cell_comes_again_from_its_source() -> None:
+    source = Source([WorkItem(cell("t"), until=1)], [WorkItem(cell("t"), until=2)])
+    heard = Heard()
+    queue = Queue([], heard, source=source)
+    for _ in range(2):
+        assert run_next(queue) == "t"
+        queue.ended("t", "paused")
+    assert queue.until("t") == 2
+    assert heard.said == ["started t", "paused t"] * 2
+
+
+def test_cell_whose_pretraining_failed_before_it_came_fails_at_once() -> None:
+    source = Source([WorkItem(cell("pre"))], [WorkItem(cell("t", after="pre"))])
+    queue = Queue([], Heard(), source=source)
+    run_next(queue)
+    queue.ended("pre", "failed", "no")
+    assert run_next(queue) is None
+    assert source.ends == ["pre failed", "t failed"]
+    assert queue.finished
 
 
 def test_stop_hands_out_nothing_more_and_ends_with_what_is_out() -> None:
@@ -156,7 +213,7 @@ def test_interrupted_pretraining_fails_nothing() -> None:
 
 def test_ledger_that_cannot_be_written_to_ends_the_queue_and_fails_nothing() -> None:
     heard = Heard()
-    queue = Queue([cell("a"), cell("b"), cell("c"), cell("d")], heard, max_running=3)
+    queue = Queue([cell("a"), cell("b"), cell("c"), cell("d")], heard)
     assert [run_next(queue), run_next(queue), run_next(queue)] == ["a", "b", "c"]
     queue.ended("a", "unwritable", "No space left on device")
     assert run_next(queue) is None

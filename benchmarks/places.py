@@ -1,0 +1,173 @@
+"""How well eight places are filled by trainings that sleep: `python -m benchmarks.places 20 40` (seconds, trainings).
+
+The measure is the time until all have ended over that of the best order on the same places, each counted from the
+moment at which its worker began its first training. `--one-trial-each` is Ray Tune as it is, with warm workers that
+have imported torch as well: each training a trial.
+"""
+
+import argparse
+import contextlib
+import heapq
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measuring import ROOT, Row, in_a_process
+from fsg.data import Arrays
+from fsg.imported import Imported, source_sha256
+from fsg.trainer import TrainConfig
+from orchestration.ledger.ledger import Ledger
+from orchestration.scheduler import environment
+from orchestration.spec.cells import Cell, cell_id
+
+PLACES = 8
+_ONE_LAYER = "benchmarks.one_layer:OneLayer"
+_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Filled:
+    """When each worker began its first training, and when the last training ended, in seconds."""
+
+    began: Sequence[float]
+    ended: float
+
+    def over_ideal(self, seconds: float, count: int) -> float:
+        """The time from the first start, over that of the best order."""
+        first = min(self.began)
+        return (self.ended - first) / (best_end(self.began, seconds, count) - first)
+
+
+def best_end(free: Sequence[float], seconds: float, count: int) -> float:
+    """When so many trainings have ended on places that are free from then on, each as soon as a place is."""
+    places = list(free)
+    heapq.heapify(places)
+    for _ in range(count):
+        heapq.heapreplace(places, places[0] + seconds)
+    return max(places)
+
+
+def sleeping(folder: Path, seconds: float, count: int) -> list[Cell]:
+    """Cells that take so long, and next to no processor time."""
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 255, (80, 8, 8), dtype=np.uint8), np.arange(80) % 4
+    file = folder / "tiny.npz"
+    np.savez(file, train_images=pixels[:64], train_labels=labels[:64], test_images=pixels[64:], test_labels=labels[64:])
+    network = {"path": _ONE_LAYER, "source_sha256": source_sha256(_ONE_LAYER)}
+    train = TrainConfig(
+        data=Arrays(file=str(file), validation=16, crop_padding=0),
+        model=Imported(**network, settings={"seconds": seconds / _STEPS}),
+        epochs=1, batch_size=8, log_every=1, diagnostics=False,
+    )  # fmt: skip
+    return [Cell(cell_id(train, seed), "train", "sleeping", {}, seed, train) for seed in range(count)]
+
+
+class _Silent:
+    """A callback that nothing interests but that all goes well."""
+
+    waits: Any = dict
+
+    def started(self, cell: Cell) -> None: ...
+    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
+    def noted(self, cell: Cell, note: str) -> None: ...
+    def retried(self, cell: Cell, reason: str) -> None: ...
+
+    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
+        assert state == "done", reason
+
+
+def workers(seconds: float, count: int) -> Filled:
+    """Trainings as a launch runs them."""
+    from orchestration.scheduler import tune
+    from orchestration.scheduler.resources import TrialResources
+
+    with tempfile.TemporaryDirectory(prefix="fsg-bench-") as made:
+        ledger, cells = Ledger(Path(made) / "sleeping"), sleeping(Path(made), seconds, count)
+        for cell in cells:
+            ledger.add(cell)
+        tune.run(ledger, cells, TrialResources(python_path=[str(ROOT)]), _Silent(), stop_file=Path(made) / "stop")
+        attempts = [ledger.attempts(cell.id)[0] for cell in cells]
+    began: dict[int, float] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt["started_at"]):
+        began.setdefault(attempt["pid"], attempt["started_at"] / 1000)
+    return Filled(list(began.values()), max(attempt["end"]["ended_at"] for attempt in attempts) / 1000)
+
+
+def one_trial_each(seconds: float, count: int) -> Filled:
+    """Trainings as trials of Tune, on workers that it keeps warm."""
+    from ray import tune
+
+    class Sleeping(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            import torch  # noqa: F401 - what each worker needs
+
+            self.process = time.time()
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            import os
+
+            began = time.time()
+            time.sleep(seconds)
+            return {"done": True, "process": os.getpid(), "began": began, "ended": time.time()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            Sleeping,
+            tune_config=tune.TuneConfig(num_samples=count, reuse_actors=True),
+            run_config=tune.RunConfig(name="bare", storage_path=folder, verbose=0),
+        )
+        results = [result.metrics or {} for result in tuner.fit()]
+    began: dict[int, float] = {}
+    for result in sorted(results, key=lambda result: result["began"]):
+        began.setdefault(result["process"], result["began"])
+    return Filled(list(began.values()), max(result["ended"] for result in results))
+
+
+def rows(small: bool = False) -> list[Row]:
+    """The rows of `make bench`, each measured on a Ray of its own."""
+    found = []
+    for seconds, count, must in ((0.5, 16, 10.0),) if small else ((20, 40, 1.05), (2, 160, 1.5)):
+        name = f"{count} trainings of {seconds} s on {PLACES} places: time / best order"
+        measured = in_a_process("places", seconds, count)
+        found.append(Row(name, measured["over_ideal"], must, measured=measured))
+    seconds, count = (0.5, 16) if small else (2, 160)
+    measured = in_a_process("places", seconds, count, "--one-trial-each")
+    found.append(
+        Row(
+            f"… of {seconds} s, each a trial of bare Ray Tune (for comparison)",
+            measured["over_ideal"],
+            float("inf"),
+            measured=measured,
+        )
+    )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.places", description=__doc__.splitlines()[0])
+    parser.add_argument("seconds", type=float, help="how long each training sleeps")
+    parser.add_argument("count", type=int, help="how many trainings")
+    parser.add_argument("--one-trial-each", action="store_true", help="bare Ray Tune, each training a trial")
+    given = parser.parse_args()
+    environment.prepare(None)
+    import ray
+
+    ray.init(num_cpus=PLACES, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    with contextlib.redirect_stdout(None):
+        filled = (one_trial_each if given.one_trial_each else workers)(given.seconds, given.count)
+    found = {"over_ideal": filled.over_ideal(given.seconds, given.count), "workers": len(filled.began)}
+    print(json.dumps(found | {"seconds": filled.ended - min(filled.began)}))
+
+
+if __name__ == "__main__":
+    main()
