@@ -24,7 +24,7 @@ from orchestration.util.user_code import python_files
 
 _VITAL = ("raylet", "gcs_server")
 POLL_INTERVAL = 0.5
-TRIES_TO_START = 5
+TRIES_TO_START, TRIES_AFTER_A_DEATH = 5, 2
 
 
 @contextmanager
@@ -145,21 +145,23 @@ def _start(options: dict[str, Any], own: bool) -> None:
     if not own:
         ray.init(**options)
         return
-    before = set(psutil.Process().children())
-    for left in reversed(range(TRIES_TO_START)):
+    before, deaths = set(psutil.Process().children()), 0
+    for tried in range(1, TRIES_TO_START + 1):
         try:
             ray.init(**options)
             return
         except Exception as error:
+            dead = sorted(set(_VITAL) - {name for name, _ in _vital()})
+            deaths += bool(dead)
             ray.shutdown()
             for process in set(psutil.Process().children()) - before:
                 with suppress(psutil.Error):
                     process.kill()
                     process.wait()
-            if not left:
+            if tried == TRIES_TO_START or deaths == TRIES_AFTER_A_DEATH:
                 hint = "expected some memory, room in /tmp, and processors that are not all busy"
-                what = f"Ray does not start on this machine, tried {TRIES_TO_START} times"
-                raise Unusable(f"{what}: {first_line(error)} ({hint})") from error
+                why = f"its {dead[0]} died" if dead else first_line(error)
+                raise Unusable(f"Ray does not start on this machine, tried {tried} times: {why} ({hint})") from error
 
 
 def capacity() -> dict[str, float]:

@@ -34,6 +34,11 @@ def failure_reason(text: str, low_on_memory: bool = False) -> str:
     return "the worker's process died" + (f": {detail[1]}" if detail else "")
 
 
+def last_line(error: Exception) -> str:
+    """The last line of an error that came over from a worker: what was raised there, after its traceback."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
 def is_oom_bystander(text: str, pid: int) -> bool:
     """Whether Ray killed a worker for memory together with one that used more: it does not count as a retry."""
     taken = {int(found[1]): float(found[2]) for found in _KILLED.finditer(text)}

@@ -122,7 +122,7 @@ class WorkerPool:
             self.why_not_started = reason or self.why_not_started
             if self._starting.pop(number, None) is not None:
                 self._failed_starts += 1
-                LOG.warning("worker %d did not start: %s", number, reason)
+                LOG.info("worker %d did not start: %s", number, reason)
 
     def arrived(self, number: int, shape: Shape) -> None:
         """A worker runs, and asks for its first training."""

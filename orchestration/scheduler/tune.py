@@ -22,7 +22,7 @@ from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime.messages import Arrival, Failure, Message
 from orchestration.runtime.worker import WorkerConfig
 from orchestration.scheduler.connection import capacity
-from orchestration.scheduler.deaths import Death, death_of
+from orchestration.scheduler.deaths import Death, death_of, last_line
 from orchestration.scheduler.environment import Unusable
 from orchestration.scheduler.exchange import Exchange
 from orchestration.scheduler.pool import MAX_FAILED_STARTS, WorkerPool
@@ -30,7 +30,6 @@ from orchestration.scheduler.queue import Queue, RunCallback, WorkSource
 from orchestration.scheduler.resources import TrialResources, max_concurrency
 from orchestration.scheduler.worker_trial import WorkerTrial
 from orchestration.spec.cells import Cell
-from orchestration.util.error_text import first_line
 from orchestration.util.scratch import scratch
 
 POLL_INTERVAL = 0.2
@@ -87,7 +86,7 @@ def run(
         if rounds == MAX_ROUNDS:
             raise Unusable(f"workers were killed for want of memory {rounds} times and no cell ended (expected more)")
     if pool.stuck and not queue.finished:
-        raise Unusable(f"no worker starts, tried {MAX_FAILED_STARTS} times: {pool.why_not_started}")
+        raise Unusable(f"no worker starts, tried {MAX_FAILED_STARTS} times: {pool.why_not_started or 'it died'}")
     if queue.unwritable:
         raise Unwritable(queue.unwritable)
     return list(queue.taken.values())
@@ -178,7 +177,7 @@ class _TuneThread(Thread):
     def run(self) -> None:
         try:
             for error in self._tuner.fit().errors:
-                self._pool.why_not_started = self._pool.why_not_started or first_line(error)
+                self._pool.why_not_started = self._pool.why_not_started or last_line(error)
         except Exception as error:
             self.error = error
 

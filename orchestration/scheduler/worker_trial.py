@@ -30,7 +30,7 @@ class WorkerTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         with self._telling_of_failure():
-            me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
+            me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)  # type: ignore[no-untyped-call]
             self._tell(Arrival(self._shape, os.getpid(), me))
             while (order := ray.get(self._exchange.next_order.remote(self._number))) is not None:
                 self._tell(self._worker.train(order, self._report))

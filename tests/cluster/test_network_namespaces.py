@@ -1,4 +1,4 @@
-"""Three Ray nodes, each in a network namespace of its own: one is lost, one is cut off and meets the others again."""
+"""Ray nodes, each in a network namespace of its own: one joins, one is lost, one is cut off and meets them again."""
 
 import os
 import secrets
@@ -201,8 +201,8 @@ def newest(ledger: Ledger, cell_id: str) -> int:
     return len(ledger.attempts(cell_id))
 
 
-def test_a_node_is_lost_and_another_cut_off(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
-    for name in ("head", "a", "b", "blind"):
+def test_a_node_joins_one_is_lost_and_another_cut_off(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
+    for name in ("head", "a", "b", "late", "blind"):
         nodes.plug_in(name)
     head = ["--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={nodes.sessions}"]
     joining = [f"--address={nodes.address('head')}:6379", "--num-cpus=1"]
@@ -247,6 +247,14 @@ def test_a_node_is_lost_and_another_cut_off(nodes: Nodes, spec: Path, tmp_path: 
     print(f"elsewhere after {until(still(lambda: newest(ledger, cell) == 2), 'the cell runs elsewhere'):.1f} s")
     folder = ledger.folder / "trials" / cell
     before = {path.name for path in (folder / "0001").iterdir()}
+
+    # A node that joins is used.
+    def trains_on_the_late_one() -> bool:
+        pids = set(nodes.pids("late"))
+        return any(attempt["pid"] in pids for one in ledger.cells() for attempt in ledger.attempts(one.id)[-1:])
+
+    nodes.start("late", *joining)
+    until(still(trains_on_the_late_one), "a node that joined trains")
 
     # The one that was cut off wakes: two writers, of which the newer counts and the older writes no more.
     (tmp_path / "wake").touch()

@@ -224,10 +224,40 @@ def test_ray_that_never_starts_is_told_in_one_line(folder: Path, launch: Callabl
         time.sleep(0.02)
     assert one.process.returncode == 2, one.text
     told = one.text.splitlines()
-    assert told[-1].startswith("Ray does not start on this machine, tried 5 times: ")
-    assert "(expected some memory, room in /tmp, " in told[-1]
+    assert told[-1].startswith(
+        "Ray does not start on this machine, tried 2 times: its raylet died (expected some memory"
+    )
     assert "Traceback" not in one.text
     assert ledger_of(folder).launches()[0]["exit_status"] == 2
+
+
+DIES_IN_ITS_SETUP = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "orchestration.runtime.worker" and sys.argv[0].endswith("default_worker.py"):
+            raise ImportError("libsomething.so is missing")
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_die_in_their_setup_are_told_in_one_line(
+    folder: Path, launch: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "sitecustomize.py").write_text(DIES_IN_ITS_SETUP)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    one = launch()
+    assert one.wait() == 2, one.text
+    assert one.text.splitlines()[-1] == "no worker starts, tried 3 times: ImportError: libsomething.so is missing"
+    assert "Traceback" not in one.text
+    assert ledger_of(folder).launches()[0]["exit_status"] == 2
+    monkeypatch.delenv("PYTHONPATH")
+    (folder / "sitecustomize.py").unlink()
+    assert launch().wait() == 0
+    assert_exact(ledger_of(folder), planned_here())
 
 
 # memory

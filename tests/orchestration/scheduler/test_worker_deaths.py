@@ -6,7 +6,7 @@ environment.prepare(None)
 
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from orchestration.scheduler.deaths import Death, death_of, failure_reason, is_oom_bystander
+from orchestration.scheduler.deaths import Death, death_of, failure_reason, is_oom_bystander, last_line
 
 LOW_ON_MEMORY = """2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used
 Considered workers: [
@@ -55,3 +55,9 @@ def test_why_a_worker_died_is_said_in_a_line() -> None:
         "process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits with code 143. And"
     )
     assert failure_reason(told) == "the worker's process died: Worker exits with code 143"
+
+
+def test_what_was_raised_on_a_worker_is_the_last_line() -> None:
+    told = "\x1b[36mray::_Inner.__init__()\x1b[39m (pid=1, ip=127.0.0.1)\n  File 'a.py', line 9\nKeyError: 'abc'\n\n"
+    assert last_line(RuntimeError(told)) == "KeyError: 'abc'"
+    assert last_line(RuntimeError()) == "RuntimeError"
