@@ -21,11 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Row:
-    """A ratio (or a peak) and what it must and should be; `at_least` says in which direction."""
+    """A ratio (or a peak) and what it must and should be; `at_least` says in which direction.
+
+    Without `must` it is there to compare with.
+    """
 
     name: str
     value: float
-    must: float
+    must: float | None = None
     aim: float | None = None
     at_least: bool = False
     unit: str = ""
@@ -33,6 +36,8 @@ class Row:
 
     @property
     def holds(self) -> bool:
+        if self.must is None:
+            return True
         return self.value >= self.must if self.at_least else self.value <= self.must
 
     def wanted(self, bound: float | None) -> str:

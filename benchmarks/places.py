@@ -146,7 +146,6 @@ def rows(small: bool = False) -> list[Row]:
         Row(
             f"… of {seconds} s, each a trial of bare Ray Tune (for comparison)",
             measured["over_ideal"],
-            float("inf"),
             measured=measured,
         )
     )

@@ -15,6 +15,7 @@ from benchmarks import slow_net
 from benchmarks.__main__ import BEGIN, END, PAGE, RECORD, markdown, tables
 from benchmarks.curves import Curve
 from benchmarks.measuring import ROOT, Row, forget_peak, machine, memory
+from benchmarks.places import Filled, best_end
 
 mambapy = pytest.mark.skipif(importlib.util.find_spec("mambapy") is None, reason="NOT RUN: mambapy is not installed")
 
@@ -37,6 +38,7 @@ def test_a_row_holds_in_its_direction() -> None:
     assert not Row("", 1.06, 1.05).holds
     assert Row("", 31, 30, at_least=True).holds
     assert not Row("", 29, 30, at_least=True).holds
+    assert Row("to compare with", 29).holds
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="NOT RUN: peaks of memory are Linux's")
@@ -82,7 +84,15 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     rows = [row for part in found.values() for row in part["rows"]]
-    assert len(rows) == 18
+    assert len(rows) == 20
     assert all(row["value"] == row["value"] for row in rows)
     assert all(part["machine"]["processor"] for part in found.values())
     assert re.search(r"these figures mean nothing", run.stdout)
+
+
+def test_the_best_order_fills_each_place_as_soon_as_it_is_free() -> None:
+    assert best_end([0.0, 1.0], 2.0, 1) == 2.0
+    assert best_end([0.0, 1.0], 2.0, 3) == 4.0
+    assert best_end([0.0, 0.0], 2.0, 4) == 4.0
+    assert Filled([0.0, 1.0], 5.0).over_ideal(2.0, 3) == 1.25
+    assert Filled([3.0, 4.0], 7.0).over_ideal(2.0, 3) == 1.0, "counted from the first start"
