@@ -38,7 +38,9 @@ def test_each_state_of_a_cell_is_told(tmp_path: Path) -> None:
     attempt = ledger.claim(running.id, {})
     attempt.record([Row(10, {"train/loss": 1.5})])
     attempt.checkpoint(b"a state", 10, seconds=4.0)
-    attempt.record([Row(20, {"train/loss": 0.5})])  # no checkpoint covers it: a death could take it back
+    attempt.record([Row(20, {"train/loss": 0.5})])
+    attempt.checkpoint(b"another state", 20, seconds=8.0)
+    next(tmp_path.rglob("checkpoint-00000020.json")).unlink()  # as if it had died before: the row does not count
     records = Results(tmp_path).cells()
     assert [(r["id"], r["state"], r["reason"], r["steps"], r["seconds"], r["attempts"]) for r in records] == [
         (done.id, "done", "", 80, 75.0, 1),
