@@ -10,12 +10,16 @@
 finished training.
 """
 
+import logging
+
 from fsg.activations import SignActivation
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
 from fsg.optimizers import SGD, Adam, Bop
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training, train, train_step
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 NUMERICS = 1
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
          "-fPIC", "-shared", "-pthread")  # fmt: skip
@@ -33,6 +36,7 @@ def library(name: str) -> ctypes.CDLL | None:
     try:
         if not built.exists():
             _compile(compiler, source, built)
+            logger.info("%s compiled by %s to %s", source.name, compiler, built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else error

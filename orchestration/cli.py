@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestration.ledger import store
+from orchestration.util.verbose import log_to_stderr
 
 app = typer.Typer(
     name="fsg",
@@ -40,12 +41,20 @@ def _on_disk(text: str) -> Path:
     return folder
 
 
+def _log(verbose: bool) -> None:
+    if verbose:
+        log_to_stderr()
+
+
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The experiment: a YAML file.")]
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Another value for a field.")]
 Results = Annotated[
     Path,
     typer.Option(envvar="FSG_RESULTS", parser=_anywhere, metavar="PATH", help="Where: a folder, or s3://BUCKET/…."),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_log, help="Say on the standard error what is done, step by step.")
 ]
 NoPilot = Annotated[bool, typer.Option("--no-pilot", help="Plan without measuring how long a step takes.")]
 TrackingUri = Annotated[
@@ -84,6 +93,7 @@ def launch(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Train anew what changed, though finished cells no longer count then.")
     ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run what is missing of an experiment, then print its table.
 
@@ -109,6 +119,7 @@ def plan(
     sets: Sets = None,
     results: Results = Path("results"),
     address: Address = None,
+    verbose: Verbose = False,
 ) -> None:
     """Show the cells of an experiment, what is done already, and how long the rest will take."""
     from orchestration.commands import plan as planning  # start-up time
@@ -119,7 +130,7 @@ def plan(
 
 
 @app.command()
-def report(folder: Anywhere) -> None:
+def report(folder: Anywhere, verbose: Verbose = False) -> None:
     """Write the report of an experiment from its ledger, and print its table."""
     from orchestration.commands.report import report  # start-up time
 
@@ -174,6 +185,7 @@ def verify(
     folder: Folder,
     cells: Annotated[int, typer.Option(min=1, help="How many finished cells.")] = 3,
     seed: Annotated[int, typer.Option(help="Chooses the cells, and where they are killed.")] = 0,
+    verbose: Verbose = False,
 ) -> None:
     """Train finished cells again, kill each on the way, resume, and compare every byte of where they end.
 
@@ -185,7 +197,7 @@ def verify(
 
 
 @app.command()
-def sync(folder: Anywhere, tracking_uri: TrackingUri = None) -> None:
+def sync(folder: Anywhere, tracking_uri: TrackingUri = None, verbose: Verbose = False) -> None:
     """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
     from orchestration.commands.sync import sync  # start-up time
 
@@ -193,7 +205,7 @@ def sync(folder: Anywhere, tracking_uri: TrackingUri = None) -> None:
 
 
 @app.command()
-def accept(folder: Folder) -> None:
+def accept(folder: Folder, verbose: Verbose = False) -> None:
     """Count finished cells of older numerics, where their first steps replay bit for bit.
 
     Exit status: 0 all were accepted, 1 some were refused, 2 bad usage.
@@ -246,6 +258,7 @@ def open_bundle(
 def reproduce(
     folder: Folder,
     cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, its beginning, or its label.")],
+    verbose: Verbose = False,
 ) -> None:
     """Train one cell anew, and say whether it agrees: bit for bit, or by its metrics.
 

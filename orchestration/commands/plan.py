@@ -3,6 +3,7 @@
 A plan is computed once. `fsg launch` makes it under the lock of the experiment and hands it on.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,8 +32,10 @@ from orchestration.util.duration import duration
 from orchestration.util.error_text import first_line
 from orchestration.util.provenance import cores, gpu_names
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ExperimentPlan:
     """An experiment against its ledger: `cells` are those of the table, `expected` those that its searches will train.
 
@@ -44,6 +47,9 @@ class ExperimentPlan:
     cells: tuple[Cell, ...]
     statuses: tuple[CellStatus, ...]
     orphans: tuple[Cell, ...]
+
+    def __repr__(self) -> str:
+        return f"ExperimentPlan({self.summary})"
 
     @property
     def all_cells(self) -> list[Cell]:
@@ -106,10 +112,16 @@ def load_checked(request: LaunchRequest) -> tuple[ExperimentSpec, Ledger]:
 
 def make_plan(request: LaunchRequest, spec: ExperimentSpec, ledger: Ledger) -> ExperimentPlan:
     """The plan of an experiment; `gpus: auto` is measured. Raises Refused where it cannot be."""
+    plan = compare(spec, ledger)
+    logger.info("planned: %s; %d orphans", plan.summary, len(plan.orphans))
+    return _with_measured_sharing(request, plan) if spec.resources.gpus == "auto" else plan
+
+
+def compare(spec: ExperimentSpec, ledger: Ledger) -> ExperimentPlan:
+    """An experiment against its ledger as it is now."""
     planned = cells(spec)
     statuses = cell_statuses([*planned, *expected_cells(spec, ledger)], ledger)
-    plan = ExperimentPlan(spec, ledger, tuple(planned), tuple(statuses), tuple(ledger.orphans(planned)))
-    return _with_measured_sharing(request, plan) if spec.resources.gpus == "auto" else plan
+    return ExperimentPlan(spec, ledger, tuple(planned), tuple(statuses), tuple(ledger.orphans(planned)))
 
 
 def _with_measured_sharing(request: LaunchRequest, plan: ExperimentPlan) -> ExperimentPlan:

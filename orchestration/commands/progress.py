@@ -1,5 +1,6 @@
 """The progress of a launch: a live view in a terminal, plain lines elsewhere."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.status import CellStatus
 from orchestration.spec.cells import Cell, total_steps
 from orchestration.util.duration import duration
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT = 60.0
 _SHOWN = {"train/loss": "loss", "validation/accuracy": "val. acc.", "test/accuracy": "test acc."}
@@ -69,6 +72,7 @@ class Tally:
         self.phase = ""
         standing = self.standings.get(cell.id) or self._arrived(cell)
         step = standing.outcome.step
+        logger.info("%s (%s) started at step %d", cell.label, cell.id, step)
         self.running[cell.id] = _Running(cell, self.clock(), step, step, standing.steps)
 
     def _arrived(self, cell: Cell) -> CellStatus:
@@ -88,6 +92,7 @@ class Tally:
 
     def retried(self, cell: Cell, reason: str) -> None:
         self.running.pop(cell.id, None)
+        logger.info("%s (%s) is retried: %s", cell.label, cell.id, reason)
 
     def paused(self, cell: Cell) -> None:
         """A trial's cell is as far as it may go for now."""
@@ -106,6 +111,7 @@ class Tally:
                 self.over.add(cell.id)
 
     def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
+        logger.info("%s (%s) is %s%s", cell.label, cell.id, state, f": {reason}" if reason else "")
         if state == "paused":
             self.paused(cell)
             return

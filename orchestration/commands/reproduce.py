@@ -16,8 +16,7 @@ from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.retrain import bits, rows_of, to_train_again
-from orchestration.spec.cells import Cell
-from orchestration.spec.fields import nearest
+from orchestration.spec.cells import Cell, find_cell
 from orchestration.util import provenance
 
 _SPREADS = 2.0
@@ -36,18 +35,8 @@ class Reproduction:
 
 def find(ledger: Ledger, name: str) -> Cell:
     """A cell of the last launch, by its id, the beginning of it, or its label. Raises ValueError."""
-    launches = ledger.launches()
-    if not launches:
-        raise ValueError(f"{ledger.folder}: no launch is recorded there")
-    ids = set(launches[-1]["cells"])
-    cells = [cell for cell in ledger.cells() if cell.id in ids]
-    found = [cell for cell in cells if cell.label == name] or [cell for cell in cells if cell.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    labels = ", ".join(f"'{cell.label}'" for cell in (found or cells)[:4])
-    what = "several cells begin with that" if found else "no such cell"
-    near = "" if found else nearest(name, (cell.label for cell in cells))
-    raise ValueError(f"{name or 'CELL'}: {what} (expected an id or a label, as in {labels}, …){near}")
+    ids = set(ledger.last_launch()["cells"])
+    return find_cell([cell for cell in ledger.cells() if cell.id in ids], name)
 
 
 def reproduce(folder: Path, name: str) -> int:

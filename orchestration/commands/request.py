@@ -22,7 +22,7 @@ class Refused(Exception):
     """Why a launch does not start, a line each."""
 
     def __init__(self, *lines: str) -> None:
-        super().__init__(*lines)
+        super().__init__("\n".join(lines))
         self.lines = lines
 
 

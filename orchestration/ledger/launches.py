@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestration.ledger import store
 from orchestration.ledger.sealed import read_sealed, write_sealed
+from orchestration.spec.fields import meant
 
 
 class LaunchRecords:
@@ -45,6 +46,14 @@ class LaunchRecords:
                 found.append(record | (read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
         return found
 
+    def last_launch(self) -> dict[str, Any]:
+        """The record of the newest launch. Raises ValueError where nothing was ever launched."""
+        launches = self.launches()
+        if not launches:
+            hint = f"expected the folder of an experiment{_nearest_experiment(self.folder)}"
+            raise ValueError(f"{self.folder}: no launch is recorded there ({hint})")
+        return launches[-1]
+
     def lock(self) -> AbstractContextManager[None]:
         """Hold the experiment: one launch at a time. Raises LockedError, saying who holds it and since when."""
         return store.of(self.folder).lock(self.folder)
@@ -60,3 +69,20 @@ class LaunchRecords:
                 return number
             except FileExistsError:
                 continue
+
+
+def _nearest_experiment(folder: Path) -> str:
+    """`; did you mean …?`: the experiment that a folder is a part of, one in it, or one beside it."""
+    around = [parent for parent in folder.parents if _is_experiment(parent)]
+    within = around or _experiments(folder)
+    beside = {path.name: path for path in ([] if within else _experiments(folder.parent))}
+    found = [*within, *(beside[name] for name in meant(folder.name, beside)), *beside.values()]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _experiments(folder: Path) -> list[Path]:
+    return [path for path in store.matching(folder, "*") if _is_experiment(path)]
+
+
+def _is_experiment(folder: Path) -> bool:
+    return bool(store.matching(folder / "launches", "[0-9]*.json"))

@@ -22,8 +22,6 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.sealed import read_sealed, write_sealed
 from orchestration.spec.cells import Cell
 
-pass
-
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -124,6 +122,18 @@ class StudyRecords:
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         write_sealed(self.folder / name, record)
+
+
+def planned_cells(ledger: Ledger, launch: dict[str, Any]) -> list[Cell]:
+    """The cells of a launch's table, in its order, those that searches have come to at the end."""
+    every = {cell.id: cell for cell in ledger.cells()}
+    planned = [every[cell_id] for cell_id in launch["cells"] if cell_id in every]
+    return planned + chosen_cells(ledger, study_names(launch))
+
+
+def study_names(launch: dict[str, Any]) -> list[str]:
+    """The searches of a launch."""
+    return [study["name"] for study in launch["spec"].get("studies", ())]
 
 
 def chosen_cells(ledger: Ledger, names: Iterable[str]) -> list[Cell]:

@@ -11,7 +11,7 @@ from orchestration.analysis.preregistration import SeedPlan, seed_plan
 from orchestration.analysis.units import Unit
 from orchestration.analysis.verdict import Best, Contrast, Family, Verdict, best_of, contrasts_of, judge
 from orchestration.ledger.ledger import Ledger
-from orchestration.ledger.study_records import chosen_cells
+from orchestration.ledger.study_records import planned_cells
 from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
 from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
@@ -103,15 +103,11 @@ def build(ledger: Ledger) -> Report:
 
     Raises ValueError where nothing was ever launched.
     """
-    launches = ledger.launches()
-    if not launches:
-        raise ValueError(f"{ledger.folder}: no launch is recorded there")
-    launch = launches[-1]
-    spec, every = launch["spec"], {cell.id: cell for cell in ledger.cells()}
+    launch = ledger.last_launch()
+    launches, spec = ledger.launches(), launch["spec"]
     asked = adapter(Asked).validate_python(spec["report"])
     assert isinstance(asked, Asked)
-    planned = [every[cell_id] for cell_id in launch["cells"] if cell_id in every]
-    planned += chosen_cells(ledger, [study["name"] for study in spec.get("studies", ())])
+    planned = planned_cells(ledger, launch)
     trials = [Trial(cell, ledger.outcome(cell.id), tuple(ledger.rows(cell.id))) for cell in planned]
     plan = seed_plan(launches, [trial for trial in trials if trial.cell.kind == "train"], asked.baseline)
     trials = [trial.marked(trial.cell.seed in plan.added) for trial in trials]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -20,11 +21,14 @@ from orchestration.report.forecast import HEADER
 from orchestration.report.search import as_data_uri, sections
 from orchestration.report.tables import TextTable
 
+logger = logging.getLogger(__name__)
+
 
 def write(report: Report) -> list[Path]:
     """`report.html`, `.md`, `.tex`, `.csv`, those of cells and layers, and `figures/`, in the experiment's folder."""
     with store.of(report.folder).staging_dir(report.folder) as staging_dir:
         paths = _written(report, staging_dir)
+    logger.info("report written to %s: %d files", report.folder, len(paths))
     return [report.folder / path.relative_to(staging_dir).as_posix() for path in paths]
 
 

@@ -4,6 +4,7 @@ User-code errors are final. Out of memory or a newer attempt means retry, which 
 disk (`unwritable`) stops the launch.
 """
 
+import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from orchestration.runtime.system_metrics import SystemMetrics
 from orchestration.spec.cells import Cell, imported
 from orchestration.util import provenance
 from orchestration.util.error_text import one_line
+
+logger = logging.getLogger(__name__)
 
 Ending = Literal["done", "failed", "diverged", "interrupted", "retry", "paused", "unwritable"]
 BEST_METRIC = "validation/accuracy"
@@ -128,6 +131,8 @@ class CellTraining:
         where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
         self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
         training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
+        at = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "from the start"
+        logger.info("%s (%s): attempt %d claimed, %s", self.cell.label, self.cell.id, attempt.number, at)
         if attempt.passed_over:
             goes_on = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "began again"
             self.note = f"damaged: {', '.join(attempt.passed_over)}; {goes_on}"
@@ -225,6 +230,7 @@ class ActiveRun:
         """Keep the state; before the first step there is none."""
         if self.training.step and not self.training.done:
             self.attempt.checkpoint(self._state(), self.training.step, self.seconds)
+            logger.info("checkpoint at step %d written to %s", self.training.step, self.attempt.folder)
         self.checkpointed = time.monotonic()
 
     def _state(self) -> bytes:

@@ -4,6 +4,7 @@ Call `environment.prepare` before this module is imported: Ray reads its environ
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -21,13 +22,17 @@ from orchestration.spec.fields import train_from_dict
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
 
+logger = logging.getLogger(__name__)
+
 CHECK_TIMEOUT = 60
 
 
 def resources() -> list[dict[str, float]]:
     """CPUs and GPUs of each node."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return [{"CPU": one.get("CPU", 0.0), "GPU": one.get("GPU", 0.0)} for one in found]
+    nodes = [{"CPU": one.get("CPU", 0.0), "GPU": one.get("GPU", 0.0)} for one in found]
+    logger.info("connected to Ray %s, nodes: %s", ray.__version__, nodes)
+    return nodes
 
 
 def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:

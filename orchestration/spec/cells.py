@@ -14,7 +14,7 @@ from fsg.imported import Imported
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig
 from orchestration.spec.experiment import ExperimentSpec
-from orchestration.spec.fields import train_from_dict
+from orchestration.spec.fields import nearest, train_from_dict
 from orchestration.spec.resolver import Point
 
 # A training of the table, the pretraining that some wait for, a search's trial with one of its seeds, and a training
@@ -199,6 +199,17 @@ def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:
     ids = {cell.id for cell in planned}
     labels = {(cell.kind, cell.label) for cell in planned}
     return [cell for cell in entered if cell.id not in ids and (cell.kind, cell.label) in labels]
+
+
+def find_cell(cells: Sequence[Cell], name: str) -> Cell:
+    """A cell by its id, the beginning of it, or its label. Raises ValueError."""
+    found = [cell for cell in cells if cell.label == name] or [cell for cell in cells if cell.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    labels = ", ".join(f"'{cell.label}'" for cell in (found or cells)[:4])
+    what = "several cells begin with that" if found else "no such cell"
+    near = "" if found else nearest(name, (cell.label for cell in cells))
+    raise ValueError(f"{name or 'CELL'}: {what} (expected an id or a label, as in {labels}, …){near}")
 
 
 def total_steps(cell: Cell) -> int:

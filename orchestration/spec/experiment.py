@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from orchestration.spec.reader import show
 from orchestration.spec.resolver import Point, Resolved, Resolver
 from orchestration.spec.study import StudySpec
 from orchestration.spec.yaml_tree import Mark, Node, Problem, ProblemError, parse, printable, read_text
+
+logger = logging.getLogger(__name__)
 
 
 class SpecErrors(Exception):
@@ -42,6 +45,7 @@ class ExperimentSpec:
     study_storage: str | None = None
     source: Path
     text: str
+    sets: tuple[str, ...] = field(default=(), compare=False)  # what changed fields of the file
     tree: Node | None = field(default=None, compare=False, repr=False)  # of the file, where this was read from one
 
     @property
@@ -105,12 +109,15 @@ def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
     )
 
 
-def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) -> ExperimentSpec:
+def load_spec(path: Path | str, profile: str | None = None, sets: Sequence[str] = ()) -> ExperimentSpec:
     """The experiment in a YAML file, as a profile sizes it and `path=value` settings change it.
 
     The folder of the file goes on `sys.path`, for components of the user's own. The whole file is checked,
     other profiles included. Raises SpecErrors with every mistake.
     """
+    path = Path(path)
+    if isinstance(sets, str):
+        raise SpecErrors([f"sets: got {show(sets)} (expected a list of PATH=VALUE)"])
     text, root, unreadable = _read(path)
     _import_from(path.resolve().parent)
 
@@ -122,7 +129,7 @@ def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) 
     assert resolved is not None
     file, points, studies = resolved
     searching = file.search or file.tuning
-    return ExperimentSpec(
+    spec = ExperimentSpec(
         name=file.name,
         question=file.question,
         profile=profile,
@@ -135,8 +142,11 @@ def load_spec(path: Path, profile: str | None = None, sets: Sequence[str] = ()) 
         study_storage=searching.storage if searching else None,
         source=path.resolve(),
         text=text,
+        sets=tuple(sets),
         tree=root,
     )
+    logger.info("%s loaded: %d points, %d searches, %d seeds", path, len(points), len(studies), len(spec.seeds))
+    return spec
 
 
 def _read(path: Path) -> tuple[str, Node, list[Problem]]:

@@ -14,6 +14,7 @@ from orchestration.ledger import store
 from orchestration.ledger.history import LedgerRow
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.outcome import Outcome
+from orchestration.ledger.results import layer_records, same_names
 from orchestration.spec.cells import Cell
 from orchestration.tracking import model as mlflow_model
 from orchestration.tracking.program import Exporter
@@ -159,17 +160,9 @@ class CellRunSender:
 
 def one_table(tables: list[dict[str, Any]]) -> dict[str, Any]:
     """The tables of several epochs as columns and rows, a row an epoch and layer; numbers to six digits."""
-    named = dict.fromkeys(name for table in tables for name in table)
-    by_layer = [name for name in named if any(isinstance(table.get(name), list) for table in tables)]
-    columns = list(dict.fromkeys(["epoch", *by_layer, *named]))
-
-    def cell(table: dict[str, Any], name: str, layer: int) -> Any:
-        value = table.get(name)
-        value = value[layer] if isinstance(value, list) else value
-        return float(f"{value:.6g}") if isinstance(value, float) else value
-
-    rows = [[cell(table, name, i) for name in columns] for table in tables for i in range(len(table["layer"]))]
-    return {"columns": columns, "data": rows}
+    records = same_names(list(layer_records(tables)))
+    rows = [[float(f"{v:.6g}") if isinstance(v, float) else v for v in record.values()] for record in records]
+    return {"columns": list(records[0]), "data": rows}
 
 
 def _outcome_tags(outcome: Outcome, rows: list[LedgerRow]) -> dict[str, str]:

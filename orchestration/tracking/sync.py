@@ -10,6 +10,7 @@ it and nothing is lost.
 
 import io
 import json
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from orchestration.tracking.runs import PARENT, Mark, MlflowRuns
 from orchestration.util.clock import now_ms
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import without_password
+
+logger = logging.getLogger(__name__)
 
 
 class SyncReport(NamedTuple):
@@ -67,6 +70,8 @@ class Tracker:
                 self.behind = first_line(error)[:200]
                 raise
             self.behind = None
+            sent = report.metrics, report.files, report.runs
+            logger.info("MLflow was sent %d metric values and %d files; %d runs are new", *sent)
             return report
 
     def log_report(self, folder: Path) -> None:
