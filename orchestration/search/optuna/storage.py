@@ -62,11 +62,7 @@ class OptunaStudy:
             stored = self.study.get_trials()
             agreed = {frozen.number for frozen, record in zip(stored, trials, strict=False) if _agrees(frozen, record)}
             if len(agreed) < len(stored):
-                if url is None:
-                    records.journal.unlink()
-                    storage = _journal(records.journal)
-                else:
-                    optuna.delete_study(study_name=name, storage=storage)
+                optuna.delete_study(study_name=name, storage=storage)
                 self.study = _created(name, spec, storage)
             for record in trials[len(self.study.get_trials(deepcopy=False)) :]:
                 kept = record.number in agreed  # with its times
