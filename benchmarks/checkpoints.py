@@ -75,7 +75,7 @@ def main() -> None:
                 began = time.perf_counter()
                 training.run_for(0.0)
                 a_step.append(time.perf_counter() - began)
-            going = training._going
+            going = training._run
             assert going is not None
             if going.training.step:
                 began = time.perf_counter()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsg import foreach
 from fsg.checkpoint import leaves
 
 
@@ -27,7 +28,7 @@ class Watch:
     @torch.no_grad()
     def see(self, step: int, loss: Tensor) -> None:
         """The loss of a step and the gradients, or what the optimizer made of them, in the parameters' `.grad`."""
-        largest = torch._foreach_norm([p if p.grad is None else p.grad for p in self.parameters], float("inf"))
+        largest = foreach.norm([p if p.grad is None else p.grad for p in self.parameters], float("inf"))
         seen = torch.stack([value.to(self.seen.dtype) for value in (loss, *largest)])
         first = (self.step == 0) & ~torch.isfinite(seen).all()
         self.seen = torch.where(first, seen, self.seen)
@@ -57,7 +58,7 @@ def not_finite(state: Mapping[str, Any]) -> str | None:
         return None
     names, values = zip(*found, strict=True)
     # One wait for the device where all is well, as nearly always.
-    largest = [norm.double() for norm in torch._foreach_norm(values, float("inf"))]
+    largest = [norm.double() for norm in foreach.norm(values, float("inf"))]
     if torch.isfinite(torch.stack([norm.to(largest[0].device) for norm in largest])).all():
         return None
     return next((name for name, value in zip(names, values, strict=True) if not torch.isfinite(value).all()), None)

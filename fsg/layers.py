@@ -6,7 +6,7 @@ can quantize once a step, from outside, whatever it likes (a look-ahead, say), a
 """
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
 
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fsg.quantizers import Quantizer
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class QuantizedLayer(nn.Module):
@@ -29,21 +31,21 @@ class QuantConv1d(QuantizedLayer, nn.Conv1d):
     """`nn.Conv1d` whose forward pass uses the quantized weight, [out, in/groups, k]."""
 
     def forward(self, signals: Tensor) -> Tensor:
-        return self._conv_forward(signals, self.quantized_weight(), self.bias)
+        return _convolved(self, F.conv1d, signals, self.quantized_weight())
 
 
 class QuantConv2d(QuantizedLayer, nn.Conv2d):
     """`nn.Conv2d` whose forward pass uses the quantized weight, [out, in/groups, kh, kw]."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._conv_forward(images, self.quantized_weight(), self.bias)
+        return _convolved(self, F.conv2d, images, self.quantized_weight())
 
 
 class QuantConv3d(QuantizedLayer, nn.Conv3d):
     """`nn.Conv3d` whose forward pass uses the quantized weight, [out, in/groups, kd, kh, kw]."""
 
     def forward(self, volumes: Tensor) -> Tensor:
-        return self._conv_forward(volumes, self.quantized_weight(), self.bias)
+        return _convolved(self, F.conv3d, volumes, self.quantized_weight())
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -53,13 +55,34 @@ class QuantLinear(QuantizedLayer, nn.Linear):
         return F.linear(features, self.quantized_weight(), self.bias)
 
 
+def _convolved(layer: Convolution, convolve: Callable[..., Tensor], images: Tensor, weight: Tensor) -> Tensor:
+    """What a convolution makes of images with a weight in the place of its own."""
+    padding: str | tuple[int, ...] = layer.padding
+    if layer.padding_mode != "zeros":  # the functions know no other
+        images, padding = F.pad(images, _widths(layer), mode=layer.padding_mode), "valid"
+    return convolve(images, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def _widths(layer: Convolution) -> list[int]:
+    """The padding before and after each dimension, the last dimension first, as `F.pad` takes them."""
+    if layer.padding == "valid":
+        pairs = [(0, 0) for _ in layer.kernel_size]
+    elif layer.padding == "same":
+        wholes = [dilation * (size - 1) for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+        pairs = [(whole // 2, whole - whole // 2) for whole in wholes]
+    else:
+        pairs = [(int(width), int(width)) for width in layer.padding]
+    return [width for pair in reversed(pairs) for width in pair]
+
+
 _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: QuantConv1d,
     nn.Conv2d: QuantConv2d,
     nn.Conv3d: QuantConv3d,
     nn.Linear: QuantLinear,
 }
-_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WITH_WEIGHTS = (*_CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
 
 
 def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[str] = ()) -> nn.Module:

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def recalibrated_batchnorm(model: nn.Module, batches: Batches) -> Iterator[None]
 
     The statistics gathered in training follow look-ahead weights and flipping signs; afterwards they are back.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
     kept = [({n: b.clone() for n, b in m.named_buffers(recurse=False)}, m.momentum) for m in norms]
     was_training = model.training
     model.train()

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from fsg import foreach
 from fsg.config import Settings, choice, setting
 from fsg.imported import Imported
 from fsg.layers import quantized_layers
@@ -68,9 +69,9 @@ class SGD(_Rule):
 
     def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
         if self.momentum:
-            torch._foreach_mul_(state["momentum"], self.momentum)
-            torch._foreach_add_(state["momentum"], gradients)
-            torch._foreach_copy_(gradients, state["momentum"])
+            foreach.mul_(state["momentum"], self.momentum)
+            foreach.add_(state["momentum"], gradients)
+            foreach.copy_(gradients, state["momentum"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +97,15 @@ class Adam(_Rule):
 
     def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
         mean, square = state["mean"], state["square"]
-        torch._foreach_lerp_(mean, gradients, 1 - self.beta1)
-        torch._foreach_mul_(square, self.beta2)
-        torch._foreach_addcmul_(square, gradients, gradients, 1 - self.beta2)
+        foreach.lerp_(mean, gradients, 1 - self.beta1)
+        foreach.mul_(square, self.beta2)
+        foreach.addcmul_(square, gradients, gradients, 1 - self.beta2)
         root = math.sqrt(1 - self.beta2**step)
-        denominator = torch._foreach_sqrt(square)
-        torch._foreach_add_(denominator, self.eps if self.epsilon == "uncorrected" else self.eps * root)
-        torch._foreach_copy_(gradients, mean)
-        torch._foreach_div_(gradients, denominator)
-        torch._foreach_mul_(gradients, root / (1 - self.beta1**step))
+        denominator = foreach.sqrt(square)
+        foreach.add_(denominator, self.eps if self.epsilon == "uncorrected" else self.eps * root)
+        foreach.copy_(gradients, mean)
+        foreach.div_(gradients, denominator)
+        foreach.mul_(gradients, root / (1 - self.beta1**step))
 
 
 class Optimizer:
@@ -138,12 +139,12 @@ class Optimizer:
         gradients: list[Tensor] = [p.grad for p in ruled if p.grad is not None]
         if ruled:  # torch's functions on lists refuse an empty one
             if self.rule.weight_decay:
-                torch._foreach_add_(gradients, ruled, alpha=self.rule.weight_decay)
+                foreach.add_(gradients, ruled, alpha=self.rule.weight_decay)
             self.rule.direction(gradients, self.state, self.steps)
-            torch._foreach_add_(ruled, gradients, alpha=-lr)
+            foreach.add_(ruled, gradients, alpha=-lr)
         if self.rule.clip_latent is not None and self.latent:
-            torch._foreach_clamp_min_(self.latent, -self.rule.clip_latent)
-            torch._foreach_clamp_max_(self.latent, self.rule.clip_latent)
+            foreach.clamp_min_(self.latent, -self.rule.clip_latent)
+            foreach.clamp_max_(self.latent, self.rule.clip_latent)
 
     def state_dict(self) -> dict[str, Any]:
         buffers = {b: dict(zip(self.ruled, tensors, strict=True)) for b, tensors in self.state.items()}

@@ -6,6 +6,10 @@ Counted are weights, gradients, the gradient history, the optimizer's state, the
 On a GPU its allocator counts them; on a CPU, where the allocator keeps no such count, every operation's results are
 followed from their making to their end (what a kernel needs within itself is not seen). The same step, on the same
 kind of device, gives the same number whatever was trained in the process before.
+
+torch has one way to see the results of every operation, those of the backward pass too, and describes it in its notes
+on extending torch: `TorchDispatchMode`, which it keeps in a module with a private name. Its profiler does not see that
+memory which was taken before it began is given back.
 """
 
 import weakref
@@ -17,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from fsg.trainer import Training
 from orchestration.util.metric_names import PEAK_MEMORY
@@ -39,32 +42,27 @@ def measuring_peak(training: Training, values: dict[str, float]) -> Iterator[Non
     values[PEAK_MEMORY] = followed.peak / _MEGABYTE
 
 
-class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Alive:
     """Bytes of the storages that are alive, from those given on: `now`, and the most so far, `peak`."""
 
     def __init__(self, alive: Iterator[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.now = self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for tensor in alive:
             self._see(tensor)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to be skipped by the compiler, it would import the compiler: seconds
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for one in tree_iter(made):
-            if isinstance(one, Tensor):
-                self._see(one)
+        for tensor in tensors_of(made):
+            self._see(tensor)
         return made
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             return
         storage = tensor.untyped_storage()
-        place, size = storage._cdata, storage.nbytes()
+        place, size = id(storage), storage.nbytes()  # the same object as long as the storage is alive
         if place in self._known:
             return
 
@@ -75,6 +73,10 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[place] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+class _Followed(_Alive, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that has no `__torch_dispatch__` in its own body: for one that has, torch loads its compiler, seconds."""
 
 
 def tensors_of(held: object) -> Iterator[Tensor]:

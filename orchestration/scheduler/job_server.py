@@ -59,8 +59,8 @@ class JobServer:
 
     def __init__(self, address: str, token: str | None = None) -> None:
         self.address = address.rstrip("/")
-        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-            logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.ERROR)
         with self._refusing():
             token = token or _token()
             headers = {"Authorization": f"Bearer {token}"} if token else {}

@@ -22,7 +22,7 @@ from orchestration.ledger.study_records import StudyRecords, TrialRecord
 from orchestration.search.choice import FinalChoice
 from orchestration.search.compatibility import compatibility_key
 from orchestration.search.dispatch import Dispatcher, SearchContext
-from orchestration.search.optuna import storage
+from orchestration.search.optuna.storage import OptunaStudy
 from orchestration.search.values import mean_of, value_after
 from orchestration.search.warm_start import settings_to_try_first, take_over
 from orchestration.spec.cells import Cell, WorkItem, steps_per_epoch
@@ -61,7 +61,7 @@ class Study:
         if not self._trials and spec.warm_start:
             self._trials = take_over(spec, self.records)
         name = experiment + (f"/{spec.name}" if spec.name != "tuned" else "")
-        self.study = storage.open_study(name, spec, self.records, url, self._trials)
+        self.optuna = OptunaStudy(name, spec, self.records, url, self._trials)
         self._first = settings_to_try_first(spec, self._trials)
         self._dispatcher = Dispatcher(spec, context)
         self._choice = FinalChoice(spec, self.records, self._dispatcher, self._final_value)
@@ -118,7 +118,7 @@ class Study:
     def _ask(self) -> None:
         number = len(self._trials)
         first = self._first[self.begun] if self.begun < len(self._first) else None
-        asked = storage.ask(self.study, self.spec, number, self._concurrent, first)
+        asked = self.optuna.ask(number, self._concurrent, first)
         cells: dict[int, str] = {}
         if not asked.reason:
             train = with_settings(self.spec.trial_train, asked.params)
@@ -190,8 +190,8 @@ class Study:
         """Report the mean at a rung; whether Optuna's pruner stops the trial there."""
         active.reported[rung] = value
         number = active.record.number
-        pruned = storage.report_value(self.study, self.spec, number, rung, value)
-        attributes = storage.trial_attributes(self.study, number)
+        pruned = self.optuna.report(number, rung, value)
+        attributes = self.optuna.attributes(number)
         self.records.add_rung(number, rung, value, pruned, attributes)
         rungs = self._trials[number].rungs | {rung: {"value": value, "pruned": pruned, "attributes": attributes}}
         self._trials[number] = replace(self._trials[number], rungs=rungs)
@@ -214,11 +214,11 @@ class Study:
     def _end(self, record: TrialRecord, state: str, values: list[float] | None, reason: str) -> None:
         """The ledger first, then Optuna: what only the ledger was told, Optuna is told at the next opening."""
         self._active.pop(record.number, None)
-        attributes = storage.trial_attributes(self.study, record.number)
+        attributes = self.optuna.attributes(record.number)
         self.records.end(record.number, state, values, reason, attributes)
         end = {"state": state, "values": values, "reason": reason, "attributes": attributes}
         self._trials[record.number] = replace(self._trials[record.number], end=end)
-        storage.tell(self.study, record.number, state, values)
+        self.optuna.tell(record.number, state, values)
 
     def _value(self, cell: Cell, objective: str, epoch: int) -> float | None:
         return value_after(self._ledger, cell, objective, epoch, self._steps)

@@ -1,7 +1,8 @@
 """How MLflow's page of an experiment opens: its runs by variant, the curves that matter, the columns to compare.
 
 MLflow's UI keeps a saved view as a tag of the experiment, and an address can name it. This is the state of such a view,
-in the UI's own words, made from a spec. Where a version of the UI does not know a word it falls back to its default.
+in the UI's own words, made from a spec. MLflow's Python and REST APIs have nothing for it: only a person who shares a
+view makes one. Where a version of the UI does not know a word it falls back to its default.
 """
 
 import json

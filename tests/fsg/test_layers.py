@@ -31,6 +31,25 @@ def test_a_plain_call_quantizes_the_latent_weight() -> None:
     torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", ["valid", "same", (3, 1)], ids=str)
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolutions_pad_as_torch_does(dimensions: int, padding: str | tuple[int, int], mode: str) -> None:
+    """Bit for bit, with kernels of several sizes, and an even one whose `same` padding is uneven."""
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    sizes, dilation = (4, 3, 2)[:dimensions], (2, 1, 3)[:dimensions]
+    widths = padding if isinstance(padding, str) else (*padding, 2)[:dimensions]
+    stride = 1 if padding == "same" else (1, 2, 3)[:dimensions]
+    settings = {"stride": stride, "padding": widths, "dilation": dilation, "groups": 2, "padding_mode": mode}
+    plain = convolution(4, 6, sizes, **settings)  # type: ignore[arg-type]
+    model = quantize(nn.Sequential(convolution(4, 6, sizes, **settings)), Sign())  # type: ignore[arg-type]
+    model[0].load_state_dict(plain.state_dict())
+    plain.weight.data = plain.weight.data.sign()
+    images = torch.randn(2, 4, *(9, 10, 11)[:dimensions])
+    torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
+
+
 def test_a_weight_put_in_by_functional_call_is_used_as_it_is() -> None:
     model = quantize(small(), Sign()).eval()
     images = torch.randn(2, 3, 8, 8)

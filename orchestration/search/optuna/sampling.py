@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna import distributions
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
 from orchestration.spec import search_config as settings
@@ -36,17 +36,12 @@ def _distribution(one: Dimension) -> distributions.BaseDistribution:
 
 def in_space(spec: StudySpec, params: Mapping[str, Any]) -> dict[str, str] | None:
     """The distributions of some settings, as the ledger has them; None where one of them lies outside."""
-    spaces = distributions_of(spec)
-    if not all(path in spaces and _is_in(spaces[path], value) for path, value in params.items()):
+    spaces = {path: space for path, space in distributions_of(spec).items() if path in params}
+    try:
+        optuna.trial.create_trial(state=TrialState.WAITING, params=dict(params), distributions=spaces)
+    except ValueError:
         return None
     return {path: distributions.distribution_to_json(spaces[path]) for path in params}
-
-
-def _is_in(distribution: distributions.BaseDistribution, value: Any) -> bool:
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except ValueError:
-        return False
 
 
 def suggest_settings(trial: Trial, spec: StudySpec) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """Optuna's own storage of a study, a journal or a database, kept in agreement with the ledger."""
 
 import hashlib
-import itertools
 import socket
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from optuna import distributions
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestration.ledger.study_records import StudyRecords, TrialRecord
@@ -43,27 +42,65 @@ def storage_errors(url: str | None) -> Iterator[None]:
         raise _unkept(url or "", error.__cause__ or error) from error
 
 
-def open_study(
-    name: str, spec: StudySpec, records: StudyRecords, url: str | None, trials: Sequence[TrialRecord]
-) -> optuna.Study:
-    """Open Optuna's study; rebuild it from the ledger where the two disagree. Raises SearchError."""
-    try:
-        storage: Any = _journal(records.journal) if url is None else optuna.storages.RDBStorage(_sqlalchemy(url))
-        if url is not None:  # others may have an experiment of that name there
-            owner = f"{socket.gethostname()} {records.folder.resolve()}"
-            name = f"{name} ({hashlib.sha256(owner.encode()).hexdigest()[:6]})"
-        study = _created(name, spec, storage)
-        if not _agrees(study, trials):
-            if url is None:
-                _put_aside(records.journal)
-                storage = _journal(records.journal)
-            else:
+class OptunaStudy:
+    """Optuna's record of a study: `study`, and those of its trials that are under way.
+
+    Only the process that asked Optuna for a trial can report on it. So where an earlier driver left a trial under way,
+    or where Optuna disagrees with the ledger, the study is made anew from the ledger. Raises SearchError.
+    """
+
+    def __init__(
+        self, name: str, spec: StudySpec, records: StudyRecords, url: str | None, trials: Sequence[TrialRecord]
+    ) -> None:
+        self._spec = spec
+        try:
+            storage: Any = _journal(records.journal) if url is None else optuna.storages.RDBStorage(_sqlalchemy(url))
+            if url is not None:  # others may have an experiment of that name there
+                owner = f"{socket.gethostname()} {records.folder.resolve()}"
+                name = f"{name} ({hashlib.sha256(owner.encode()).hexdigest()[:6]})"
+            self.study = _created(name, spec, storage)
+            stored = self.study.get_trials()
+            agreed = {frozen.number for frozen, record in zip(stored, trials, strict=False) if _agrees(frozen, record)}
+            if len(agreed) < len(stored):
                 optuna.delete_study(study_name=name, storage=storage)
-            study = _created(name, spec, storage)
-    except Exception as error:
-        raise _unkept(url or str(records.journal), error) from error
-    _filled(study, spec, trials)
-    return study
+                self.study = _created(name, spec, storage)
+            for record in trials[len(self.study.get_trials(deepcopy=False)) :]:
+                kept = record.number in agreed  # with its times
+                self.study.add_trial(stored[record.number] if kept else to_frozen_trial(record))
+            under_way = [self.study.ask() for record in trials if record.end is None]
+        except Exception as error:
+            raise _unkept(url or str(records.journal), error) from error
+        self._under_way = {trial.number: trial for trial in under_way}
+
+    def ask(self, number: int, concurrent: bool, first: dict[str, Any] | None) -> Suggestion:
+        """Optuna's next trial; with `first`, of just these settings."""
+        self.study.sampler = sampler_of(self._spec, number, concurrent)
+        if first is not None:
+            self.study.enqueue_trial(first)
+        trial = self.study.ask()
+        self._under_way[trial.number] = trial
+        reason = ""
+        try:
+            params = suggest_settings(trial, self._spec)
+        except ValueError as error:
+            params, reason = dict(trial.params), " ".join(str(error).split())[:300]
+        in_words = {name: distributions.distribution_to_json(one) for name, one in trial.distributions.items()}
+        return Suggestion(trial.number, params, in_words, self.attributes(trial.number), reason)
+
+    def attributes(self, number: int) -> dict[str, Any]:
+        """Optuna's own notes on a trial."""
+        return dict(self.study.get_trials(deepcopy=False)[number].system_attrs)
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Report a value after an epoch; returns whether Optuna's pruner stops the trial there."""
+        trial = self._under_way[number]
+        trial.report(value, epoch)
+        return bool(trial.should_prune())
+
+    def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
+        """Tell Optuna how a trial ended: COMPLETE with its values, PRUNED or FAIL."""
+        self.study.tell(number, values if state == "COMPLETE" else None, state=TrialState[state])
+        del self._under_way[number]
 
 
 def _unkept(where: str, error: BaseException) -> SearchError:
@@ -77,23 +114,17 @@ def _sqlalchemy(url: str) -> str:
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
-    """The journal in the results, written by this process alone; a damaged one is renamed."""
+    """The journal in the results, written by this process alone; a damaged one is begun anew."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        _put_aside(path)  # cut short: what is appended to it would be lost
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        path.unlink()  # cut short: what is appended to it would be lost
     for left in path.parent.glob(f"{path.name}.lock*"):  # a driver that was killed may have held it
         left.unlink(missing_ok=True)
     try:
         return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     except Exception:
-        _put_aside(path)
+        path.unlink()
         return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-
-
-def _put_aside(path: Path) -> None:
-    taken = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.damaged-{n}").exists())
-    with suppress(FileNotFoundError):
-        path.rename(path.with_name(f"{path.name}.damaged-{taken}"))
 
 
 def _created(name: str, spec: StudySpec, storage: Any) -> optuna.Study:
@@ -101,6 +132,7 @@ def _created(name: str, spec: StudySpec, storage: Any) -> optuna.Study:
         study_name=name,
         storage=storage,
         directions=directions_of(spec.objectives),
+        sampler=optuna.samplers.RandomSampler(),  # each trial is asked for with one of its own
         pruner=pruner_of(spec),
         load_if_exists=True,
     )
@@ -111,59 +143,14 @@ def _created(name: str, spec: StudySpec, storage: Any) -> optuna.Study:
     return study
 
 
-def _agrees(study: optuna.Study, trials: Sequence[TrialRecord]) -> bool:
-    """Whether Optuna has every trial of the ledger; it may have one more, asked for when the driver died."""
-    stored = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    if not len(trials) <= len(stored) <= len(trials) + 1:
-        return not stored and not trials
-    for record, frozen in zip(trials, stored, strict=False):
-        over = frozen.state.is_finished()
-        if frozen.params != record.params or (over and frozen.state.name != record.state):
-            return False
-    return not any(frozen.state.is_finished() for frozen in stored[len(trials) :])
-
-
-def _filled(study: optuna.Study, spec: StudySpec, trials: Sequence[TrialRecord]) -> None:
-    """Add to Optuna what only the ledger has."""
-    stored = study.get_trials(deepcopy=False)
-    for record in trials[len(stored) :]:
-        study.add_trial(to_frozen_trial(record))
-    for record in trials[: len(stored)]:
-        frozen = stored[record.number]
-        if frozen.state == TrialState.RUNNING:
-            for epoch, value in record.intermediate.items():
-                if epoch not in frozen.intermediate_values:
-                    report_value(study, spec, record.number, epoch, value)
-            if record.end is not None:
-                tell(study, record.number, record.state, record.end["values"])
-
-
-def ask(
-    study: optuna.Study, spec: StudySpec, number: int, concurrent: bool, first: dict[str, Any] | None
-) -> Suggestion:
-    """Optuna's next trial; with `first`, of just these settings."""
-    study.sampler = sampler_of(spec, number, concurrent)
-    in_storage = study.get_trials(deepcopy=False)
-    waiting = [trial for trial in in_storage if trial.state == TrialState.WAITING]
-    if len(in_storage) > number and in_storage[number].state == TrialState.RUNNING:
-        trial = Trial(study, in_storage[number]._trial_id)  # asked for, when the driver died
-    else:
-        if first is not None and not waiting:
-            study.enqueue_trial(first)
-        trial = study.ask()
-    reason = ""
-    try:
-        params = suggest_settings(trial, spec)
-    except ValueError as error:
-        params, reason = dict(trial.params), " ".join(str(error).split())[:300]
-    frozen = study._storage.get_trial(trial._trial_id)
-    in_words = {name: distributions.distribution_to_json(one) for name, one in frozen.distributions.items()}
-    return Suggestion(trial.number, params, in_words, dict(frozen.system_attrs), reason)
+def _agrees(frozen: FrozenTrial, record: TrialRecord) -> bool:
+    """Whether Optuna has the end of a trial that the ledger has."""
+    return frozen.state.is_finished() and frozen.state.name == record.state and frozen.params == record.params
 
 
 def to_frozen_trial(record: TrialRecord) -> FrozenTrial:
-    """A trial of the ledger as Optuna's."""
-    state = TrialState[record.state]
+    """A trial of the ledger as Optuna's; one under way waits to be asked for."""
+    state = TrialState.WAITING if record.end is None else TrialState[record.state]
     values = record.end["values"] if record.end is not None else None
     if state == TrialState.PRUNED and record.rungs:
         values = [record.intermediate[max(record.rungs)]]
@@ -176,25 +163,3 @@ def to_frozen_trial(record: TrialRecord) -> FrozenTrial:
         system_attrs=record.last_attributes,
         intermediate_values=record.intermediate,
     )
-
-
-def _stored(study: optuna.Study, number: int) -> FrozenTrial:
-    storage = study._storage
-    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
-
-
-def trial_attributes(study: optuna.Study, number: int) -> dict[str, Any]:
-    """Optuna's own notes on a trial."""
-    return dict(_stored(study, number).system_attrs)
-
-
-def report_value(study: optuna.Study, spec: StudySpec, number: int, epoch: int, value: float) -> bool:
-    """Report a value after an epoch; returns whether Optuna's pruner stops the trial there."""
-    trial_id = _stored(study, number)._trial_id
-    study._storage.set_trial_intermediate_value(trial_id, epoch, value)
-    return bool(study.pruner.prune(study, study._storage.get_trial(trial_id)))
-
-
-def tell(study: optuna.Study, number: int, state: str, values: Sequence[float] | None) -> None:
-    """Tell Optuna how a trial ended: COMPLETE with its values, PRUNED or FAIL."""
-    study.tell(number, values if state == "COMPLETE" else None, state=TrialState[state])

@@ -266,7 +266,7 @@ def test_accuracy_and_peak_of_memory_are_sought_together(tmp_path: Path, sampler
         peaks = [megabytes(cells[cell]) for cell in trial.cells.values()]
         assert trial.end["values"][1] == pytest.approx(sum(peaks) / len(peaks))
     assert_told(work)
-    study_there = work.searches.studies[0].study
+    study_there = work.searches.studies[0].optuna.study
     assert [one.name for one in study_there.directions] == ["MAXIMIZE", "MINIMIZE"]
     front = pareto_front(work.records.trials(), one.objectives)
     assert {trial.number for trial in front} == {trial.number for trial in study_there.best_trials}
@@ -297,7 +297,7 @@ def test_search_that_breaks_is_kept_from_tune_and_has_no_more_to_ask_for(
     def gone(*arguments: object) -> None:
         raise Killed("gone")
 
-    monkeypatch.setattr("orchestration.search.optuna.storage.tell", gone)
+    monkeypatch.setattr("orchestration.search.optuna.storage.OptunaStudy.tell", gone)
     assert not guarded.finished
     guarded.ended(leg.cell, "done", "")
     guarded.ended(leg.cell, "done", "")
@@ -329,7 +329,7 @@ def test_study_may_be_lost_at_any_moment(tmp_path: Path, undisturbed: Callable[[
         ("lost", HALVING),
         ("cut short", settings.Median(startup=2)),
         ("nonsense", HALVING),
-        ("another's", settings.Median(startup=2)),
+        ("another's", settings.NoPruning()),
     ],
 )
 def test_lost_study_is_made_anew_from_the_ledger(
@@ -380,6 +380,38 @@ def test_driver_that_dies_between_ledger_and_optuna_loses_nothing(
         work.go()
         assert work.params == expected.params, where
         assert work.states == expected.states, where
+        assert_told(work)
+
+
+def test_study_made_anew_keeps_the_times_of_what_had_ended(tmp_path: Path) -> None:
+    """A driver that dies with a trial under way makes Optuna's study anew."""
+
+    def ended(work: Work) -> list[tuple[object, object]]:
+        return [(one.datetime_start, one.datetime_complete) for one in work.stored() if one.state.is_finished()]
+
+    work = Work(tmp_path, study(pruner=HALVING)).go(until=9)
+    before = work.stored()
+    assert [one.state.is_finished() for one in before] == [True] * (len(before) - 1) + [False]
+    work.go(until=9)
+    assert ended(work)[: len(before) - 1] == [(one.datetime_start, one.datetime_complete) for one in before[:-1]]
+    work.go()
+    assert_told(work)
+
+
+def test_driver_may_die_while_it_makes_a_study_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[[StudySpec], Work]
+) -> None:
+    one = study(pruner=HALVING)
+    for calls in (1, 2, 3):
+        work = Work(tmp_path / str(calls), one).go(until=9)
+        work.records.journal.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Study, "add_trial", _dies_after(optuna.Study.add_trial, calls))
+            with pytest.raises(SearchError, match=r"the study cannot be kept in .*study\.journal: Killed"):
+                work.opened()
+        work.searches = work.opened()
+        work.go()
+        assert (work.params, work.states) == (undisturbed(one).params, undisturbed(one).states)
         assert_told(work)
 
 
