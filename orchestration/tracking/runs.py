@@ -121,6 +121,16 @@ class MlflowRuns:
         self.client().log_batch(run, tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()])
         self.known[key] = (run, mark)
 
+    def offer_view(self, tag: str, view: str) -> None:
+        """Keep a saved view of the experiment. MLflow before 3.16 refuses one as too long: its page opens without."""
+        from mlflow.exceptions import MlflowException  # start-up time
+
+        try:
+            self.client().set_experiment_tag(self.experiment_id, tag, view)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+
     def log_artifact(self, run: str, path: Path, folder: str) -> None:
         with store.of(path).on_disk(path) as file:
             self.client().log_artifact(run, str(file), folder)
