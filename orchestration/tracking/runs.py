@@ -63,6 +63,7 @@ class MlflowRuns:
                 os.environ.setdefault(name, value)
             from mlflow.tracking import MlflowClient  # start-up time
 
+            logging.getLogger("alembic").setLevel(logging.WARNING)  # older MLflow lists its migrations
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the tracker tells it in a line
             client = MlflowClient(self.uri)
             self.experiment_id = self._find_experiment(client)
@@ -122,7 +123,7 @@ class MlflowRuns:
         self.known[key] = (run, mark)
 
     def offer_view(self, tag: str, view: str) -> None:
-        """Keep a saved view of the experiment. MLflow before 3.16 refuses one as too long: its page opens without."""
+        """Keep a saved view of the experiment. MLflow refuses one that is too long, before 3.16 nearly every one."""
         from mlflow.exceptions import MlflowException  # start-up time
 
         try:

@@ -37,9 +37,14 @@ def installed(name: str) -> str | None:
 
 def unsupported() -> str | None:
     """What to say where a library is not installed, or in a version that is not supported; all of them in one line."""
-    here = {name: installed(name) for name in supported()}
-    wrong = {name: version for name, version in here.items() if version is None or not supports(name, version)}
+    wrong = {}
+    for name in supported():
+        version = installed(name)
+        if version is None:
+            wrong[name] = "is not installed"
+        elif not supports(name, version):
+            wrong[name] = f"{version} is not supported"
     if not wrong:
         return None
-    here_is = ", ".join(f"{name} {'is not installed' if v is None else f'{v} is not supported'}" for name, v in wrong.items())
-    return f"{here_is} (expected: pip install {shlex.join(str(supported()[name]) for name in wrong)})"
+    found = ", ".join(f"{name} {what}" for name, what in wrong.items())
+    return f"{found} (expected: pip install {shlex.join(str(supported()[name]) for name in wrong)})"

@@ -1,6 +1,7 @@
 """The libraries that are supported, oldest or newest, laid over the installed ones: torch is not installed again."""
 
 import json
+import os
 import site
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from packaging.requirements import Requirement
 from orchestration.util.requirements import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
-_VERSIONS = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {LIBRARIES}}}))"
+_VERSIONS = (
+    f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {LIBRARIES}}}))"
+)
 
 
 class NotToBeHad(Exception):
@@ -33,12 +36,13 @@ class Environment(NamedTuple):
         ran = subprocess.run(
             [str(self.python), *words],
             cwd=self.folder,
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
             capture_output=True,
             text=True,
             timeout=seconds,
             check=False,
         )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert ran.returncode == 0, f"exit status {ran.returncode}\n{ran.stdout}{ran.stderr}"
         return ran.stdout
 
     def versions(self) -> dict[str, str]:
@@ -54,7 +58,7 @@ def requirements(end: str) -> Iterator[str]:
 
 
 def installed(end: str, folder: Path) -> Environment:
-    """What `end` (`oldest` or `newest`) says, and what it needs that the installed packages are not. Raises NotToBeHad."""
+    """The `oldest` or the `newest` libraries, and of what they need the rest. Raises NotToBeHad."""
     place = ROOT / ".venv" / "versions" / end
     venv.create(place, clear=True, symlinks=True)
     environment = Environment(place / "bin" / "python", folder)

@@ -13,6 +13,7 @@ import launches
 import tiny_experiment
 
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.study_records import StudyRecords
 
 pytestmark = pytest.mark.versions
 FSG = ("-m", "orchestration.cli")
@@ -50,7 +51,7 @@ def test_report_is_written_anew(environment: Environment) -> None:
     page.unlink(missing_ok=True)
     said = environment.run(*FSG, "report", str(ledger.folder))
     assert {"fsg", "ste"} <= set(said.split())
-    assert "ablation" in str(page) and page.stat().st_size > 0
+    assert page.stat().st_size > 0
 
 
 def test_sync_sends_every_cell_to_another_mlflow(environment: Environment, tmp_path: Path) -> None:
@@ -64,10 +65,11 @@ def test_sync_sends_every_cell_to_another_mlflow(environment: Environment, tmp_p
 
 def test_search_of_four_trials_ends_with_its_best_trained(environment: Environment) -> None:
     ledger = launched(environment, "search")
-    states = [ledger.outcome(cell.id).state for cell in ledger.cells()]
-    assert set(states) <= {"done", "pruned"}
-    said = environment.run(*FSG, "report", str(ledger.folder))
-    assert "4 trials" in said
+    study = StudyRecords(ledger, "tuned")
+    assert len(study.trials()) == 4
+    assert {trial.state for trial in study.trials()} <= {"COMPLETE", "PRUNED"}
+    assert len(study.choices()) == 1
+    assert {ledger.outcome(cell.id).state for cell in ledger.cells()} <= {"done", "pruned"}
 
 
 def test_queue_keeps_its_contract(environment: Environment) -> None:
