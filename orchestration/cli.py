@@ -74,6 +74,15 @@ Experiment = Annotated[str, typer.Argument(metavar="NAME", help="An experiment t
 JOB_SERVER = "http://127.0.0.1:8265"
 
 
+@app.callback()
+def _before_any_command() -> None:
+    from orchestration.util import requirements  # start-up time
+
+    if wrong := requirements.unsupported():
+        print(wrong, file=sys.stderr)
+        raise typer.Exit(2)
+
+
 @app.command()
 def launch(
     spec: Spec,

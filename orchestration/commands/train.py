@@ -22,7 +22,7 @@ from orchestration.ledger import store
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
-from orchestration.scheduler.environment import Unusable, prepare
+from orchestration.scheduler.environment import Unusable, lacks_token, prepare
 from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
 from orchestration.util import provenance
@@ -73,6 +73,8 @@ def train_on_ray(
 ) -> tuple[list[Cell], list[str]]:
     """Train on a Ray of this process or a cluster's. Returns the cells, and the searches that have not ended."""
     prepare(request.address)
+    if request.address is None and (warning := lacks_token()):
+        view.message(warning)
     from orchestration.scheduler import nodes, tune  # start-up time: Ray
     from orchestration.scheduler.connection import capacity, connect  # start-up time: Ray
     from orchestration.scheduler.resources import TrialResources, max_concurrency  # start-up time

@@ -4,6 +4,7 @@ Call `environment.prepare` before this module is imported: Ray reads its environ
 """
 
 import logging
+import os
 import re
 import socket
 import threading
@@ -49,7 +50,6 @@ def connect(
                 "num_cpus": cores(),
                 "object_store_memory": 100 * 2**20,
                 "include_dashboard": False,
-                "_temp_dir": str(folder),
             }
         else:
             shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
@@ -58,13 +58,26 @@ def connect(
             # What was submitted with the driver is what its workers get, too.
             options |= {"address": address} | ({} if submission.record() else {"runtime_env": shipped})
         try:
-            with _refusing(address):
+            with _refusing(address), _ray_below(folder) if address is None else nullcontext():
                 _knock(address)
                 _start(options, own=address is None)
             with _watched(died) if address is None else nullcontext():
                 yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ray_below(folder: Path) -> Iterator[None]:
+    """Within, a Ray of this process's own keeps its files in a folder."""
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
 
 
 @contextmanager
@@ -91,7 +104,7 @@ def _knock(address: str | None) -> None:
 
 def _why_unconnected(error: Exception) -> str | None:
     text = " ".join(str(error).split())
-    if isinstance(error, ray.exceptions.AuthenticationError) or "uthentication" in text:
+    if type(error).__name__ == "AuthenticationError" or "uthentication" in text:  # Ray 2.51 has no such class
         hint = "expected the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         return f"the cluster refuses the token, or there is none ({hint})"
     if "Version mismatch" in text:

@@ -4,6 +4,11 @@ import os
 import secrets
 from pathlib import Path
 
+from packaging.version import Version
+
+from orchestration.util import requirements
+
+_FIRST_WITH_TOKENS = Version("2.52")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -27,6 +32,14 @@ class Unusable(Exception):
 def is_job_server(address: str | None) -> bool:
     """Whether an address is a job server's (`http://…`), and not that of a cluster that this machine is a node of."""
     return address is not None and address.startswith(("http://", "https://"))
+
+
+def lacks_token() -> str | None:
+    """What to say where Ray ignores the token that `prepare` gives it."""
+    version = requirements.installed("ray")
+    if version is None or Version(version) >= _FIRST_WITH_TOKENS:
+        return None
+    return f"warning: Ray {version} knows no token: other users of this machine can reach it (expected ray>=2.52)"
 
 
 def prepare(address: str | None) -> None:

@@ -17,6 +17,7 @@ import re
 import secrets
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from orchestration.scheduler.environment import Unusable
-from orchestration.util import provenance, submission
+from orchestration.util import provenance, requirements, submission
 from orchestration.util.error_text import first_line
 from orchestration.util.user_code import python_files
 
@@ -153,11 +154,12 @@ class JobServer:
         theirs = answer.json()["ray_version"] if answer.ok else None
         if theirs is None:
             raise Unusable(f"{self.address}: is not a Ray job server (expected http://HOST:8265)")
-        if theirs != ray.__version__:
-            raise Unusable(
-                f"{self.address}: the cluster has Ray {theirs}, here is {ray.__version__} (expected the same: "
-                f"build the cluster's image anew, or pip install ray=={theirs} here)"
-            )
+        if theirs == ray.__version__:
+            return
+        both = f"{self.address}: the cluster has Ray {theirs}, here is {ray.__version__}"
+        if not requirements.supports("ray", theirs):
+            raise Unusable(f"{both} (expected {requirements.supported()['ray'].specifier}: build its image anew)")
+        print(f"warning: {both}; the experiment runs on the cluster's", file=sys.stderr)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -63,6 +63,7 @@ class MlflowRuns:
                 os.environ.setdefault(name, value)
             from mlflow.tracking import MlflowClient  # start-up time
 
+            logging.getLogger("alembic").setLevel(logging.WARNING)  # older MLflow lists its migrations
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the tracker tells it in a line
             client = MlflowClient(self.uri)
             self.experiment_id = self._find_experiment(client)
@@ -120,6 +121,16 @@ class MlflowRuns:
         tags = tags | {"fsg.synced": json.dumps(mark)}
         self.client().log_batch(run, tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()])
         self.known[key] = (run, mark)
+
+    def offer_view(self, tag: str, view: str) -> None:
+        """Keep a saved view of the experiment. MLflow refuses one that is too long, before 3.16 nearly every one."""
+        from mlflow.exceptions import MlflowException  # start-up time
+
+        try:
+            self.client().set_experiment_tag(self.experiment_id, tag, view)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
 
     def log_artifact(self, run: str, path: Path, folder: str) -> None:
         with store.of(path).on_disk(path) as file:

@@ -118,8 +118,7 @@ class Tracker:
         files = 0
         if mark.told[2:] != told[2:]:
             files = self._send_spec(parent)
-            view = saved_view.saved_view(self._spec, now_ms())
-            self.runs.client().set_experiment_tag(self.runs.experiment_id, saved_view.TAG, view)
+            self.runs.offer_view(saved_view.TAG, saved_view.saved_view(self._spec, now_ms()))
         self.runs.tell_status(parent, state, ended)
         self.runs.write_mark(PARENT, Mark(0, told), {"outcome": state, "kind": PARENT})
         return files

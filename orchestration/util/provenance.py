@@ -13,7 +13,7 @@ from typing import Any
 from orchestration.util import submission
 
 LONGEST_CHANGES = 200_000  # characters
-_PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "pydantic")
+_PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "optuna", "pydantic")
 
 
 @cache

@@ -19,6 +19,7 @@ from orchestration.commands.sync import sync
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build
 from orchestration.report.write import write
+from orchestration.scheduler.environment import lacks_token
 from orchestration.spec.experiment import load_spec
 from orchestration.tracking.sync import Tracker
 
@@ -117,6 +118,13 @@ def test_authentication_of_ray_is_always_set(tmp_path: Path, address: str | None
     assert set_to == mode
     if address is None:
         assert len(drawn) == 64
+
+
+@pytest.mark.parametrize(("ray", "warned"), [("2.51.2", True), ("2.52.0", False), ("2.60.0", False), (None, False)])
+def test_ray_that_knows_no_token_is_warned_of(monkeypatch: pytest.MonkeyPatch, ray: str | None, warned: bool) -> None:
+    monkeypatch.setattr("orchestration.util.requirements.installed", lambda name: ray)
+    said = f"warning: Ray {ray} knows no token: other users of this machine can reach it (expected ray>=2.52)"
+    assert lacks_token() == (said if warned else None)
 
 
 # a real launch

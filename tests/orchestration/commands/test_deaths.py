@@ -109,7 +109,7 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
     assert not raylet.is_running()
     assert len(processes(one, "raylet")) == 1
     session = sessions_of(one)
-    assert list(session.glob("session_*"))
+    assert list(session.glob("ray/session_*"))
     die_in_the_middle_of_a_checkpoint(one, ledger, training)
     wait_for_none(partial(leftovers, one))  # the folder stays, until any launch on this machine finds it
 

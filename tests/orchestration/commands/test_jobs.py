@@ -93,9 +93,32 @@ def test_token_is_missing_wrong_right(
     assert JobServer(address + "/").address == address
 
 
-def test_cluster_has_another_ray(server: Callable[..., str]) -> None:
-    with pytest.raises(Unusable, match=rf"the cluster has Ray 1.0.0, here is {ray.__version__} .*pip install ray==1.0"):
-        JobServer(server(lambda _: (200, version("1.0.0"))))
+def test_cluster_whose_ray_is_out_of_range_is_refused(server: Callable[..., str]) -> None:
+    for theirs in ("1.0.0", "2.50.1", "2.61.0", "3.0.0.dev0"):
+        address = server(lambda _, theirs=theirs: (200, version(theirs)))
+        with pytest.raises(Unusable) as told:
+            JobServer(address)
+        assert str(told.value) == (
+            f"{address}: the cluster has Ray {theirs}, here is {ray.__version__} "
+            "(expected <2.61,>=2.51.0: build its image anew)"
+        )
+
+
+@pytest.mark.parametrize("theirs", ["2.51.0", "2.55.1", "2.60.9"])
+def test_cluster_with_another_ray_in_range_is_used_with_a_warning(
+    server: Callable[..., str], capsys: pytest.CaptureFixture[str], theirs: str
+) -> None:
+    address = server(lambda _: (200, version(theirs)))
+    assert JobServer(address).address == address
+    expected = f"warning: {address}: the cluster has Ray {theirs}, here is {ray.__version__}"
+    assert capsys.readouterr() == ("", f"{expected}; the experiment runs on the cluster's\n")
+
+
+def test_cluster_with_the_same_ray_is_used_without_a_word(
+    server: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    JobServer(server(lambda _: (200, version())))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_something_else_answers(server: Callable[..., str]) -> None:

@@ -431,6 +431,26 @@ def test_experiment_opens_on_its_comparison_and_what_to_type_names_it_and_delete
     assert set(in_mlflow(tracker)) == before
 
 
+def test_view_that_mlflow_refuses_as_too_long_keeps_nothing_else_from_it(
+    results: Path, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowException
+
+    spec = spec_of(("fsg", "ste"), (0,))
+    ledger = trained(results / "ablation", spec)
+    monkeypatch.setattr("orchestration.tracking.saved_view.saved_view", lambda spec, created: "x" * 100_000)
+    tracker = Tracker(ledger, spec)
+    assert tracker.sync().runs == len(ledger.cells()) + 1
+    assert tracker.sync() == NOTHING
+
+    def down(*arguments: Any) -> None:
+        raise MlflowException("the disk is full")
+
+    tracker.runs.client().set_experiment_tag = down
+    with pytest.raises(MlflowException, match="the disk is full"):
+        tracker.runs.offer_view("tag", "view")
+
+
 def test_report_becomes_an_artifact_of_the_parent(results: Path, uri: str) -> None:
     spec = spec_of(seeds=(0,), name="reported")
     ledger = trained(results / "reported", spec)
