@@ -2,7 +2,8 @@
 
     W ← W − lr·direction,   and latent weights W ← min(max(W, −a), a) where `clip_latent` is a
 
-`step` leaves the direction that it applied in each parameter's `.grad`, where a look-ahead finds it.
+`step` leaves the direction that it applied in each parameter's `.grad`, where a look-ahead finds it to the last bit
+(`applied_direction`).
 """
 
 import math
@@ -19,6 +20,11 @@ from fsg.imported import Imported
 from fsg.layers import quantized_layers
 
 State = dict[str, list[Tensor]]
+
+
+def applied_direction(parameter: Tensor) -> Tensor | None:
+    """The direction that an `Optimizer` left in `.grad`; None for a gradient, which other optimizers leave there."""
+    return parameter.grad if getattr(parameter.grad, "is_direction", False) else None
 
 
 class Rule(Protocol):
@@ -145,6 +151,8 @@ class Optimizer:
         if self.rule.clip_latent is not None and self.latent:
             foreach.clamp_min_(self.latent, -self.rule.clip_latent)
             foreach.clamp_max_(self.latent, self.rule.clip_latent)
+        for parameter in self.parameters:
+            setattr(parameter.grad, "is_direction", True)  # noqa: B010  # a Tensor has no such attribute of its own
 
     def state_dict(self) -> dict[str, Any]:
         buffers = {b: dict(zip(self.ruled, tensors, strict=True)) for b, tensors in self.state.items()}

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from fsg.config import Settings, choice, setting
 from fsg.data import DataConfig, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
+from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.imported import Imported
 from fsg.layers import quantize
@@ -83,32 +84,46 @@ class Row(NamedTuple):
 def train_step(
     model: nn.Module,
     estimator: GradientEstimator,
-    optimizer: Optimizer,
+    optimizer: Optimizer | torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
     *,
     lr: float,
     progress: float,
+    loss_function: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     arithmetic: AbstractContextManager[Any] | None = None,
     diagnostics: Diagnostics | None = None,
 ) -> Tensor:
-    """One step of training; returns the mean cross entropy of the batch, detached.
+    """One step of training; returns `loss_function(model(images), labels)`, detached.
 
     images [b, C, H, W], labels [b]; `progress` is the part of the training that is over, in [0, 1]. The network runs
-    within `arithmetic` (`torch.autocast(…)`), the estimator in the weights' own precision.
+    within `arithmetic` (`torch.autocast(…)`), the estimator in the weights' own precision. An optimizer of torch's gets
+    `lr` too. Raises ValueError for an estimator that does not do what `GradientEstimator` says, and for an optimizer
+    whose groups have several learning rates.
     """
-    weights = estimator.propose(model, lr=lr, progress=progress)
+    weights = proposed(estimator, model, lr, progress)
     with arithmetic or nullcontext():
-        loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
+        loss = loss_function(functional_call(model, weights, (images,)), labels)
     optimizer.zero_grad()
     estimator.zero_grad()
     torch.autograd.backward(loss)
-    applies = estimator.update(model)
+    applies = updated(estimator, model)
     if diagnostics is not None:
         diagnostics.observe(applies)
     if applies:
-        optimizer.step(lr)
+        _step(optimizer, lr)
     return loss.detach()
+
+
+def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        optimizer.step(lr)
+        return
+    if len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
+        raise ValueError("the optimizer's groups have several learning rates, expected one (or a loop of your own)")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
 
 
 def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterator[Row]:

@@ -144,8 +144,8 @@ class FSG(LookAhead):
                 self.factor = self._factor()
             return self.layout.unpack(self._combine()[1])
 
-    def biases(self, lr: float) -> dict[str, Tensor]:
-        return super().biases(lr) if self.config.semantics == "released" else {}
+    def directions(self) -> list[tuple[str, Tensor]]:
+        return super().directions() if self.config.semantics == "released" else []
 
     @torch.no_grad()
     def _factor(self) -> Tensor:

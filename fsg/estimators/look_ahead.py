@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fsg.estimators.protocol import GradientEstimator
 from fsg.estimators.straight_through import pull_back
+from fsg.optimizers import applied_direction
 
 
 class LookAhead(GradientEstimator):
@@ -21,6 +22,9 @@ class LookAhead(GradientEstimator):
         ∂loss/∂Ŵ ⊙ c ⊙ 1[|x| ≤ 1]  at W_eff, with x the quantizer's position of W̃.
 
     Nothing is looked ahead in the first step, for there is no gradient yet.
+
+    What an optimizer did is seen by its result, so that any will do: the direction last applied to a parameter is what
+    it lost over lr. fsg's own optimizers leave it in `.grad`, to the last bit.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,6 +34,9 @@ class LookAhead(GradientEstimator):
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.looked_ahead: list[Tensor] | None = None
         self.ready = False
+        self.lr = self.applied_lr = 0.0
+        self.before: dict[str, Tensor] = {}  # what the optimizer got
+        self.known: dict[str, Tensor] = {}  # directions of a step without an optimizer's, or of a state
 
     def teach(self, name: str, net: nn.Module, lr: float) -> None:
         """Give a hypernetwork its own Adam (PyTorch's), and both a place in the state."""
@@ -53,15 +60,17 @@ class LookAhead(GradientEstimator):
         return self.looked_ahead
 
     def biases(self, lr: float) -> dict[str, Tensor]:
-        """The quantized layers' biases, looked ahead by the direction that was last applied to them.
+        """The quantized layers' biases, looked ahead by the direction d that was last applied to them.
 
-            b_eff = b − lr·b.grad
+            b_eff = b − lr·d
 
-        In the first step that has one, b.grad is the raw gradient.
+        Where none was applied yet, d is the raw gradient.
         """
-        return {name: bias - lr * bias.grad for name, bias in self._biases() if bias.grad is not None}
+        found = [(name, bias, self.direction(name, bias)) for name, bias in self._biases()]
+        return {name: bias - lr * direction for name, bias, direction in found if direction is not None}
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        self.lr = lr
         layers = self.layers.values()
         proposed = self.biases(lr) if self.ready else {}
         self.effective = self.look_ahead(lr) if self.ready else self.weights
@@ -87,7 +96,27 @@ class LookAhead(GradientEstimator):
                 gradient.detach()
             )  # in the weight's memory format, for the optimizer
         self.ready = True
+        self._keep(applied is not None)
         return applied is not None
+
+    def _keep(self, applies: bool) -> None:
+        """Keep what the direction of this step will be found by."""
+        self.applied_lr, followed = self.lr, self.directions()
+        self.before = {name: p.detach().clone() for name, p in followed} if applies else {}
+        self.known = {} if applies else {name: p.grad.clone() for name, p in followed if p.grad is not None}
+
+    def direction(self, name: str, parameter: Tensor) -> Tensor | None:
+        """The direction last applied to one of `directions()`; the raw gradient where none was; None where no such is.
+
+        Raises ValueError where another optimizer than fsg's own applied it with a learning rate of 0, which hides it.
+        """
+        if name in self.known or name not in self.before:
+            return self.known.get(name)
+        if (left := applied_direction(parameter)) is not None:
+            return left
+        if not self.applied_lr:
+            raise ValueError(f"a step with lr 0 hides the direction of {name}: expected lr > 0, or an optimizer of fsg")
+        return (self.before[name] - parameter.detach()) / self.applied_lr
 
     @torch.no_grad()
     def straight_through(self, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -113,15 +142,16 @@ class LookAhead(GradientEstimator):
         return [(name, bias) for name, bias in found if bias.requires_grad]
 
     def directions(self) -> list[tuple[str, Tensor]]:
-        """The parameters whose `.grad`, the direction last applied, the next look-ahead reads."""
+        """The parameters whose direction, as it was last applied, the next look-ahead reads."""
         return self._biases()
 
     def state_dict(self) -> dict[str, Any]:
         """What was generated is not in it: it follows from the rest."""
+        directions = {name: self.direction(name, parameter) for name, parameter in self.directions()}
         return {
             "ready": self.ready,
             "prequantized": dict(zip(self.layers, self.prequantized, strict=True)),
-            "directions": {name: p.grad for name, p in self.directions() if p.grad is not None},
+            "directions": {name: direction for name, direction in directions.items() if direction is not None},
             "nets": {name: net.state_dict() for name, net in self.nets.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
@@ -131,9 +161,9 @@ class LookAhead(GradientEstimator):
         with torch.no_grad():
             for prequantized, name in zip(self.prequantized, self.layers, strict=True):
                 prequantized.copy_(state["prequantized"][name])
-        for name, parameter in self.directions():
-            if name in state["directions"]:
-                parameter.grad = torch.empty_like(parameter).copy_(state["directions"][name])
+        kept = [(name, parameter) for name, parameter in self.directions() if name in state["directions"]]
+        self.known = {name: torch.empty_like(p).copy_(state["directions"][name]) for name, p in kept}
+        self.before = {}
         for name, net in self.nets.items():
             net.load_state_dict(state["nets"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])

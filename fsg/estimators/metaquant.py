@@ -55,8 +55,8 @@ class MetaQuant(LookAhead):
 
     def look_ahead(self, lr: float) -> list[Tensor]:
         self.looked_ahead, effective = [], []
-        for layer, m in zip(self.layers.values(), self.generated, strict=True):
-            latent, direction = layer.weight.detach(), layer.weight.grad
+        for (name, layer), m in zip(self.layers.items(), self.generated, strict=True):
+            latent, direction = layer.weight.detach(), self.direction(f"{name}.weight", layer.weight)
             assert direction is not None
             calibrated = layer.quantizer.calibration(latent) * m
             self.looked_ahead.append(calibrated)

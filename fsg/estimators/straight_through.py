@@ -65,10 +65,8 @@ class StraightThrough(GradientEstimator):
     @torch.no_grad()
     def update(self, model: nn.Module) -> bool:
         for layer, prequantized, quantized in zip(self.layers.values(), self.prequantized, self.quantized, strict=True):
-            if quantized.grad is not None:
-                layer.weight.grad = pull_back(
-                    layer.quantizer, prequantized, layer.weight, quantized.grad, self.surrogate
-                )
+            gradient = torch.zeros_like(quantized) if quantized.grad is None else quantized.grad
+            layer.weight.grad = pull_back(layer.quantizer, prequantized, layer.weight, gradient, self.surrogate)
         return True
 
     def quantized_weights(self) -> list[Tensor]:
