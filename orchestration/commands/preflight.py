@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from fsg.config import to_dict
+from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
 from fsg.trainer import TrainConfig
+from orchestration.commands.components import unfit
 from orchestration.ledger.ledger import Ledger
 from orchestration.search.compatibility import differences
 from orchestration.spec.cells import contaminated
 from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.reader import reason
 from orchestration.spec.yaml_tree import Mark, Node, Problem
 from orchestration.util.error_text import one_line
 from orchestration.util.provenance import cores
@@ -24,7 +27,7 @@ def find_problems(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), 
     if remote and spec.resources.gpus == "auto":
         what = "auto is measured on this machine, and the trainings run elsewhere (expected a number)"
         problems.append(("resources.gpus", what))
-    return _lines(spec, source, sets, [*problems, *_searches(spec)])
+    return [*_lines(spec, source, sets, [*problems, *_searches(spec)]), *_components(spec, sets)]
 
 
 def unmet_resources(
@@ -54,6 +57,33 @@ def _lines(spec: ExperimentSpec, source: Path, sets: Sequence[str], problems: It
     return list(dict.fromkeys(str(Problem(_mark(spec, source, sets, field), field, what)) for field, what in problems))
 
 
+def _components(spec: ExperimentSpec, sets: Sequence[str]) -> list[str]:
+    """What of the user's own cannot be used, where the variant, the grid or `train` names it."""
+    problems = []
+    for variant, field, what in unfit(spec):
+        at = field if field == "full_precision_layers" else f"{field}.import"
+        problems.append(Problem(*_written(spec, sets, variant, at), what))
+    return list(dict.fromkeys(map(str, problems)))
+
+
+def _written(spec: ExperimentSpec, sets: Sequence[str], variant: str, field: str) -> tuple[Mark, str]:
+    """Where a field of a variant's training was said, and what it is called there."""
+    assert spec.tree is not None
+    ways = [f"variants.{variant}.{field}", f"grid.{field}", f"train.{field}"]
+    whole = {way: way.removesuffix(".import") for way in ways}
+    for way in ways:
+        said = [one for one in sets if one.partition("=")[0] in (way, whole[way])]
+        if said:
+            return Mark(f"--set {said[-1]}"), whole[way]
+    profile = _deepest(spec.tree, ["profiles", spec.profile]) if spec.profile else None
+    for root in (profile, spec.tree):
+        for way in ways:
+            found = None if root is None else _deepest(root, way.split("."))
+            if found is not None and found.label.endswith((way, whole[way])):
+                return found.key_mark, found.label
+    return spec.tree.key_mark, f"train.{field}"
+
+
 def _searches(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     """A search is judged by validation images, and by none that its starting weights know."""
     for train in [study.train for study in spec.studies]:
@@ -70,6 +100,10 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             train.data.load()  # leaves the fingerprint behind
         except (OSError, ValueError) as error:
             yield "train.data", one_line(error)
+        except Exception as error:
+            if not isinstance(train.data, Imported):
+                raise
+            yield "train.data", f"{reason(error)} (expected images that can be loaded)"
 
 
 def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
@@ -80,6 +114,9 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
                 load_into(train.model.build(dataset.shape, dataset.classes), load_weights(train.init.path))
             except (OSError, ValueError) as error:
                 yield "train.init.path", one_line(error)
+            except Exception:
+                if not isinstance(train.model, Imported):  # which is told of by itself
+                    raise
 
 
 def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
@@ -121,13 +158,13 @@ def _mark(spec: ExperimentSpec, source: Path, sets: Sequence[str], field: str) -
         if one.startswith(field):
             return Mark(f"--set {one}")
     assert spec.tree is not None
-    return _deepest(spec.tree, field.split("."))
+    return _deepest(spec.tree, field.split(".")).key_mark
 
 
-def _deepest(node: Node, parts: Sequence[str]) -> Mark:
-    """Where the most of a path is written; a key may itself have dots."""
+def _deepest(node: Node, parts: Sequence[str]) -> Node:
+    """What is written of the most of a path; a key may itself have dots."""
     for count in range(len(parts), 0, -1):
         child = node.items().get(".".join(parts[:count]))
         if child is not None:
             return _deepest(child, parts[count:])
-    return node.key_mark
+    return node

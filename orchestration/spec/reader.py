@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -10,7 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from fsg.config import Settings, to_dict
-from fsg.imported import Imported, config_class, source_sha256
+from fsg.imported import Imported, config_class, named, source_sha256
+from orchestration.spec.components import KINDS, misfit
 from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, meant, nearest
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError, printable
 
@@ -49,7 +51,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._imported: dict[str, tuple[type[Settings], str]] = {}
+        self._imported: dict[tuple[str, str], tuple[type[Settings], str]] = {}
         self._located: dict[tuple[Field, Node], Located] = {}
         self._read: dict[tuple[type[Settings], Node], Read] = {}
 
@@ -134,16 +136,21 @@ class Reader:
     def _locate_import(self, field: Field, mapping: Node, path: Node) -> Located:
         if not isinstance(path.value, str) or not re.fullmatch(r"[\w.]+:\w+", path.value):
             raise ProblemError(_wrong(path, "module:Class"))
-        if path.value not in self._imported:
+        key = (field.name, path.value)
+        if key not in self._imported:
             try:
                 cls = config_class(path.value)
+                if wrong := misfit(KINDS[field.name], named(path.value), cls):
+                    raise ValueError(wrong)
                 adapter(cls)
                 fields(cls)
-                self._imported[path.value] = cls, source_sha256(path.value)
+                self._imported[key] = cls, source_sha256(path.value)
             except (Exception, SystemExit) as error:  # a user's module may do anything when it is imported
-                what = f"{reason(error)} (expected module:Class, installed or beside the spec)"
+                what = reason(error)
+                if "(expected " not in what:
+                    what += f" (expected {_what_to_do(path.value, self.folder, error)})"
                 raise ProblemError(Problem(path.mark, path.label, what)) from error
-        cls, source = self._imported[path.value]
+        cls, source = self._imported[key]
         return Located(cls, mapping, f"{field.name} {path.value}", path.value, source)
 
     def _component(self, field: Field, node: Node) -> Read:
@@ -232,6 +239,23 @@ def reason(error: BaseException) -> str:
     """What an exception says, on one line."""
     text = printable(" ".join(str(error).split()), 300)
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _what_to_do(path: str, folder: Path, error: BaseException) -> str:
+    """What was expected where a module cannot be imported, or has no such class."""
+    if isinstance(error, SystemExit):
+        return 'a module that does not end Python when it is imported: if __name__ == "__main__":'
+    module_name, _, class_name = path.partition(":")
+    if module_name.endswith(".py"):
+        return f"module:Class; did you mean {module_name.removesuffix('.py')}:{class_name}?"
+    name = module_name.partition(".")[0]
+    beside = (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name in sys.modules and beside and not (file and Path(file).is_relative_to(folder)):
+        return f"another name for the file beside the spec: {name} is a module of {file or 'Python itself'}"
+    there = vars(sys.modules[module_name]) if module_name in sys.modules else {}
+    classes = [key for key, value in there.items() if isinstance(value, type)]
+    return f"module:Class, installed or beside the spec{nearest(class_name, classes)}"
 
 
 def _is_one_of(hint: Any, value: Any) -> bool:

@@ -1,0 +1,76 @@
+"""Settings for a class that states none: the keyword arguments of its constructor."""
+
+import functools
+import inspect
+from dataclasses import dataclass, fields, make_dataclass
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from fsg.config import Settings, choice, setting
+
+_SCALARS = (bool, int, float, str)
+_PLAIN = (*_SCALARS, list, tuple, dict, NoneType)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Settings):
+    """What a constructor is called with, but for what the training gives it."""
+
+    owner: ClassVar[Any]
+    given: ClassVar[tuple[str, ...]]
+    """The arguments that the training has: a model's `shape` and `classes`, another component's `model`."""
+
+    def build(self, *arguments: Any) -> Any:
+        taken = inspect.signature(self.owner).parameters
+        given = {name: value for name, value in zip(self.given, arguments, strict=False) if name in taken}
+        return self.owner(**given, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@functools.cache
+def arguments_of(owner: Any) -> type[Arguments]:
+    """The arguments of a class as settings, checked by their annotations, or else by the type of their defaults.
+
+    Raises ValueError, saying what to do, for an argument that no file of settings can state.
+    """
+    given = ("shape", "classes") if issubclass(owner, nn.Module) else ("model",)
+    hints, stated = get_type_hints(owner.__init__), []
+    for parameter in inspect.signature(owner).parameters.values():
+        if parameter.name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            stated.append(_field(owner.__qualname__, parameter, hints.get(parameter.name)))
+    made: Any = make_dataclass(owner.__qualname__, stated, bases=(Arguments,), frozen=True, kw_only=True)
+    made.owner, made.given, made.__module__ = owner, given, owner.__module__
+    config: type[Arguments] = made
+    return config
+
+
+def _field(owner: str, parameter: inspect.Parameter, hint: Any) -> tuple[str, Any, Any]:
+    name, default = parameter.name, parameter.default
+    missing = default is parameter.empty
+    if hasattr(Arguments, name):
+        raise ValueError(f"{owner}: its argument {name} is called like a part of all settings (expected another name)")
+    if hint is None:
+        hint = Any if missing or default is None else type(default)
+    if parameter.kind is parameter.POSITIONAL_ONLY or (missing and hint is Any) or not _stateable(hint):
+        what = "has neither an annotation nor a default" if hint is Any else "is nothing that settings can state"
+        raise ValueError(f"{owner}: its argument {name} {what} (expected numbers, text, lists; or a nested Config)")
+    if missing:
+        return name, hint, setting() if _is_scalar(hint) else choice()
+    if hint is float and isinstance(default, int):
+        default = float(default)
+    if isinstance(default, list | dict | Settings):
+        return name, hint, choice(lambda: default)
+    return name, hint, setting(default) if _is_scalar(hint) else choice(default)
+
+
+def _is_scalar(hint: Any) -> bool:
+    return all(kind in (*_SCALARS, NoneType) for kind in get_args(hint) or (hint,))
+
+
+def _stateable(hint: Any) -> bool:
+    if hint is Any or hint is Ellipsis or get_origin(hint) is Literal:
+        return True
+    if get_args(hint):
+        return all(_stateable(part) for part in get_args(hint))
+    return isinstance(hint, type) and (hint in _PLAIN or issubclass(hint, Settings))

@@ -1,0 +1,137 @@
+"""Before anything starts, every component of the user's own is built once, with what it will meet.
+
+It is built on torch's meta device, where nothing is computed; what cannot be built there is built on the CPU.
+"""
+
+import json
+import numbers
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsg import trainer
+from fsg.config import to_dict
+from fsg.data import Dataset
+from fsg.estimators import GradientEstimator
+from fsg.imported import Imported
+from fsg.layers import quantize
+from fsg.starting_points import Pretrain
+from fsg.trainer import TrainConfig
+from orchestration.spec.cells import imported
+from orchestration.spec.components import KINDS
+from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.reader import reason
+
+
+class _Unfit(Exception):
+    """What is wrong with a field of a training."""
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(what)
+        self.field, self.what = field, what
+
+
+def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
+    """Variant, field below `train`, and what is wrong, for each training with a component that cannot be used."""
+    trainings = [(point.variant, point.train) for point in spec.points]
+    trainings += [(study.name, study.train) for study in spec.studies]
+    seen: set[str] = set()
+    for variant, train in trainings:
+        key = json.dumps([to_dict(train) | {"epochs": 0, "batch_size": 0, "threads": 0}], sort_keys=True)
+        if key in seen or not imported(train):
+            continue
+        seen.add(key)
+        try:
+            _build(train)
+        except _Unfit as wrong:
+            yield variant, wrong.field, wrong.what
+        if isinstance(train.init, Pretrain) and imported(train.init):
+            try:
+                _build(trainer.pretraining(train))
+            except _Unfit as wrong:
+                at_init = wrong.field.startswith(("optimizer", "lr_schedule"))
+                yield variant, f"init.{wrong.field}" if at_init else wrong.field, wrong.what
+
+
+def _build(train: TrainConfig) -> None:
+    """Raises _Unfit."""
+    try:
+        dataset = train.data.load()
+    except Exception:  # is told where the data is checked
+        return
+    if not isinstance(dataset, Dataset):
+        raise _Unfit("data", f"load returned {_a(dataset)} (expected a fsg.data.Dataset)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself says them
+        try:
+            with torch.device("meta"):
+                _build_parts(train, dataset)
+        except _Unfit:
+            _build_parts(train, dataset)
+
+
+def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
+    if isinstance(train.lr_schedule, Imported):
+        factor = _called("lr_schedule", train.lr_schedule.factor, 0.0, max(1, train.epochs))
+        if not isinstance(factor, numbers.Real):
+            raise _Unfit("lr_schedule", f"factor(0.0, …) returned {_a(factor)} (expected a number)")
+    if isinstance(train.quantizer, Imported):
+        _called("quantizer", _try_quantizer, train.quantizer)
+    model = _called("model", train.model.build, dataset.shape, dataset.classes)
+    _expect("model", model, nn.Module)
+    try:
+        quantized = quantize(model, train.quantizer, train.full_precision_layers)
+    except Exception as error:
+        named = "no layer is named" in str(error)
+        raise _Unfit("full_precision_layers" if named else "model", reason(error)) from error
+    estimator = _called("estimator", train.estimator.build, quantized)
+    _expect("estimator", estimator, GradientEstimator)
+    optimizer = _called("optimizer", train.optimizer.build, quantized)
+    if isinstance(train.optimizer, Imported):
+        needed = (*KINDS["optimizer"].methods, "names", "parameters")
+        missing = [name for name in needed if not hasattr(optimizer, name)]
+        if missing:
+            what = f"build returned {_a(optimizer)}, which has no {', '.join(missing)}"
+            raise _Unfit("optimizer", f"{what} (expected {KINDS['optimizer'].example})")
+        if not isinstance(_called("optimizer", getattr, train.optimizer, "lr", None), numbers.Real):
+            raise _Unfit("optimizer", "has no setting lr (expected one: the learning rate before the schedule)")
+
+
+def _try_quantizer(quantizer: Any) -> None:
+    """Each of its functions, for a weight [2, 3]. Raises ValueError where one returns another shape."""
+    weight = torch.linspace(-1, 1, 6, device="cpu").reshape(2, 3)
+    prequantized = quantizer.prequantize(weight)
+    found = {
+        "prequantize": prequantized,
+        "quantize": quantizer.quantize(prequantized),
+        "position": quantizer.position(prequantized),
+        "calibration": quantizer.calibration(weight),
+        "pull_back": quantizer.pull_back(weight, weight),
+        "a call": quantizer(weight),
+    }
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} returned {_a(tensor)} (expected a tensor)")
+        if name != "calibration" and tensor.shape != weight.shape:
+            raise ValueError(f"{name} made {list(tensor.shape)} of a weight [2, 3] (expected its shape)")
+
+
+def _expect(kind: str, built: Any, base: type) -> None:
+    if not isinstance(built, base):
+        raise _Unfit(kind, f"build returned {_a(built)} (expected {KINDS[kind].example})")
+
+
+def _called(field: str, function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        what = reason(error)
+        known = "(expected " in what or ", expected " in what
+        raise _Unfit(field, what if known else f"{what} (expected a {KINDS[field].title} that can be built)") from error
+
+
+def _a(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
