@@ -61,7 +61,8 @@ class Mine:
         strength: float = setting(0.5, "How strong.", gt=0)
         cache: str = setting("", "Where.", identity=False)
 
-class NoConfig: ...
+class NoConfig:
+    class Config: ...
 """
 
 
@@ -88,7 +89,8 @@ def test_an_imported_component_is_the_users_own_with_its_nested_settings(module:
         ("users_module", "expected module:Class"),
         ("users_module:Absent", "cannot import"),
         ("no_such_module:X", "cannot import"),
-        ("users_module:NoConfig", "neither a"),
+        ("users_module:NoConfig", "has a Config that is no"),
+        ("users_module:setting", "is a function, expected a class"),
     ],
 )
 def test_a_path_that_leads_to_no_settings_is_refused(module: Path, path: str, message: str) -> None:

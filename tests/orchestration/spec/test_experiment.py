@@ -732,14 +732,17 @@ def test_files_are_beside_the_spec_or_else_in_the_working_directory(
 OWN = """
 from dataclasses import dataclass
 from fsg.config import Settings, setting
-from fsg.estimators import FSG
+from fsg.estimators import FSG, GradientEstimator
 
 
-class Mine:
+class Mine(GradientEstimator):
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):
         strength: float = setting(description="How much.", gt=0)
         steps: int = setting(3, ge=1)
+
+        def build(self, model):
+            return Mine(model)
 
 
 class Derived(FSG):
