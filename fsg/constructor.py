@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import Field, dataclass, fields, make_dataclass
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -18,14 +18,17 @@ _PLAIN = (*_SCALARS, list, tuple, dict, NoneType)
 class Arguments(Settings):
     """What a constructor is called with, but for what the training gives it."""
 
-    owner: ClassVar[Any]
-    given: ClassVar[tuple[str, ...]]
-    """The arguments that the training has: a model's `shape` and `classes`, another component's `model`."""
+    owner: ClassVar[Any] = None
+    given: ClassVar[tuple[str, ...]] = ()
+    """What the training gives, a model's `shape` and `classes` or another's `model`: "" where it is not asked for."""
 
     def build(self, *arguments: Any) -> Any:
-        taken = inspect.signature(self.owner).parameters
-        given = {name: value for name, value in zip(self.given, arguments, strict=False) if name in taken}
-        return self.owner(**given, **{field.name: getattr(self, field.name) for field in fields(self)})
+        given = {name: value for name, value in zip(self.given, arguments, strict=False) if name}
+        return self.owner(**given, **{field.name: self._stated(field) for field in fields(self)})
+
+    def _stated(self, field: "Field[Any]") -> Any:
+        value = getattr(self, field.name)
+        return tuple(value) if tuple in (field.type, get_origin(field.type)) else value
 
 
 @functools.cache
@@ -35,12 +38,13 @@ def arguments_of(owner: Any) -> type[Arguments]:
     Raises ValueError, saying what to do, for an argument that no file of settings can state.
     """
     given = ("shape", "classes") if issubclass(owner, nn.Module) else ("model",)
-    hints, stated = get_type_hints(owner.__init__), []
-    for parameter in inspect.signature(owner).parameters.values():
+    hints, stated, parameters = get_type_hints(owner.__init__), [], inspect.signature(owner).parameters
+    for parameter in parameters.values():
         if parameter.name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             stated.append(_field(owner.__qualname__, parameter, hints.get(parameter.name)))
     made: Any = make_dataclass(owner.__qualname__, stated, bases=(Arguments,), frozen=True, kw_only=True)
-    made.owner, made.given, made.__module__ = owner, given, owner.__module__
+    made.owner, made.__module__ = owner, owner.__module__
+    made.given = tuple(name if name in parameters else "" for name in given)
     config: type[Arguments] = made
     return config
 

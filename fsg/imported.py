@@ -57,7 +57,7 @@ class Imported(Settings):
 
 def _used(config: Settings) -> Any:
     """What is asked for a quantizer's or a schedule's functions: the settings themselves, unless they have a class."""
-    return config.build() if isinstance(config, Arguments) else config
+    return config.build() if isinstance(config, Arguments) and not any(config.given) else config
 
 
 def named(path: str) -> type:

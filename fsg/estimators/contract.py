@@ -14,10 +14,13 @@ def proposed(estimator: GradientEstimator, model: nn.Module, lr: float, progress
     wanted = "expected the quantized weights, tensors by the parameters' names"
     if not isinstance(weights, dict):
         raise ValueError(f"{says} {_kind(weights)}, {wanted}")
-    latent = {f"{name}.weight" if name else "weight" for name in estimator.layers}
+    latent = {f"{name}.weight": layer.weight.shape for name, layer in estimator.layers.items()}
     for name, weight in weights.items():
         if not isinstance(weight, Tensor):
             raise ValueError(f"{says} {_kind(weight)} for {name!r}, {wanted}")
+        if name in latent and weight.shape != latent[name]:
+            shapes = f"{list(weight.shape)} for {name!r}, whose shape is {list(latent[name])}"
+            raise ValueError(f"{says} a tensor {shapes}, {wanted}")
         if name not in latent and not _has(model, name):
             example = f", such as {min(latent)!r}" if latent else ""
             raise ValueError(f"{says} {name!r}, which is no parameter of the model, {wanted}{example}")

@@ -1,6 +1,5 @@
 """What a component of the user's own must be, kind by kind: seen from its class, before anything is built."""
 
-import inspect
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -53,7 +52,7 @@ def misfit(kind: Kind, owner: Any, config: type[Settings]) -> str | None:
         return wrong
     if not callable(getattr(config, "build", None)):
         return f"{config.__qualname__} has no build({kind.given}) (expected one that returns the {kind.title})"
-    if issubclass(config, Arguments) and kind.given == "model" and "model" not in inspect.signature(owner).parameters:
+    if issubclass(config, Arguments) and kind.given == "model" and config.given != ("model",):
         return f"{owner.__name__} takes no argument called model (expected one, or a nested Config with build(model))"
     return None
 

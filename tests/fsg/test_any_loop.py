@@ -97,6 +97,17 @@ def test_torchs_optimizers_are_stepped_by_train_step_with_its_learning_rate(conf
         torch.testing.assert_close(other, ours, rtol=1e-9, atol=1e-9)
 
 
+@every_estimator
+def test_gradients_of_ours_may_be_cleared_before_the_forward_pass(config: Any) -> None:
+    model, estimator = made(config)
+    optimizer = Adam(lr=0.1).build(model)
+    for step, lr in enumerate(RATES):
+        optimizer.zero_grad()
+        train_step(model, estimator, optimizer, *batch(step), lr=lr, progress=step / len(RATES))
+    for ours, other in zip(with_ours(config, Adam(lr=0.1)), model.parameters(), strict=True):
+        torch.testing.assert_close(other, ours, rtol=1e-9, atol=1e-9)
+
+
 def test_groups_with_several_learning_rates_are_refused_by_train_step() -> None:
     model, estimator = made(STE.Config())
     groups = [{"params": model.fc.parameters(), "lr": 0.1}, {"params": model.conv.parameters(), "lr": 0.2}]
@@ -220,6 +231,11 @@ class ProposesList(Own):
         return list(super().propose(model, lr=lr, progress=progress).values())
 
 
+class ProposesOtherShapes(Own):
+    def propose(self, model: nn.Module, *, lr: float, progress: float) -> Any:
+        return {name: w.flatten() for name, w in super().propose(model, lr=lr, progress=progress).items()}
+
+
 class ProposesNumbers(Own):
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> Any:
         return dict.fromkeys(super().propose(model, lr=lr, progress=progress), 1.0)
@@ -249,6 +265,9 @@ BROKEN = {
     ),
     ProposesNothing: f"ProposesNothing.propose returned nothing, {TENSORS}",
     ProposesList: f"ProposesList.propose returned a list, {TENSORS}",
+    ProposesOtherShapes: (
+        f"ProposesOtherShapes.propose returned a tensor [72] for 'conv.weight', whose shape is [4, 2, 3, 3], {TENSORS}"
+    ),
     ProposesNumbers: f"ProposesNumbers.propose returned a float for 'conv.weight', {TENSORS}",
 }
 

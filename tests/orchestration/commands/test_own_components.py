@@ -394,6 +394,36 @@ def test_a_class_without_a_config_is_built_with_its_keyword_arguments(own: Own, 
         assert training.config.lr_schedule.factor(0.0, 1) == 0.25
 
 
+def test_arguments_may_be_tuples_and_other_components(own: Own) -> None:
+    source = (
+        "class Mine(fsg.STE):\n    def __init__(self, model, config: fsg.STE.Config, betas=(0.5, 0.9)):\n"
+        "        super().__init__(model, config)\n        self.betas = betas\n"
+    )
+    mine = "estimator: {import: 'OWN:Mine', config: {name: ste, derivative: identity}}"
+    assert own.told(mine, source) == []
+    training = Training(next(point.train for point in own.spec(mine, source).points if point.variant == "mine"), 0)
+    estimator: Any = training.estimator
+    assert (type(estimator).__name__, estimator.config.derivative, estimator.betas) == ("Mine", "identity", (0.5, 0.9))
+
+
+def test_what_is_no_part_of_it_is_an_attribute_error_and_builds_nothing(own: Own) -> None:
+    spec = own.spec("estimator: {import: 'OWN:Mine'}", ESTIMATOR)
+    estimator = next(point.train for point in spec.points if point.variant == "mine").estimator
+    assert (estimator.strength, hasattr(estimator, "layers_of_mine")) == (1.0, False)
+
+
+def test_what_cannot_be_built_without_numbers_is_built_with_some(own: Own) -> None:
+    source = "class Mine(fsg.STE):\n    def __init__(self, model):\n        super().__init__(model, fsg.STE.Config())\n"
+    source += "        self.scale = float(model.conv1.weight.std())\n"
+    assert own.told("estimator: {import: 'OWN:Mine'}", source) == []
+
+
+def test_a_pretrainings_own_optimizer_is_built_too(own: Own) -> None:
+    source = "@settings\nclass Mine(Settings):\n    lr: float = setting(0.1)\n    def build(self, model): pass\n"
+    (line,) = own.told("init: {name: pretrain, optimizer: {import: 'OWN:Mine'}}", source)
+    assert re.fullmatch(r"own\.yaml:10:\d+: variants\.mine\.init\.optimizer\.import: build returned nothing, .*", line)
+
+
 def test_an_own_constructor_counts_before_an_inherited_config(own: Own) -> None:
     source = (
         "class Mine(fsg.STE):\n    def __init__(self, model, power: int = 2):\n"
