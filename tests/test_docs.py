@@ -19,6 +19,7 @@ SMALLER = {
 AFTER = [
     "assert len(estimator.layers) == 57 and optimizer.steps == 2 and loss.isfinite()",
     "assert list(estimator.layers) == ['1', '4'] and optimizer.steps == 1",
+    "assert len(optimizer.state) == 6 and loss.isfinite()",
     "assert len(estimator.layers) == 8 and 'head' not in estimator.layers and optimizer.steps == 2",
     "assert table['layer'] == list(estimator.layers) and table['observed_steps'] == 4 and optimizer.steps == 6",
     "assert row.step == 2 and 'test/accuracy' in row.values",
