@@ -116,3 +116,13 @@ def from_dict(cls: type[Settings], values: dict[str, Any]) -> Settings:
         return from_dict(options[value["name"]], value) if options and isinstance(value, dict) else value
 
     return cls(**{field: restored(field, value) for field, value in values.items()})
+
+
+def with_article(name: str) -> str:
+    """A class's name in a sentence: a Mine, an Optimizer."""
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in a sentence: a list, nothing."""
+    return "nothing" if value is None else with_article(type(value).__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fsg.config import Settings, choice, from_dict, setting
+from fsg.config import Settings, choice, from_dict, kind_of, setting, with_article
 from fsg.constructor import Arguments, arguments_of
 
 
@@ -39,9 +39,7 @@ class Imported(Settings):
         owner, config = named(self.path), self.resolve()
         built = config.build(*arguments)
         if not issubclass(owner, Settings) and not isinstance(built, owner):
-            what = (
-                f"{type(config).__qualname__} builds {_article(type(built).__name__)}, not {_article(owner.__name__)}"
-            )
+            what = f"{type(config).__qualname__} builds {kind_of(built)}, not {with_article(owner.__name__)}"
             raise ValueError(f"{what} (expected a Config nested in {owner.__name__} whose build returns one)")
         return built
 
@@ -70,7 +68,7 @@ def named(path: str) -> type:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import {path!r}: {error}") from error
     if not isinstance(owner, type):
-        raise ValueError(f"{path!r} is {_article(type(owner).__name__)}, expected a class")
+        raise ValueError(f"{path!r} is {kind_of(owner)}, expected a class")
     return owner
 
 
@@ -109,7 +107,3 @@ def source_sha256(path: str) -> str:
     source = inspect.getsourcefile(config_class(path))
     assert source is not None
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fsg.config import kind_of
 from fsg.estimators.protocol import GradientEstimator
 
 
@@ -13,11 +14,11 @@ def proposed(estimator: GradientEstimator, model: nn.Module, lr: float, progress
     says = f"{type(estimator).__name__}.propose returned"
     wanted = "expected the quantized weights, tensors by the parameters' names"
     if not isinstance(weights, dict):
-        raise ValueError(f"{says} {_kind(weights)}, {wanted}")
+        raise ValueError(f"{says} {kind_of(weights)}, {wanted}")
     latent = {f"{name}.weight": layer.weight.shape for name, layer in estimator.layers.items()}
     for name, weight in weights.items():
         if not isinstance(weight, Tensor):
-            raise ValueError(f"{says} {_kind(weight)} for {name!r}, {wanted}")
+            raise ValueError(f"{says} {kind_of(weight)} for {name!r}, {wanted}")
         if name in latent and weight.shape != latent[name]:
             shapes = f"{list(weight.shape)} for {name!r}, whose shape is {list(latent[name])}"
             raise ValueError(f"{says} a tensor {shapes}, {wanted}")
@@ -33,7 +34,7 @@ def updated(estimator: GradientEstimator, model: nn.Module) -> bool:
     owner = type(estimator).__name__
     if not isinstance(applies, bool):
         what = "expected True, or False where the optimizer has nothing to apply"
-        raise ValueError(f"{owner}.update returned {_kind(applies)}, {what}")
+        raise ValueError(f"{owner}.update returned {kind_of(applies)}, {what}")
     without = [name for name, layer in estimator.layers.items() if layer.weight.grad is None] if applies else []
     if without:
         more = f" and {len(without) - 1} more" if len(without) > 1 else ""
@@ -47,7 +48,3 @@ def _has(model: nn.Module, name: Any) -> bool:
         return isinstance(model.get_parameter(name), Tensor)
     except AttributeError:
         return name in dict(model.named_buffers())
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg import trainer
-from fsg.config import to_dict
+from fsg.config import kind_of, to_dict
 from fsg.data import Dataset
 from fsg.estimators import GradientEstimator
 from fsg.imported import Imported
@@ -63,7 +63,11 @@ def _build(train: TrainConfig) -> None:
     except Exception:  # is told where the data is checked
         return
     if not isinstance(dataset, Dataset):
-        raise _Unfit("data", f"load returned {_a(dataset)} (expected a fsg.data.Dataset)")
+        raise _Unfit("data", f"load returned {kind_of(dataset)} (expected a fsg.data.Dataset)")
+    if not hasattr(train.data, "validation"):
+        raise _Unfit("data", "has no setting validation (expected one: how many training images are held out)")
+    if not isinstance(_called("data", train.data.fingerprint), str):
+        raise _Unfit("data", "fingerprint returned no text (expected a digest of the images)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself says them
         try:
@@ -77,7 +81,7 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
     if isinstance(train.lr_schedule, Imported):
         factor = _called("lr_schedule", train.lr_schedule.factor, 0.0, max(1, train.epochs))
         if not isinstance(factor, numbers.Real):
-            raise _Unfit("lr_schedule", f"factor(0.0, …) returned {_a(factor)} (expected a number)")
+            raise _Unfit("lr_schedule", f"factor(0.0, …) returned {kind_of(factor)} (expected a number)")
     if isinstance(train.quantizer, Imported):
         _called("quantizer", _try_quantizer, train.quantizer)
     model = _called("model", train.model.build, dataset.shape, dataset.classes)
@@ -89,12 +93,14 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
         raise _Unfit("full_precision_layers" if named else "model", reason(error)) from error
     estimator = _called("estimator", train.estimator.build, quantized)
     _expect("estimator", estimator, GradientEstimator)
+    if not hasattr(estimator, "layers"):
+        raise _Unfit("estimator", "it has no layers (expected super().__init__(model) in its constructor)")
     optimizer = _called("optimizer", train.optimizer.build, quantized)
     if isinstance(train.optimizer, Imported):
         needed = (*KINDS["optimizer"].methods, "names", "parameters")
         missing = [name for name in needed if not hasattr(optimizer, name)]
         if missing:
-            what = f"build returned {_a(optimizer)}, which has no {', '.join(missing)}"
+            what = f"build returned {kind_of(optimizer)}, which has no {', '.join(missing)}"
             raise _Unfit("optimizer", f"{what} (expected {KINDS['optimizer'].example})")
         if not isinstance(_called("optimizer", getattr, train.optimizer, "lr", None), numbers.Real):
             raise _Unfit("optimizer", "has no setting lr (expected one: the learning rate before the schedule)")
@@ -114,14 +120,14 @@ def _try_quantizer(quantizer: Any) -> None:
     }
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} returned {_a(tensor)} (expected a tensor)")
+            raise ValueError(f"{name} returned {kind_of(tensor)} (expected a tensor)")
         if name != "calibration" and tensor.shape != weight.shape:
             raise ValueError(f"{name} made {list(tensor.shape)} of a weight [2, 3] (expected its shape)")
 
 
 def _expect(kind: str, built: Any, base: type) -> None:
     if not isinstance(built, base):
-        raise _Unfit(kind, f"build returned {_a(built)} (expected {KINDS[kind].example})")
+        raise _Unfit(kind, f"build returned {kind_of(built)} (expected {KINDS[kind].example})")
 
 
 def _called(field: str, function: Any, *arguments: Any) -> Any:
@@ -131,7 +137,3 @@ def _called(field: str, function: Any, *arguments: Any) -> Any:
         what = reason(error)
         known = "(expected " in what or ", expected " in what
         raise _Unfit(field, what if known else f"{what} (expected a {KINDS[field].title} that can be built)") from error
-
-
-def _a(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -195,6 +195,39 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "@settings\nclass Mine(Settings):\n    def factor(self, epoch, epochs): pass\n",
         "factor(0.0, …) returned nothing (expected a number)",
     ),
+    "an estimator that is not wholly made": (
+        "estimator",
+        "class Mine(fsg.STE):\n    def __init__(self, model): pass\n",
+        "it has no layers (expected super().__init__(model) in its constructor)",
+    ),
+    "an estimator without an update": (
+        "estimator",
+        "class Mine(fsg.GradientEstimator):\n    def propose(self, model, *, lr, progress): return {}\n",
+        "TypeError: Can't instantiate abstract class Mine with abstract method update "
+        "(expected a gradient estimator that can be built)",
+    ),
+    "an optimizer where an estimator is": (
+        "estimator",
+        "class Mine(Optimizer):\n    @settings\n    class Config(fsg.SGD): pass\n",
+        "Mine is no gradient estimator (expected a class derived from fsg.GradientEstimator)",
+    ),
+    "images that are no dataset": (
+        "data",
+        "@settings\nclass Mine(Images):\n    def load(self): return []\n    def fingerprint(self): return ''\n",
+        "load returned a list (expected a fsg.data.Dataset)",
+    ),
+    "images without a digest": (
+        "data",
+        "@settings\nclass Mine(Images):\n    def load(self): return fsg.data.FashionMNISTSubset().load()\n"
+        "    def fingerprint(self): pass\n",
+        "fingerprint returned no text (expected a digest of the images)",
+    ),
+    "images without a split": (
+        "data",
+        "class Mine:\n    def load(self): return fsg.data.FashionMNISTSubset().load()\n"
+        "    def fingerprint(self): return ''\n",
+        "has no setting validation (expected one: how many training images are held out)",
+    ),
     "a config that is no settings": (
         "estimator",
         "class Mine(fsg.GradientEstimator):\n    class Config:\n        lr = 1\n",
