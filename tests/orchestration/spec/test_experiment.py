@@ -809,7 +809,7 @@ OWN_MISTAKES = {
     "no such class": (
         "{import: 'OWN:Nine'}",
         "import: cannot import 'OWN:Nine': module 'OWN' has no attribute 'Nine' "
-        "(expected module:Class, installed or beside the spec)",
+        "(expected module:Class, installed or beside the spec; did you mean Mine?)",
     ),
 }
 
