@@ -41,7 +41,7 @@ class Filled:
     ended: float
 
     def over_ideal(self, seconds: float, count: int) -> float:
-        """The time from the first start over that of the best order; a place without a worker is as free as the last."""
+        """The time from the first start over that of the best order; a place without a worker is free like the last."""
         first, last = min(self.began), max(self.began)
         free = [*self.began, *[last] * (PLACES - len(self.began))]
         return (self.ended - first) / (best_end(free, seconds, count) - first)
