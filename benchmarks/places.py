@@ -1,8 +1,8 @@
 """How well eight places are filled by trainings that sleep: `python -m benchmarks.places 20 40` (seconds, trainings).
 
 The measure is the time until all have ended over that of the best order on the same places, each counted from the
-moment at which its worker began its first training. `--one-trial-each` is Ray Tune as it is, with warm workers that
-have imported torch as well: each training a trial.
+moment at which its worker began its first training. `--one-trial-each` is Ray Tune as it is, each training a trial, on
+warm workers that have imported torch as well; no trial is asked for before a place is free, as a search wants it.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import contextlib
 import heapq
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -40,9 +41,10 @@ class Filled:
     ended: float
 
     def over_ideal(self, seconds: float, count: int) -> float:
-        """The time from the first start, over that of the best order."""
-        first = min(self.began)
-        return (self.ended - first) / (best_end(self.began, seconds, count) - first)
+        """The time from the first start over that of the best order; a place without a worker is free like the last."""
+        first, last = min(self.began), max(self.began)
+        free = [*self.began, *[last] * (PLACES - len(self.began))]
+        return (self.ended - first) / (best_end(free, seconds, count) - first)
 
 
 def best_end(free: Sequence[float], seconds: float, count: int) -> float:
@@ -101,30 +103,50 @@ def workers(seconds: float, count: int) -> Filled:
 
 
 def one_trial_each(seconds: float, count: int) -> Filled:
-    """Trainings as trials of Tune, on workers that it keeps warm."""
+    """Trainings as trials of Tune, on workers that it keeps warm: as a search does, none is asked for ahead."""
     from ray import tune
+    from ray.tune.search import ConcurrencyLimiter, Searcher
 
     class Sleeping(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             import torch  # noqa: F401 - what each worker needs
 
-            self.process = time.time()
-
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True
 
         def step(self) -> dict[str, Any]:
-            import os
-
             began = time.time()
             time.sleep(seconds)
             return {"done": True, "process": os.getpid(), "began": began, "ended": time.time()}
 
+    class Trials(Searcher):
+        given = 0
+
+        def suggest(self, trial_id: str) -> Any:
+            if self.given == count:
+                return Searcher.FINISHED
+            self.given += 1
+            return {"number": self.given}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            assert not error
+
+        def save(self, checkpoint_path: str) -> None: ...
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PLACES)
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             Sleeping,
-            tune_config=tune.TuneConfig(num_samples=count, reuse_actors=True),
-            run_config=tune.RunConfig(name="bare", storage_path=folder, verbose=0),
+            tune_config=tune.TuneConfig(
+                num_samples=-1, reuse_actors=True, search_alg=ConcurrencyLimiter(Trials(), max_concurrent=PLACES)
+            ),
+            run_config=tune.RunConfig(
+                name="bare",
+                storage_path=folder,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # it would end the worker
+            ),
         )
         results = [result.metrics or {} for result in tuner.fit()]
     began: dict[int, float] = {}

@@ -94,5 +94,7 @@ def test_the_best_order_fills_each_place_as_soon_as_it_is_free() -> None:
     assert best_end([0.0, 1.0], 2.0, 1) == 2.0
     assert best_end([0.0, 1.0], 2.0, 3) == 4.0
     assert best_end([0.0, 0.0], 2.0, 4) == 4.0
-    assert Filled([0.0, 1.0], 5.0).over_ideal(2.0, 3) == 1.25
-    assert Filled([3.0, 4.0], 7.0).over_ideal(2.0, 3) == 1.0, "counted from the first start"
+    began = [3.0, 4.0, *[5.0] * 6]
+    assert Filled(began, 7.0).over_ideal(2.0, 8) == 1.0, "counted from the first start"
+    assert Filled(began, 9.0).over_ideal(2.0, 8) == 1.5
+    assert Filled([3.0, 4.0, 5.0], 9.0).over_ideal(2.0, 8) == 1.5, "five places have no worker"

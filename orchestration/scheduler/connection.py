@@ -3,6 +3,7 @@
 Call `environment.prepare` before this module is imported: Ray reads its environment then.
 """
 
+import gc
 import logging
 import os
 import re
@@ -64,6 +65,7 @@ def connect(
             with _watched(died) if address is None else nullcontext():
                 yield
         finally:
+            gc.collect()  # Ray 2.51 ends the process if another thread collects a handle of Ray's while it shuts down
             ray.shutdown()
 
 

@@ -33,7 +33,7 @@ from orchestration.spec.cells import Cell
 from orchestration.util.scratch import scratch
 
 POLL_INTERVAL = 0.2
-END_TIMEOUT = 30  # for Tune to end its workers
+END_TIMEOUT = 300  # for Tune to end its workers: Ray must not be shut down while Tune still calls it
 MAX_WORKERS = 100_000  # that wait for an order at the same time
 MAX_REPORTS_PER_SECOND = 100  # from all workers together
 MAX_ROUNDS = 20  # in which no cell has ended

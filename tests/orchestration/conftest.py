@@ -14,10 +14,12 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """A training sets the process up for itself; the other tests get theirs back."""
-    before = torch.get_num_threads()
+    before, environment = torch.get_num_threads(), dict(os.environ)
     yield
     torch.set_num_threads(before)
     torch.set_default_dtype(torch.float32)
+    if "MLFLOW_TRACKING_URI" not in environment:  # MLflow sets it to the address that it was given last
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture

@@ -106,8 +106,9 @@ def test_cluster_whose_ray_is_out_of_range_is_refused(server: Callable[..., str]
 
 @pytest.mark.parametrize("theirs", ["2.51.0", "2.55.1", "2.60.9"])
 def test_cluster_with_another_ray_in_range_is_used_with_a_warning(
-    server: Callable[..., str], capsys: pytest.CaptureFixture[str], theirs: str
+    server: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path, theirs: str
 ) -> None:
+    (tmp_path / "no_token").write_text("right\n")  # a Ray of an earlier test may have made one necessary
     address = server(lambda _: (200, version(theirs)))
     assert JobServer(address).address == address
     expected = f"warning: {address}: the cluster has Ray {theirs}, here is {ray.__version__}"
@@ -115,8 +116,9 @@ def test_cluster_with_another_ray_in_range_is_used_with_a_warning(
 
 
 def test_cluster_with_the_same_ray_is_used_without_a_word(
-    server: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    server: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "no_token").write_text("right\n")
     JobServer(server(lambda _: (200, version())))
     assert capsys.readouterr() == ("", "")
 
