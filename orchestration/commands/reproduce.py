@@ -1,6 +1,5 @@
 """`fsg reproduce RESULTS CELL`: one cell is trained anew, beside the ledger, and held against what it has."""
 
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from orchestration.analysis.units import Unit
 from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import bits, rows_of, to_train_again
 from orchestration.spec.cells import Cell, find_cell
 from orchestration.util import provenance
@@ -60,7 +60,9 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
     if before.state not in ("done", "diverged"):
         raise ValueError(f"{cell.label}: is {before.state}: there is nothing to compare with")
     launch = ledger.launches()[-1]
-    sys.path.append(str(Path(launch["spec_source"]).parent))  # components of the user's own
+    import_own_code(ledger)
+    if changed := edits(cell.train):
+        raise ValueError(f"{cell.label}: {'; '.join(changed)} (expected the files as they were)")
     device = "cuda" if launch["spec"]["resources"]["gpus"] else "cpu"
     if device == "cuda" and not provenance.gpu_names():
         raise ValueError(f"{cell.label}: was trained on a GPU, and this machine has none")

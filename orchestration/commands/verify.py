@@ -6,6 +6,7 @@ state (`fsg.checkpoint.digest`), the weights in the files, every row, and the di
 may differ. A cell that was done and has lost a file does not count as the same.
 """
 
+import os
 import random
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from rich.console import Console
 
 import fsg
 from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import (
     digest_of,
     other_rows,
@@ -84,7 +86,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     if device == "cuda" and not provenance.gpu_names():
         print(f"{folder}: was trained on a GPU, and this machine has none (expected one of that type)", file=sys.stderr)
         return BAD_INPUT
-    own = str(Path(launches[-1]["spec_source"]).parent)
+    own = os.pathsep.join(import_own_code(ledger))
     draw = random.Random(seed)
     long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
     chosen = draw.sample(long, min(cells, len(long))) or draw.sample(done, min(cells, len(done)))
@@ -111,8 +113,10 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
 
 
 def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, draw: random.Random) -> Verdict:
-    before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)
     steps = total_steps(cell)
+    if changed := edits(cell.train):
+        return Verdict(cell, steps, None, None, None, 0, tuple(changed))
+    before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)
     command = [sys.executable, "-m", "orchestration.runtime.retrain", str(folder), cell.id, device, own]
     killed_at = train_until_killed(command, steps, draw) if steps >= _FEWEST_STEPS else None
     differences = []

@@ -15,7 +15,7 @@ from orchestration.ledger.study_records import planned_cells
 from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
 from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
 from orchestration.spec.fields import Report as Asked
 
@@ -133,7 +133,7 @@ def build(ledger: Ledger) -> Report:
             *_left_out(ledger.orphans(planned)),
         ),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
-        provenance=_provenance(launches),
+        provenance=_provenance(launches, trials),
         layers=layer_maps.maps({line.short_label: _diagnostics(ledger, line) for line in lines}),
         spec_text=launch["spec_text"],
         changes=launch.get("git_diff") or "",
@@ -233,18 +233,28 @@ def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[
             yield f"Cells of different {what} stand in one table: {', '.join(sorted(found))}."
 
 
-def _provenance(launches: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _provenance(launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> dict[str, str]:
     launch = launches[-1]
     changed = ", with changes that are not committed (below)" if launch["git_diff_sha256"] else ""
     return {
         "Launched": _when(launch["started"]) + (f" (launch {len(launches)})" if len(launches) > 1 else ""),
         "Commit": (launch["git_commit"] or "none: not run from a git checkout") + changed,
         "Training code": f"SHA-256 {launch['fsg_source_sha256']}",
+        **_own_code(trials),
         "Spec": f"{Path(launch['spec_source']).name}, resolved SHA-256 {launch['spec_sha256']}",
         "Images": _text(launch.get("data", {})) or "not recorded",
         "Versions": _text(launch["versions"]),
         "Hardware": _text(launch["hardware"]),
     }
+
+
+def _own_code(trials: Sequence[Trial]) -> dict[str, str]:
+    """The components of the user's own, each with the digests of the files that it consists of."""
+    found = {own.path: own for trial in trials for own in imported(trial.cell.train)}
+    told = [f"{path} SHA-256 {own.source_sha256}" for path, own in found.items()]
+    others = {name: digest for own in found.values() for name, digest in (own.files_sha256 or {}).items()}
+    told += [f"{name} SHA-256 {digest}" for name, digest in others.items()]
+    return {"Own code": ", ".join(told)} if told else {}
 
 
 def _when(milliseconds: int) -> str:

@@ -19,7 +19,6 @@ from torch import Tensor
 from fsg import checkpoint
 from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
-from fsg.imported import source_sha256
 from fsg.trainer import Row, Training
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt, Superseded
@@ -28,9 +27,10 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime import peak_memory
+from orchestration.runtime.own_code import edits
 from orchestration.runtime.reset import reset_process_state
 from orchestration.runtime.system_metrics import SystemMetrics
-from orchestration.spec.cells import Cell, imported
+from orchestration.spec.cells import Cell
 from orchestration.util import provenance
 from orchestration.util.error_text import one_line
 
@@ -125,9 +125,8 @@ class CellTraining:
 
     def _begin(self) -> "ActiveRun":
         reset_process_state(self.cell.train.threads, self.cell.seed)
-        for own in imported(self.cell.train):
-            if source_sha256(own.path) != own.source_sha256:
-                raise RuntimeError(f"{own.path} was edited since the launch; another launch trains what it is now")
+        if changed := edits(self.cell.train):
+            raise RuntimeError(f"{'; '.join(changed)}; another launch trains what it is now")
         where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
         self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
         training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import fsg
 from fsg import trainer
 from fsg.config import Settings, to_dict
-from fsg.imported import Imported
+from fsg.imported import Imported, closure
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig
 from orchestration.spec.experiment import ExperimentSpec
@@ -192,6 +192,12 @@ def imported(settings: Settings) -> list[Imported]:
 def own_code(spec: ExperimentSpec) -> Path | None:
     """The folder of the user's own components, if a spec names any."""
     return spec.source.parent if any(imported(train) for train in spec.trains) else None
+
+
+def own_folders(spec: ExperimentSpec) -> list[str]:
+    """The folders that a spec's own components are imported from."""
+    paths = sorted({own.path for train in spec.trains for own in imported(train)})
+    return list(dict.fromkeys(str(closure(path).root) for path in paths))
 
 
 def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:

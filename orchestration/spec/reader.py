@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from fsg.config import Settings, to_dict
-from fsg.imported import Imported, config_class, source_sha256
+from fsg.imported import Imported, closure, config_class
 from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, meant, nearest
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError, printable
 
@@ -24,7 +24,6 @@ class Located(NamedTuple):
     node: Node
     owner: str
     imported: str = ""
-    source_sha256: str = ""
 
     def entries(self) -> Mapping[str, Node]:
         """The settings written down, without the import path."""
@@ -49,7 +48,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._imported: dict[str, tuple[type[Settings], str]] = {}
+        self._imported: dict[str, type[Settings]] = {}
         self._located: dict[tuple[Field, Node], Located] = {}
         self._read: dict[tuple[type[Settings], Node], Read] = {}
 
@@ -139,12 +138,12 @@ class Reader:
                 cls = config_class(path.value)
                 adapter(cls)
                 fields(cls)
-                self._imported[path.value] = cls, source_sha256(path.value)
+                closure(path.value)
+                self._imported[path.value] = cls
             except (Exception, SystemExit) as error:  # a user's module may do anything when it is imported
                 what = f"{reason(error)} (expected module:Class, installed or beside the spec)"
                 raise ProblemError(Problem(path.mark, path.label, what)) from error
-        cls, source = self._imported[path.value]
-        return Located(cls, mapping, f"{field.name} {path.value}", path.value, source)
+        return Located(self._imported[path.value], mapping, f"{field.name} {path.value}", path.value)
 
     def _component(self, field: Field, node: Node) -> Read:
         try:
@@ -153,7 +152,7 @@ class Reader:
             return None, (refused.problem,)
         config, problems = self.read(at)
         if config is not None and at.imported:
-            config = Imported(path=at.imported, settings=to_dict(config), source_sha256=at.source_sha256)
+            config = Imported.of(at.imported, to_dict(config))
         return config, problems
 
     def _validated(self, at: Located) -> Read:
