@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 import fsg
 from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import (
     digest_of,
@@ -151,7 +151,7 @@ def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, d
         digest=outcome.digest,
         rows=len(rows_of(again, cell)),
         differences=tuple(differences),
-        elsewhere=tuple(_elsewhere(ledger, cell, device)),
+        elsewhere=tuple(elsewhere(ledger, cell, device)),
     )
 
 
@@ -161,24 +161,6 @@ def _scope(device: str, cells: Sequence[Cell]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     many = f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
     return f"{provenance.device_name(device)}, {many}, {', '.join(precision)}, {versions}, NUMERICS {fsg.NUMERICS}"
-
-
-def _elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:
-    """What was different when the cell was trained, over the attempts that made it."""
-    launches = ledger.launches()
-    found: dict[str, None] = {}
-    for attempt in ledger.attempts(cell.id):
-        number = attempt.get("launch", 0)
-        launch = launches[number - 1] if 0 < number <= len(launches) else {}
-        then: dict[str, Any] = {"device": attempt.get("device"), **attempt.get("versions", {})}
-        then |= {"NUMERICS": launch.get("numerics"), "source of fsg": launch.get("fsg_source_sha256")}
-        here: dict[str, Any] = {"device": provenance.device_name(device), **provenance.versions()}
-        here |= {"NUMERICS": fsg.NUMERICS, "source of fsg": provenance.code()["fsg_source_sha256"]}
-        for name, value in then.items():
-            if value and value != here.get(name):
-                short = [str(one)[:12] if name.startswith("source") else one for one in (value, here.get(name))]
-                found[f"trained with {name} {short[0]} (here {short[1]})"] = None
-    return list(found)
 
 
 def _say(console: Console, line: str) -> None:

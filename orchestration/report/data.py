@@ -18,6 +18,7 @@ from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, u
 from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
 from orchestration.spec.fields import Report as Asked
+from orchestration.util import provenance
 
 _UNFINISHED = ("diverged", "failed", "interrupted", "running", "waiting")
 
@@ -45,7 +46,7 @@ class Measured(NamedTuple):
 class Report:
     """The content of a report. The first of `measured` is the metric of the spec.
 
-    `changes` is the diff of uncommitted code.
+    `changes` is the diff of uncommitted code, `mixed` what differs between cells that should differ in nothing else.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Report:
     pretraining: tuple[Trial, ...]
     unfinished: tuple[Trial, ...]
     warnings: tuple[str, ...]
+    mixed: tuple[str, ...]
     panels: tuple[tuple[Panel, ...], ...]
     provenance: dict[str, str]
     layers: dict[str, list[layer_maps.Map]]
@@ -114,6 +116,7 @@ def build(ledger: Ledger) -> Report:
     trained = [trial for trial in trials if trial.cell.kind == "train"]
     measured = tuple(_measured(trained, asked, plan))
     lines = measured[0].lines
+    mixed = _mixed(ledger, launches, trials)
     return Report(
         folder=ledger.folder,
         name=spec["name"] + (f" · {spec['profile']}" if spec["profile"] else ""),
@@ -128,10 +131,11 @@ def build(ledger: Ledger) -> Report:
         warnings=(
             *_warnings(lines, trials, asked.metric),
             *_about_seeds(plan),
-            *_mixed(ledger, launches, trials),
+            *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
             *unlike_pairs(ledger, trained, asked.baseline),
             *_left_out(ledger.orphans(planned)),
         ),
+        mixed=tuple(mixed),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
         provenance=_provenance(launches, trials),
         layers=layer_maps.maps({line.short_label: _diagnostics(ledger, line) for line in lines}),
@@ -213,11 +217,11 @@ _COMPARED = {
     "fsg_source_sha256": "training code",
     "device": "devices",
     "versions": "versions",
-    "cpu": "CPU types",
+    **provenance.DETERMINANTS,
 }
 
 
-def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Iterable[str]:
+def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Mapping[str, Sequence[str]]:
     """What differs between the cells of the table; where an attempt says nothing of itself, its launch does."""
     seen: dict[str, set[str]] = {"threads": {str(trial.cell.train.threads) for trial in trials}}
     by_number = dict(enumerate(launches, start=1))
@@ -228,9 +232,9 @@ def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[
             for key, what in _COMPARED.items():
                 if record.get(key):
                     seen.setdefault(what, set()).add(_text(record[key]))
-    for what, found in seen.items():
-        if len(found) > 1:
-            yield f"Cells of different {what} stand in one table: {', '.join(sorted(found))}."
+            for name, version in record.get("libraries", {}).items():
+                seen.setdefault(f"versions of {name}", set()).add(version)
+    return {what: sorted(found) for what, found in seen.items() if len(found) > 1}
 
 
 def _provenance(launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> dict[str, str]:
