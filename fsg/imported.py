@@ -134,10 +134,10 @@ def _file(value: Any, root: Path) -> Path | None:
     """The file that a setting names: beside the module, or else where the process is. A mere word names none."""
     if not isinstance(value, str) or not Path(value).suffix:
         return None
-    places = (root / Path(value).expanduser(), Path.cwd() / Path(value).expanduser())
     try:
+        places = (root / Path(value).expanduser(), Path.cwd() / Path(value).expanduser())
         return next((place.resolve() for place in places if place.is_file()), None)
-    except (OSError, ValueError):  # too long for a name, or with a zero byte
+    except (OSError, RuntimeError, ValueError):  # too long for a name, nobody's home, or with a zero byte
         return None
 
 

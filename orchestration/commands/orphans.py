@@ -8,9 +8,8 @@ import fsg
 from orchestration.commands.plan import ExperimentPlan
 from orchestration.commands.request import LaunchRequest, Refused
 from orchestration.ledger.ledger import Ledger
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, changed_settings
 from orchestration.util.duration import duration
-from orchestration.util.nested import flatten
 
 MAX_NAMED = 4
 
@@ -22,9 +21,10 @@ def confirm_orphans(request: LaunchRequest, plan: ExperimentPlan) -> None:
     """
     launches = plan.ledger.launches()
     counted = set(launches[-1]["cells"]) if launches else set()
-    dropped = [(cell, plan.ledger.outcome(cell.id)) for cell in plan.orphans if cell.id in counted]
-    lost = [cell for cell, outcome in dropped if outcome.state in ("done", "diverged")]
-    begun = [cell for cell, outcome in dropped if outcome.step and cell not in lost]
+    lost = [cell for cell in plan.orphans if cell.id in counted]
+    outcomes = {cell.id: plan.ledger.outcome(cell.id) for cell in lost}
+    begun = [cell for cell in lost if outcomes[cell.id].state not in ("done", "diverged") and outcomes[cell.id].step]
+    lost = [cell for cell in lost if outcomes[cell.id].state in ("done", "diverged")]
     numerics = launches[-1].get("numerics") if launches else None
     if begun:
         for line in describe_orphans(begun, plan.cells, plan.ledger, numerics, ("unfinished", "start anew")):
@@ -60,12 +60,7 @@ def describe_orphans(
     order = list(planned_by_label)
     for cell in sorted(lost, key=lambda cell: order.index((cell.kind, cell.label))):
         now = planned_by_label[cell.kind, cell.label]
-        before, after = flatten(cell.train.identity()), flatten(now.train.identity())
-        changed = [
-            f"train.{path}: {before.get(path, 'absent')} before, {after.get(path, 'absent')} now"
-            for path in {**before, **after}
-            if before.get(path) != after.get(path)
-        ]
+        changed = [f"{path}: {old} before, {new} now" for path, (old, new) in changed_settings(cell, now).items()]
         reasons.setdefault("; ".join(changed) or _reason_beside_settings(numerics, ledger), []).append(cell)
     spent = duration(sum(ledger.outcome(cell.id).seconds for cell in lost))
     head = f"{ledger.folder}: {len(lost)} {what[0]} cells ({spent} of training) {what[1]}; they are kept:"

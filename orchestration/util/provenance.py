@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -135,9 +136,11 @@ def _blas() -> str:
     """The libraries of linear algebra that torch was built with, as it tells them."""
     import torch  # start-up time
 
-    lines = [line.removeprefix("  - ") for line in torch.__config__.show().splitlines()]
-    told = [line for line in lines if "MKL" in line or "Math Kernel" in line or "BLAS" in line]
-    return ", ".join(line.partition("BLAS_INFO=")[2].partition(",")[0] or line for line in told) or "none"
+    lines = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    made = ("Intel(R) oneAPI Math Kernel", "Intel(R) MKL-DNN", "OpenBLAS")
+    told = [line for line in lines if line.startswith(made)]
+    named = re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return ", ".join([*named, *told]) or "none"
 
 
 @cache

@@ -16,7 +16,7 @@ import fsg
 from orchestration.commands.bundle import BundleError, check, pack, unpack
 from orchestration.commands.diff import differences
 from orchestration.commands.orphans import confirm_orphans
-from orchestration.commands.plan import compare
+from orchestration.commands.plan import compare, plan
 from orchestration.commands.reproduce import reproduce_cell
 from orchestration.commands.request import LaunchRequest
 from orchestration.commands.verify import verify
@@ -190,6 +190,16 @@ def test_a_launch_says_which_unfinished_cells_start_anew_and_why(
     head, line = capsys.readouterr().out.splitlines()
     assert "1 unfinished cells" in head
     assert line.startswith(f"  own · seed 0: train.estimator.files_sha256.{HELPER}: ")
+
+
+def test_plan_names_the_file_that_makes_an_orphan(
+    moved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    (moved / "factor.txt").write_text("0.25")
+    assert plan(LaunchRequest(moved / "tiny.yaml", results=moved / "results", console=Console()), with_pilot=False) == 0
+    said = f"orphan: own · seed 0 ({own_cell(moved).id}, done) has other settings, code or data"
+    assert f"{said}: train.estimator.files_sha256.factor.txt\n" in capsys.readouterr().out
 
 
 def test_verify_and_reproduce_name_the_file_that_was_edited(
