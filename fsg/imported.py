@@ -46,7 +46,8 @@ class Imported(Settings):
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        return getattr(self.resolve(), attribute)
+        known = self.settings.get(attribute)  # a report is read where the component cannot be imported
+        return known if isinstance(known, bool | int | float) else getattr(self.resolve(), attribute)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.resolve()(*arguments, **keywords)

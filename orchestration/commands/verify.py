@@ -30,6 +30,7 @@ from orchestration.runtime.retrain import (
 )
 from orchestration.spec.cells import Cell, total_steps
 from orchestration.util import provenance
+from orchestration.util.error_text import first_line
 from orchestration.util.scratch import keep, scratch
 
 SAME, DIFFERENT, BAD_INPUT = 0, 1, 2
@@ -88,7 +89,11 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
         return BAD_INPUT
     own = os.pathsep.join(import_own_code(ledger))
     draw = random.Random(seed)
-    long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
+    try:
+        long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
+    except (OSError, ValueError) as error:  # images, or the user's class that reads them, are not to be found
+        print(f"{folder}: {first_line(error)}", file=sys.stderr)
+        return BAD_INPUT
     chosen = draw.sample(long, min(cells, len(long))) or draw.sample(done, min(cells, len(done)))
     _say(console, f"scope: {_scope(device, chosen)}; elsewhere other bits are to be expected")
     verdicts = []

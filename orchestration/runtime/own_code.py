@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fsg.imported import edited
 from fsg.trainer import TrainConfig
+from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import imported
 from orchestration.util.user_code import import_from
@@ -18,7 +19,8 @@ def import_own_code(ledger: Ledger) -> list[str]:
     """
     launch, own = ledger.last_launch(), _recorded(ledger)
     named = [Path(launch["spec_source"]).parent, *map(Path, launch.get("own_folders", []))]
-    named += [above for above in ledger.folder.resolve().parents[1:2] if _unchanged(own, above)]
+    if not store.is_remote(ledger.folder):
+        named += [above for above in ledger.folder.resolve().parents[1:2] if _unchanged(own, above)]
     folders = dict.fromkeys(str(folder) for folder in named if own and folder.is_dir())
     found = sorted(folders, key=lambda folder: -_unchanged(own, Path(folder)))
     import_from(*found)

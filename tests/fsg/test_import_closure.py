@@ -225,3 +225,10 @@ def test_a_data_file_that_a_setting_names_counts_by_its_contents(
     assert edited(own) == ["tables/one.txt"]
     assert Imported.of(path, {"table": "word"}).files_sha256 == {}
     assert Imported.of(path, {"table": "absent.txt"}).resolve().table == "absent.txt"
+
+
+def test_numbers_among_the_settings_are_known_without_the_component() -> None:
+    own = Imported(path="nowhere_to_be_found:Mine", settings={"validation": 60, "flip": False, "file": "x.npz"})
+    assert (own.validation, own.flip) == (60, False)
+    with pytest.raises(ValueError, match="cannot import"):
+        own.file  # noqa: B018

@@ -17,6 +17,7 @@ from orchestration.commands.bundle import BundleError, check, pack, unpack
 from orchestration.commands.diff import differences
 from orchestration.commands.orphans import confirm_orphans
 from orchestration.commands.plan import compare, plan
+from orchestration.commands.report import report
 from orchestration.commands.reproduce import reproduce_cell
 from orchestration.commands.request import LaunchRequest
 from orchestration.commands.verify import verify
@@ -105,6 +106,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     tiny_experiment.images(folder / "tiny.npz")
     (folder / "own_helpers").mkdir()
     for name, text in {
@@ -258,3 +260,45 @@ def test_diff_and_report_name_the_files(finished: Path, moved: Path) -> None:
     own = build(after).provenance["Own code"]
     digests = [line.split(" SHA-256 ") for line in own.split(", ")]
     assert [name for name, _ in digests] == ["own_estimator:Scaled", HELPER, "factor.txt"]
+
+
+DATA = """
+from dataclasses import dataclass
+import numpy as np
+from fsg.config import setting
+from fsg.data import Images, RawImages
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Images):
+    file: str = setting("tiny.npz", "Where they are.")
+
+    def read(self):
+        found = np.load(self.file)
+        return RawImages(*(found[name] for name in ("train_images", "train_labels", "test_images", "test_labels")))
+"""
+
+
+def test_where_own_code_is_gone_a_report_is_read_and_the_rest_says_so_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of the user's own, read beside the spec wherever the process is."""
+    project = tmp_path / "project"
+    written(project)
+    (project / "own_data.py").write_text(DATA)
+    text = SPEC.replace("{name: arrays, file: tiny.npz,", '{import: "own_data:Mine", file: tiny.npz,')
+    (project / "tiny.yaml").write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    results = tiny_experiment.trained(project / "tiny.yaml", tmp_path / "results" / "tiny").folder
+    assert reproduce_cell(results, "ste · seed 0").bit_for_bit
+    shutil.rmtree(project)
+    sys.path[:] = [path for path in sys.path if path != str(project)]
+    forget()
+    assert report(results) == 0
+    capsys.readouterr()
+    assert verify(results) == 2
+    assert capsys.readouterr().err == f"{results}: cannot import 'own_data:Mine': No module named 'own_data'\n"
+    with pytest.raises(ValueError, match="ste · seed 0: cannot import 'own_data:Mine'"):
+        reproduce_cell(results, "ste · seed 0")
+    with pytest.raises(BundleError, match="cannot import 'own_estimator:Scaled'"):
+        pack(results)
