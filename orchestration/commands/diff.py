@@ -17,7 +17,6 @@ from orchestration.analysis.units import Unit
 from orchestration.commands.exit_status import DONE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import Report, build
-from orchestration.runtime.own_code import import_own_code
 from orchestration.spec.fields import Report as Asked
 from orchestration.spec.fields import adapter
 
@@ -55,8 +54,6 @@ class Differences(NamedTuple):
 
 def differences(before: Ledger, after: Ledger) -> Differences:
     """From A to B, as their last launches were. Raises ValueError where one was never launched."""
-    for ledger in (before, after):
-        import_own_code(ledger)
     reports = build(before), build(after)
     a, b = before.launches()[-1], after.launches()[-1]
     changes = {

@@ -10,14 +10,12 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build
 from orchestration.report.tables import terminal_table
 from orchestration.report.write import write
-from orchestration.runtime.own_code import import_own_code
 from orchestration.util.error_text import first_line
 
 
 def report(folder: Path) -> int:
     """Write and print the report of an experiment's folder. Returns the exit status."""
     try:
-        import_own_code(Ledger(folder))
         built = build(Ledger(folder))
     except (OSError, ValueError) as error:
         print(first_line(error), file=sys.stderr)

@@ -7,7 +7,6 @@ from pathlib import Path
 from orchestration.commands.exit_status import BAD_INPUT, DONE, FAILED
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
-from orchestration.runtime.own_code import import_own_code
 from orchestration.spec.experiment import recorded_spec
 from orchestration.tracking.sync import Tracker
 from orchestration.util.error_text import first_line
@@ -29,7 +28,6 @@ def sync(folder: Path, tracking_uri: str | None = None) -> int:
     if uri and ":***@" in uri:
         print(f"{folder}: the password of {uri} is not kept (expected --tracking-uri with it)", file=sys.stderr)
         return BAD_INPUT
-    import_own_code(ledger)
     tracker = Tracker(ledger, recorded_spec(launches[-1]), uri)
     try:
         sent = tracker.sync()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scipy
 import tiny_experiment
 from rich.console import Console
 from tiny_experiment import planned
@@ -25,6 +26,7 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.report import curves
 from orchestration.report.data import build
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.scheduler import nodes
 from orchestration.spec.cells import Cell
 from orchestration.spec.experiment import load_spec
 
@@ -35,6 +37,7 @@ from pathlib import Path
 from fsg import STE
 from fsg.config import setting
 from own_helpers.factor import FACTOR
+from scipy import stats
 
 class Scaled(STE):
     @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,20 @@ def test_a_component_of_one_file_has_the_id_that_it_had(tmp_path: Path, monkeypa
         SPEC.replace('"own_estimator:Scaled", table: factor.txt', '"own_of_one_file:Mine", strength: 2.0')
     )
     assert [cell.id for cell in planned(tmp_path / "tiny.yaml")] == ["56b4b2d25c0dedcd", "5765a9ff18cf7194"]
+
+
+def test_attempts_have_the_versions_of_what_a_component_imports(finished: Path) -> None:
+    ledger = Ledger(finished / "results" / "tiny")
+    found = {cell.variant: ledger.attempts(cell.id)[0]["libraries"] for cell in ledger.cells()}
+    assert found == {"own": {"scipy": scipy.__version__}, "ste": {}}
+
+
+def test_a_node_compares_the_files_with_the_drivers(moved: Path) -> None:
+    sys.path.insert(0, str(moved))
+    (record,) = nodes._own(Ledger(moved / "results" / "tiny").cells())
+    (moved / HELPER).write_text("FACTOR = -2.0\n")
+    wanted = {"versions": {}, "record": str(moved), "results": "", "directory": "", "python_path": [], "inputs": []}
+    assert nodes._look(wanted | {"own": [record]}) == [f"own_estimator:Scaled: {HELPER} is another than the driver's"]
 
 
 def test_an_edit_of_any_file_makes_another_cell(finished: Path, moved: Path) -> None:
