@@ -4,35 +4,47 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fsg.config import Settings, choice, from_dict, kind_of, setting, with_article
 from fsg.constructor import Arguments, arguments_of
+from fsg.import_closure import Closure, import_closure, source_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported(Settings):
     """`module:Class`, where Class is a `Settings` of the user's, or has one nested under the name `Config`, or neither.
 
-    `settings` are the fields of that config, or else the arguments of the constructor; `source_sha256` is the digest of
-    the module's file, so that an edit of it makes another cell. Attributes that are not its own are those of the user's
-    component.
+    `settings` are the fields of that config, or else the arguments of the constructor. `source_sha256` is the digest of
+    the module's file, `files_sha256` those of every other file of the user's that it consists of, so that an edit makes
+    another cell: what it imports, and the data files that its settings name. None: not recorded, as before these
+    counted. Attributes that are not its own are those of the user's component.
     """
 
     name: Literal["import"] = "import"
     path: str = setting(description="Where the component is: module:Class.")
     settings: dict[str, Any] = choice(dict, "The component's own settings.")
     source_sha256: str = setting("", "SHA-256 of the module's source.")
+    files_sha256: dict[str, str] | None = choice(None, "SHA-256 of its other files, by name.", identity=False)
+
+    @classmethod
+    def of(cls, path: str, settings: dict[str, Any]) -> "Imported":
+        """The component as its files are now."""
+        own, *others = digests(path, settings).items()
+        return cls(path=path, settings=settings, source_sha256=own[1], files_sha256=dict(others))
 
     def resolve(self) -> Any:
-        """The user's config, constructed from `settings`."""
-        return from_dict(config_class(self.path), self.settings)
+        """The user's config, constructed from `settings`; a relative path of a file beside the module is that one."""
+        config = config_class(self.path)
+        return from_dict(config, _located(self.settings, source_file(_module(self.path)).root))
 
     def identity(self) -> dict[str, Any]:
-        """With the component's own `identity=False` fields left out of its settings."""
-        return super().identity() | {"settings": self.resolve().identity()}
+        """With the component's own `identity=False` fields left out of its settings; other files, where there are."""
+        others = {"files_sha256": self.files_sha256} if self.files_sha256 else {}
+        return super().identity() | {"settings": from_dict(config_class(self.path), self.settings).identity()} | others
 
     def build(self, *arguments: Any) -> Any:
         """The component. Raises ValueError where its config builds something else than the class that is named."""
@@ -46,6 +58,9 @@ class Imported(Settings):
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
+        known = self.settings.get(attribute)  # a report is read where the component cannot be imported
+        if isinstance(known, bool | int | float):
+            return known
         config = self.resolve()
         return getattr(config if hasattr(config, attribute) else _used(config), attribute)
 
@@ -102,8 +117,82 @@ def _declared(config: type[Settings]) -> type[Settings]:
     return config
 
 
+def closure(path: str) -> Closure:
+    """The files of the module that holds `module:Class`, and what they import."""
+    config_class(path)
+    return import_closure(_module(path))
+
+
+def _module(path: str) -> str:
+    return path.partition(":")[0]
+
+
+def files(path: str, settings: Mapping[str, Any]) -> dict[str, Path]:
+    """Every file of the user's that a component consists of, by name, the module's own first.
+
+    A data file has its name relative to the folder of the module, or, elsewhere, its last part. Images have a
+    fingerprint of their own.
+    """
+    found = closure(path)
+    names = dict(found.files)
+    if hasattr(config_class(path), "fingerprint"):
+        return names
+    for value in _leaves(settings):
+        if file := _file(value, found.root):
+            inside = file.is_relative_to(found.root)
+            names.setdefault(file.relative_to(found.root).as_posix() if inside else file.name, file)
+    return names
+
+
+def digests(path: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each of `files`."""
+    found = {}
+    for name, file in files(path, settings).items():
+        with file.open("rb") as stream:
+            found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
 def source_sha256(path: str) -> str:
     """SHA-256 of the source file of the module that holds `module:Class`."""
-    source = inspect.getsourcefile(config_class(path))
-    assert source is not None
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    config_class(path)
+    return hashlib.sha256(source_file(_module(path)).file.read_bytes()).hexdigest()
+
+
+def edited(own: Imported) -> list[str]:
+    """The names of a component's files that are not as they were recorded."""
+    now = digests(own.path, own.settings)
+    first = next(iter(now))
+    if own.files_sha256 is None:  # nothing was recorded but the file of the class that has the settings
+        return [] if own.source_sha256 in now.values() else [first]
+    then = {first: own.source_sha256} | own.files_sha256
+    return sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _file(value: Any, root: Path) -> Path | None:
+    """The file that a setting names: beside the module, or else where the process is. A mere word names none."""
+    if not isinstance(value, str) or not Path(value).suffix:
+        return None
+    try:
+        places = (root / Path(value).expanduser(), Path.cwd() / Path(value).expanduser())
+        return next((place.resolve() for place in places if place.is_file()), None)
+    except (OSError, RuntimeError, ValueError):  # too long for a name, nobody's home, or with a zero byte
+        return None
+
+
+def _located(value: Any, root: Path) -> Any:
+    """Settings with each relative path of a file made absolute."""
+    if isinstance(value, Mapping):
+        return {name: _located(inner, root) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_located(inner, root) for inner in value]
+    file = _file(value, root)
+    return value if file is None else str(file)

@@ -8,6 +8,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fsg import native
 from fsg.config import Settings, setting
 from fsg.history import Sequences
+from fsg.selective_scan import kernel as scan_kernel
 from fsg.selective_scan import selective_scan
 
 VECTOR_BYTES, MOST_VECTORS = 64, 16  # as in mamba.cpp: a vector of states, and how many of them it takes for a channel
@@ -104,6 +106,16 @@ def suits_native(u: Tensor, A_log: Tensor) -> bool:
     suits = u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64) and u.dtype == A_log.dtype
     few = A_log.shape[1] <= MOST_VECTORS * VECTOR_BYTES // u.element_size()
     return suits and few and native.library("mamba") is not None
+
+
+def kernel(config: Mamba, device: str) -> str:
+    """What computes such a block's scan on a device in float32: the native library, mamba-ssm's kernel or torch."""
+    if device != "cpu":
+        return "torch" if scan_kernel() is None else f"mamba-ssm {version('mamba-ssm')}"
+    if suits_native(torch.empty(0, dtype=torch.float32), torch.empty(0, config.d_state, dtype=torch.float32)):
+        return f"native: {native.build('mamba').how}"
+    few = config.d_state <= MOST_VECTORS * VECTOR_BYTES // 4
+    return f"torch ({native.build('mamba').how if few else f'd_state {config.d_state}'})"
 
 
 class _NativeBlock(torch.autograd.Function):

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -18,32 +19,55 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping
          "-fPIC", "-shared", "-pthread")  # fmt: skip
 
 
-@functools.cache
+class Built(NamedTuple):
+    """A library, or None; `how` says by which compiler and flags, or why there is none."""
+
+    library: ctypes.CDLL | None
+    how: str
+
+
 def library(name: str) -> ctypes.CDLL | None:
-    """The shared library of `fsg/<name>.cpp`, or None, with a warning, where it cannot be had.
+    """The shared library of `fsg/<name>.cpp`, or None where it cannot be had."""
+    return build(name).library
+
+
+@functools.cache
+def build(name: str) -> Built:
+    """The shared library of `fsg/<name>.cpp`. Where it cannot be had, a warning and the log say so, once a process.
 
     `FSG_NATIVE=0` in the environment does without.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if os.environ.get("FSG_NATIVE") == "0":
-        return None
+        return Built(None, "FSG_NATIVE=0")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        warnings.warn(f"no C++ compiler found: {name} runs in plain torch, which is slower", stacklevel=2)
-        return None
+        return _without(name, "no C++ compiler")
     source = Path(__file__).with_name(f"{name}.cpp")
-    key = hashlib.sha256(source.read_bytes() + repr((compiler, FLAGS, platform.machine(), _processor())).encode())
-    built = _cache() / f"{name}-{key.hexdigest()[:16]}.so"
     try:
+        how = f"{_version(compiler)}, {' '.join(FLAGS)}"
+        key = hashlib.sha256(source.read_bytes() + repr((compiler, how, platform.machine(), _processor())).encode())
+        built = _cache() / f"{name}-{key.hexdigest()[:16]}.so"
         if not built.exists():
             _compile(compiler, source, built)
             logger.info("%s compiled by %s to %s", source.name, compiler, built)
-        return ctypes.CDLL(str(built))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else error
-        warnings.warn(
-            f"{name}.cpp does not compile here ({reason}): plain torch is used, which is slower", stacklevel=2
-        )
-        return None
+        return Built(ctypes.CDLL(str(built)), how)
+    except subprocess.CalledProcessError as error:
+        return _without(name, (error.stderr.strip().splitlines() or [f"{compiler} fails"])[0])
+    except OSError as error:
+        return _without(name, str(error))
+
+
+def _without(name: str, reason: str) -> Built:
+    said = f"{name}.cpp cannot be compiled here ({reason}): plain torch is used, which is slower"
+    logger.warning(said)
+    warnings.warn(said, stacklevel=2)
+    return Built(None, reason)
+
+
+def _version(compiler: str) -> str:
+    """What a compiler says that it is. Raises OSError, CalledProcessError."""
+    said = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    return said.partition("\n")[0].strip()
 
 
 def _compile(compiler: str, source: Path, built: Path) -> None:

@@ -17,6 +17,7 @@ import fsg
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import LockedError
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.own_code import import_own_code
 from orchestration.runtime.retrain import digest_of, other_rows, rows_of, to_train_again
 from orchestration.spec.cells import Cell, numerics_of, with_current_id
 from orchestration.util import provenance
@@ -39,8 +40,7 @@ def accept(folder: Path, console: Console | None = None) -> int:
         print(f"{folder}: no launch is recorded there", file=sys.stderr)
         return BAD_INPUT
     device = "cuda" if launches[-1]["spec"]["resources"]["gpus"] else "cpu"
-    own = str(Path(launches[-1]["spec_source"]).parent)
-    sys.path += [own] if own not in sys.path else []
+    import_own_code(ledger)
     try:
         with ledger.lock():
             return _accept(ledger, device, console)

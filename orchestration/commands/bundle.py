@@ -3,7 +3,7 @@
 A bundle is a ZIP archive, the same bytes for the same contents:
 
     manifest.json           what it is of, how to run it again, and SHA-256 and size of every other file
-    spec.yaml               the spec as it was written, with modules of the user's own beside it
+    spec.yaml               the spec as it was written, with the files of the user's own components beside it
     requirements.lock       the versions of everything it was installed with, or those recorded where there is no lock
     results/<experiment>/   the ledger and the report
 
@@ -21,11 +21,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from fsg.import_closure import is_installed
+from fsg.imported import files
 from fsg.trainer import TrainConfig
 from orchestration.commands.exit_status import DONE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build
 from orchestration.report.write import write
+from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.spec.cells import imported
 from orchestration.spec.fields import train_from_dict
 from orchestration.util import provenance
@@ -85,8 +88,8 @@ def pack(folder: Path, target: Path | None = None) -> Path:
     write(report)
     launch = ledger.launches()[-1]
     sources = dict(sorted(_contents(ledger, launch)))
-    texts = {"spec.yaml": launch["spec_text"].encode(), "requirements.lock": _lock(launch)}
-    texts |= _modules(launch)
+    texts = _own_files(ledger, launch)
+    texts |= {"spec.yaml": launch["spec_text"].encode(), "requirements.lock": _lock(launch)}
     states = [trial.state for trial in report.trials]
     manifest = {
         "format": FORMAT,
@@ -140,17 +143,15 @@ def _lock(launch: Mapping[str, Any]) -> bytes:
     return "".join(f"{name}=={version}\n" for name, version in found.items()).encode()
 
 
-def _modules(launch: Mapping[str, Any]) -> dict[str, bytes]:
-    """The sources of the user's own components, as far as they lie beside the spec as they were."""
+def _own_files(ledger: Ledger, launch: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files that the user's own components consist of. Raises BundleError where they are not as they were."""
     trains: list[TrainConfig] = [train_from_dict(point["train"]) for point in launch["spec"]["points"]]
-    found = {}
-    for own in [own for train in trains for own in imported(train)]:
-        module = own.path.partition(":")[0]
-        name = f"{module.replace('.', '/')}.py"
-        path = Path(launch["spec_source"]).parent / name
-        if path.is_file() and _seal(data := path.read_bytes())["sha256"] == own.source_sha256:
-            found[name] = data
-    return found
+    import_own_code(ledger)
+    if changed := list(dict.fromkeys(line for train in trains for line in edits(train))):
+        raise BundleError(f"{ledger.folder}: {'; '.join(changed)} (expected the files as they were)")
+    own = [one for train in trains for one in imported(train)]
+    found = {name: path for one in own for name, path in files(one.path, one.settings).items()}
+    return {name: path.read_bytes() for name, path in found.items() if not is_installed(path)}
 
 
 # Opening

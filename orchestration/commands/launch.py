@@ -18,6 +18,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.scheduler.environment import Unusable, is_job_server
+from orchestration.spec.cells import own_folders
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.util import provenance, submission
 from orchestration.util.clock import now_ms
@@ -76,6 +77,7 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "spec_sha256": spec.sha256(),
         "spec_text": spec.text,
         "spec_source": submission.record().get("spec_source", str(spec.source)),
+        "own_folders": own_folders(spec),
         "profile": request.profile,
         "sets": list(request.sets),
         "tracking_uri": without_password(request.mlflow) if request.mlflow else None,

@@ -24,7 +24,7 @@ from orchestration.ledger.status import CellStatus, cell_statuses
 from orchestration.runtime.pilot import Pilots, predict, wall_clock
 from orchestration.scheduler.environment import is_job_server
 from orchestration.search.forecast import expected_cells
-from orchestration.spec.cells import Cell, cells
+from orchestration.spec.cells import Cell, cells, changed_settings
 from orchestration.spec.experiment import ExperimentSpec, load_spec
 from orchestration.util import submission
 from orchestration.util.clock import now_ms
@@ -167,11 +167,12 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
         request.say(_expected_time(statuses, found.max_running))
         with suppress(OSError):  # where nothing can be written, a plan can still be read
             found.ledger.record_plan({"made": now_ms(), "cells": _forecast(statuses)})
+    planned = {(cell.kind, cell.label): cell for cell in found.cells}
     for cell in found.orphans:
         state = found.ledger.outcome(cell.id).state
-        request.console.print(
-            f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data", style="yellow"
-        )
+        changed = ", ".join(changed_settings(cell, planned[cell.kind, cell.label]))
+        said = f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data"
+        request.console.print(f"{said}: {changed}" if changed else said, style="yellow", markup=False)
     return DONE
 
 

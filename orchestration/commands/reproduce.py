@@ -1,12 +1,9 @@
 """`fsg reproduce RESULTS CELL`: one cell is trained anew, beside the ledger, and held against what it has."""
 
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,6 +12,8 @@ from orchestration.analysis.units import Unit
 from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.determinants import elsewhere
+from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import bits, rows_of, to_train_again
 from orchestration.spec.cells import Cell, find_cell
 from orchestration.util import provenance
@@ -60,7 +59,9 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
     if before.state not in ("done", "diverged"):
         raise ValueError(f"{cell.label}: is {before.state}: there is nothing to compare with")
     launch = ledger.launches()[-1]
-    sys.path.append(str(Path(launch["spec_source"]).parent))  # components of the user's own
+    import_own_code(ledger)
+    if changed := edits(cell.train):
+        raise ValueError(f"{cell.label}: {'; '.join(changed)} (expected the files as they were)")
     device = "cuda" if launch["spec"]["resources"]["gpus"] else "cpu"
     if device == "cuda" and not provenance.gpu_names():
         raise ValueError(f"{cell.label}: was trained on a GPU, and this machine has none")
@@ -72,7 +73,7 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
             tell(f"step {training.step} of {training.total_steps}")
         if training.ended not in ("done", "diverged"):
             raise ValueError(f"{cell.label}: {training.ended} here: {training.reason}")
-        return _compared(ledger, again, cell, _elsewhere(ledger, cell, device))
+        return _compared(ledger, again, cell, elsewhere(ledger, cell, device))
 
 
 def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -> Reproduction:
@@ -133,20 +134,3 @@ def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[
 
 def _last(found: Values, name: str) -> float | None:
     return next((value for (_, metric), value in sorted(found.items(), reverse=True) if metric == name), None)
-
-
-def _elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:
-    """What is other here than where the attempts at the cell were made."""
-    launches = dict(enumerate(ledger.launches(), start=1))
-    here: dict[str, Any] = {"device": provenance.device_name(device), **provenance.versions()}
-    here["source of fsg"] = provenance.code()["fsg_source_sha256"]
-    found: dict[str, None] = {}
-    for attempt in ledger.attempts(cell.id):
-        then: dict[str, Any] = {"device": attempt.get("device"), **attempt.get("versions", {})}
-        with suppress(KeyError):
-            then["source of fsg"] = launches[attempt["launch"]]["fsg_source_sha256"]
-        for name, value in then.items():
-            if value and value != here.get(name):
-                was, now = (str(one)[:40] for one in (value, here.get(name)))
-                found[f"trained with {name} {was} (here {now})"] = None
-    return list(found)

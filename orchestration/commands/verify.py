@@ -6,18 +6,20 @@ state (`fsg.checkpoint.digest`), the weights in the files, every row, and the di
 may differ. A cell that was done and has lost a file does not count as the same.
 """
 
+import os
 import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 import fsg
 from orchestration.ledger.ledger import Ledger
+from orchestration.runtime.determinants import elsewhere
+from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import (
     digest_of,
     other_rows,
@@ -28,6 +30,7 @@ from orchestration.runtime.retrain import (
 )
 from orchestration.spec.cells import Cell, total_steps
 from orchestration.util import provenance
+from orchestration.util.error_text import first_line
 from orchestration.util.scratch import keep, scratch
 
 SAME, DIFFERENT, BAD_INPUT = 0, 1, 2
@@ -84,9 +87,13 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     if device == "cuda" and not provenance.gpu_names():
         print(f"{folder}: was trained on a GPU, and this machine has none (expected one of that type)", file=sys.stderr)
         return BAD_INPUT
-    own = str(Path(launches[-1]["spec_source"]).parent)
+    own = os.pathsep.join(import_own_code(ledger))
     draw = random.Random(seed)
-    long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
+    try:
+        long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
+    except (OSError, ValueError) as error:  # images, or the user's class that reads them, are not to be found
+        print(f"{folder}: {first_line(error)}", file=sys.stderr)
+        return BAD_INPUT
     chosen = draw.sample(long, min(cells, len(long))) or draw.sample(done, min(cells, len(done)))
     _say(console, f"scope: {_scope(device, chosen)}; elsewhere other bits are to be expected")
     verdicts = []
@@ -111,8 +118,10 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
 
 
 def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, draw: random.Random) -> Verdict:
-    before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)
     steps = total_steps(cell)
+    if changed := edits(cell.train):
+        return Verdict(cell, steps, None, None, None, 0, tuple(changed))
+    before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)
     command = [sys.executable, "-m", "orchestration.runtime.retrain", str(folder), cell.id, device, own]
     killed_at = train_until_killed(command, steps, draw) if steps >= _FEWEST_STEPS else None
     differences = []
@@ -147,7 +156,7 @@ def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, d
         digest=outcome.digest,
         rows=len(rows_of(again, cell)),
         differences=tuple(differences),
-        elsewhere=tuple(_elsewhere(ledger, cell, device)),
+        elsewhere=tuple(elsewhere(ledger, cell, device)),
     )
 
 
@@ -157,24 +166,6 @@ def _scope(device: str, cells: Sequence[Cell]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     many = f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
     return f"{provenance.device_name(device)}, {many}, {', '.join(precision)}, {versions}, NUMERICS {fsg.NUMERICS}"
-
-
-def _elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:
-    """What was different when the cell was trained, over the attempts that made it."""
-    launches = ledger.launches()
-    found: dict[str, None] = {}
-    for attempt in ledger.attempts(cell.id):
-        number = attempt.get("launch", 0)
-        launch = launches[number - 1] if 0 < number <= len(launches) else {}
-        then: dict[str, Any] = {"device": attempt.get("device"), **attempt.get("versions", {})}
-        then |= {"NUMERICS": launch.get("numerics"), "source of fsg": launch.get("fsg_source_sha256")}
-        here: dict[str, Any] = {"device": provenance.device_name(device), **provenance.versions()}
-        here |= {"NUMERICS": fsg.NUMERICS, "source of fsg": provenance.code()["fsg_source_sha256"]}
-        for name, value in then.items():
-            if value and value != here.get(name):
-                short = [str(one)[:12] if name.startswith("source") else one for one in (value, here.get(name))]
-                found[f"trained with {name} {short[0]} (here {short[1]})"] = None
-    return list(found)
 
 
 def _say(console: Console, line: str) -> None:

@@ -15,9 +15,10 @@ from orchestration.ledger.study_records import planned_cells
 from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
 from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
 from orchestration.spec.fields import Report as Asked
+from orchestration.util import provenance
 
 _UNFINISHED = ("diverged", "failed", "interrupted", "running", "waiting")
 
@@ -45,7 +46,7 @@ class Measured(NamedTuple):
 class Report:
     """The content of a report. The first of `measured` is the metric of the spec.
 
-    `changes` is the diff of uncommitted code.
+    `changes` is the diff of uncommitted code, `mixed` what differs between cells that should differ in nothing else.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Report:
     pretraining: tuple[Trial, ...]
     unfinished: tuple[Trial, ...]
     warnings: tuple[str, ...]
+    mixed: tuple[str, ...]
     panels: tuple[tuple[Panel, ...], ...]
     provenance: dict[str, str]
     layers: dict[str, list[layer_maps.Map]]
@@ -114,6 +116,7 @@ def build(ledger: Ledger) -> Report:
     trained = [trial for trial in trials if trial.cell.kind == "train"]
     measured = tuple(_measured(trained, asked, plan))
     lines = measured[0].lines
+    mixed = _mixed(ledger, launches, trials)
     return Report(
         folder=ledger.folder,
         name=spec["name"] + (f" · {spec['profile']}" if spec["profile"] else ""),
@@ -128,12 +131,13 @@ def build(ledger: Ledger) -> Report:
         warnings=(
             *_warnings(lines, trials, asked.metric),
             *_about_seeds(plan),
-            *_mixed(ledger, launches, trials),
+            *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
             *unlike_pairs(ledger, trained, asked.baseline),
             *_left_out(ledger.orphans(planned)),
         ),
+        mixed=tuple(mixed),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
-        provenance=_provenance(launches),
+        provenance=_provenance(launches, trials),
         layers=layer_maps.maps({line.short_label: _diagnostics(ledger, line) for line in lines}),
         spec_text=launch["spec_text"],
         changes=launch.get("git_diff") or "",
@@ -213,11 +217,11 @@ _COMPARED = {
     "fsg_source_sha256": "training code",
     "device": "devices",
     "versions": "versions",
-    "cpu": "CPU types",
+    **provenance.DETERMINANTS,
 }
 
 
-def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Iterable[str]:
+def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Mapping[str, Sequence[str]]:
     """What differs between the cells of the table; where an attempt says nothing of itself, its launch does."""
     seen: dict[str, set[str]] = {"threads": {str(trial.cell.train.threads) for trial in trials}}
     by_number = dict(enumerate(launches, start=1))
@@ -228,23 +232,33 @@ def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[
             for key, what in _COMPARED.items():
                 if record.get(key):
                     seen.setdefault(what, set()).add(_text(record[key]))
-    for what, found in seen.items():
-        if len(found) > 1:
-            yield f"Cells of different {what} stand in one table: {', '.join(sorted(found))}."
+            for name, version in record.get("libraries", {}).items():
+                seen.setdefault(f"versions of {name}", set()).add(version)
+    return {what: sorted(found) for what, found in seen.items() if len(found) > 1}
 
 
-def _provenance(launches: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _provenance(launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> dict[str, str]:
     launch = launches[-1]
     changed = ", with changes that are not committed (below)" if launch["git_diff_sha256"] else ""
     return {
         "Launched": _when(launch["started"]) + (f" (launch {len(launches)})" if len(launches) > 1 else ""),
         "Commit": (launch["git_commit"] or "none: not run from a git checkout") + changed,
         "Training code": f"SHA-256 {launch['fsg_source_sha256']}",
+        **_own_code(trials),
         "Spec": f"{Path(launch['spec_source']).name}, resolved SHA-256 {launch['spec_sha256']}",
         "Images": _text(launch.get("data", {})) or "not recorded",
         "Versions": _text(launch["versions"]),
         "Hardware": _text(launch["hardware"]),
     }
+
+
+def _own_code(trials: Sequence[Trial]) -> dict[str, str]:
+    """The components of the user's own, each with the digests of the files that it consists of."""
+    found = {own.path: own for trial in trials for own in imported(trial.cell.train)}
+    told = [f"{path} SHA-256 {own.source_sha256}" for path, own in found.items()]
+    others = {name: digest for own in found.values() for name, digest in (own.files_sha256 or {}).items()}
+    told += [f"{name} SHA-256 {digest}" for name, digest in others.items()]
+    return {"Own code": ", ".join(told)} if told else {}
 
 
 def _when(milliseconds: int) -> str:

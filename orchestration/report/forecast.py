@@ -1,4 +1,4 @@
-"""How good a plan's forecast was: expected and actual time and memory, by variant. Pairs from different devices."""
+"""How good a plan's forecast was: expected and actual time and memory, by variant. Unlike pairs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from orchestration.analysis.comparisons import Trial
 from orchestration.analysis.statistics import mean
 from orchestration.ledger.ledger import Ledger
+from orchestration.util import provenance
 from orchestration.util.duration import duration
 from orchestration.util.metric_names import PEAK_MEMORY
 
@@ -66,19 +67,28 @@ def _said(plans: Sequence[Mapping[str, Any]], trial: Trial) -> Mapping[str, Any]
 
 
 def unlike_pairs(ledger: Ledger, trials: Sequence[Trial], baseline: str) -> Iterable[str]:
-    """A warning where a seed of a variant and that of the baseline were trained on different devices."""
-    devices = {(trial.cell.variant, trial.cell.seed): _device(ledger, trial) for trial in trials}
-    unlike = [
-        f"{variant} · seed {seed} ({device}, {baseline}: {other})"
-        for (variant, seed), device in devices.items()
-        if variant != baseline and device and (other := devices.get((baseline, seed), "")) and device != other
+    """Warnings where a seed of a variant and that of the baseline were trained under what gives different bits."""
+    of_baseline = {(str(t.cell.grid), t.cell.seed): t for t in trials if t.cell.variant == baseline}
+    alone = {t.cell.seed: t for t in of_baseline.values()} if len({grid for grid, _ in of_baseline}) == 1 else {}
+    pairs = [
+        (trial, other)
+        for trial in trials
+        if trial.cell.variant != baseline
+        and (other := of_baseline.get((str(trial.cell.grid), trial.cell.seed), alone.get(trial.cell.seed)))
     ]
-    if unlike:
-        more = f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else ""
-        yield f"{len(unlike)} pairs compare different devices: {'; '.join(unlike[:_NAMED])}{more}."
+    attempts = {trial.cell.id: ledger.attempts(trial.cell.id) for trial in trials}
+    for key, what in {"device": "devices", **provenance.DETERMINANTS}.items():
+        told = {cell: _recorded(found, key) for cell, found in attempts.items()}
+        unlike = [
+            f"{trial.cell.label} ({ours}, {baseline}: {theirs})"
+            for trial, other in pairs
+            if (ours := told[trial.cell.id]) and (theirs := told[other.cell.id]) and ours != theirs
+        ]
+        if unlike:
+            more = f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else ""
+            yield f"{len(unlike)} pairs compare different {what}: {'; '.join(unlike[:_NAMED])}{more}."
 
 
-def _device(ledger: Ledger, trial: Trial) -> str:
-    """What trained a cell, all of it: nothing where several did, or none."""
-    found = {str(attempt["device"]) for attempt in ledger.attempts(trial.cell.id) if attempt.get("device")}
-    return " and ".join(sorted(found))
+def _recorded(attempts: Sequence[Mapping[str, Any]], key: str) -> str:
+    """What the attempts at a cell say, all of them; empty where none does."""
+    return " and ".join(sorted({str(attempt[key]) for attempt in attempts if attempt.get(key)}))

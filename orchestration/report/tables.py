@@ -383,6 +383,8 @@ def _captions(report: Report) -> Iterable[str]:
         yield f"✗ diverged, counted as {report.unit.lost_text}"
     if report.plan.added:
         yield f"+{len(report.plan.added)} exploratory: seeds added when results could be seen, in no number here"
+    if report.mixed:
+        yield f"cells of different {', '.join(report.mixed)}: the report says which"
 
 
 def _short(text: str) -> str:

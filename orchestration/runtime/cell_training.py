@@ -19,7 +19,6 @@ from torch import Tensor
 from fsg import checkpoint
 from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
-from fsg.imported import source_sha256
 from fsg.trainer import Row, Training
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt, Superseded
@@ -28,10 +27,11 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime import peak_memory
+from orchestration.runtime.determinants import determinants, moves
+from orchestration.runtime.own_code import edits
 from orchestration.runtime.reset import reset_process_state
 from orchestration.runtime.system_metrics import SystemMetrics
-from orchestration.spec.cells import Cell, imported
-from orchestration.util import provenance
+from orchestration.spec.cells import Cell
 from orchestration.util.error_text import one_line
 
 logger = logging.getLogger(__name__)
@@ -125,10 +125,9 @@ class CellTraining:
 
     def _begin(self) -> "ActiveRun":
         reset_process_state(self.cell.train.threads, self.cell.seed)
-        for own in imported(self.cell.train):
-            if source_sha256(own.path) != own.source_sha256:
-                raise RuntimeError(f"{own.path} was edited since the launch; another launch trains what it is now")
-        where = {"device": provenance.device_name(self.device), "versions": provenance.versions()}
+        if changed := edits(self.cell.train):
+            raise RuntimeError(f"{'; '.join(changed)}; another launch trains what it is now")
+        where = determinants(self.cell.train, self.device)
         self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
         training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
         at = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "from the start"
@@ -137,6 +136,10 @@ class CellTraining:
             goes_on = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "began again"
             self.note = f"damaged: {', '.join(attempt.passed_over)}; {goes_on}"
         if attempt.resume is not None:
+            before = next(a for a in self.ledger.attempts(self.cell.id) if a["number"] == attempt.resume.attempt)
+            if moved := moves(before, where):
+                told = f"resumed with other {', '.join(moved)}: other bits are to be expected"
+                self.note = "; ".join(filter(None, [self.note, told]))
             return ActiveRun(attempt, training, _load(training, attempt.resume))
         ended = self.ledger.resume_point(self.cell.continues) if self.cell.continues else None
         if ended is None or ended.step < training.total_steps:  # nobody's end, or a lost one: train it all

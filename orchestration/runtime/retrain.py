@@ -1,6 +1,6 @@
 """A finished cell is trained again in a scratch ledger, to compare: whole, or killed on the way and resumed.
 
-`python -m orchestration.runtime.retrain LEDGER CELL DEVICE FOLDER [STEP …]` is the process that is killed. What is
+`python -m orchestration.runtime.retrain LEDGER CELL DEVICE FOLDERS [STEP …]` is the process that is killed. What is
 compared: the rows, the diagnostics, the weights and the digest of the final state, to the last bit.
 """
 
@@ -19,6 +19,7 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell
 from orchestration.util.metric_names import OF_THE_MACHINE
+from orchestration.util.user_code import import_from
 
 _MOST_NAMED = 3
 
@@ -85,7 +86,7 @@ def main(folder: str, cell_id: str, device: str, own: str, *checkpoints: str) ->
     """
     tell = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a component of the user's own prints
-    sys.path.append(own)
+    import_from(*own.split(os.pathsep))
     at = {int(step) for step in checkpoints}
     ledger = Ledger(Path(folder))
     training = CellTraining(ledger, ledger.cell(cell_id), device=device)

@@ -6,7 +6,6 @@ Call `environment.prepare` before this module is imported: Ray reads its environ
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fsg.config import to_dict
+from fsg.imported import Imported, edited
 from fsg.starting_points import File
 from orchestration.ledger import store
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import train_from_dict
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
+from orchestration.util.user_code import import_from
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str]
         "python_path": list(python_path),
         "versions": _versions(),
         "inputs": _inputs(cells),
+        "own": _own(cells),
     }
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
     asked = {}
@@ -76,7 +78,7 @@ def _look(wanted: dict[str, Any]) -> list[str]:
         found.append(f"does not see {wanted['results']} (expected {what})")
     if os.path.isdir(wanted["directory"]):
         os.chdir(wanted["directory"])
-    sys.path[:0] = [path for path in wanted["python_path"] if path not in sys.path]
+    import_from(*wanted["python_path"])
     for train, kind, fingerprint in wanted["inputs"]:
         config = train_from_dict(train)
         source = config.data if kind == "data" else config.init
@@ -87,11 +89,22 @@ def _look(wanted: dict[str, Any]) -> list[str]:
             continue
         if theirs != fingerprint:
             found.append(f"train.{kind}: other contents than the driver's, under the same path")
+    for own in wanted["own"]:
+        try:
+            found += [f"{own['path']}: {name} is another than the driver's" for name in edited(Imported(**own))]
+        except (OSError, ValueError) as error:
+            found.append(f"{own['path']}: {first_line(error)} (expected the driver's files)")
     return found
 
 
 def _versions() -> dict[str, str]:
     return {name: version for name, version in provenance.versions().items() if name in ("python", "torch", "numpy")}
+
+
+def _own(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Each component of the user's own."""
+    found = [to_dict(own) for cell in cells for own in imported(cell.train)]
+    return list({json.dumps(one, sort_keys=True): one for one in found}.values())
 
 
 def _inputs(cells: Sequence[Cell]) -> list[tuple[dict[str, Any], str, str]]:

@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 import fsg
 from fsg import trainer
 from fsg.config import Settings, to_dict
-from fsg.imported import Imported
+from fsg.imported import Imported, closure
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.fields import nearest, train_from_dict
 from orchestration.spec.resolver import Point
+from orchestration.util.nested import flatten
 
 # A training of the table, the pretraining that some wait for, a search's trial with one of its seeds, and a training
 # of one of a search's best settings with a fresh seed.
@@ -194,11 +195,27 @@ def own_code(spec: ExperimentSpec) -> Path | None:
     return spec.source.parent if any(imported(train) for train in spec.trains) else None
 
 
+def own_folders(spec: ExperimentSpec) -> list[str]:
+    """The folders that a spec's own components are imported from."""
+    paths = sorted({own.path for train in spec.trains for own in imported(train)})
+    return list(dict.fromkeys(str(closure(path).root) for path in paths))
+
+
 def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:
     """Cells of the ledger with the label of a planned cell and another id: other code, data or settings."""
     ids = {cell.id for cell in planned}
     labels = {(cell.kind, cell.label) for cell in planned}
     return [cell for cell in entered if cell.id not in ids and (cell.kind, cell.label) in labels]
+
+
+def changed_settings(before: Cell, now: Cell) -> dict[str, tuple[Any, Any]]:
+    """What determines the numbers of two cells and differs, by path; nothing where the settings of one are no more."""
+    try:
+        old, new = flatten(before.train.identity()), flatten(now.train.identity())
+    except (TypeError, ValueError, KeyError):
+        return {}
+    paths = [path for path in {**old, **new} if old.get(path) != new.get(path)]
+    return {f"train.{path}": (old.get(path, "absent"), new.get(path, "absent")) for path in paths}
 
 
 def find_cell(cells: Sequence[Cell], name: str) -> Cell:

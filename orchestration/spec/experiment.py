@@ -1,10 +1,8 @@
 """An experiment from a YAML file: every training that it asks for, or every mistake in it."""
 
 import hashlib
-import importlib
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from orchestration.spec.reader import show
 from orchestration.spec.resolver import Point, Resolved, Resolver
 from orchestration.spec.study import StudySpec
 from orchestration.spec.yaml_tree import Mark, Node, Problem, ProblemError, parse, printable, read_text
+from orchestration.util.user_code import import_from
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def load_spec(path: Path | str, profile: str | None = None, sets: Sequence[str] 
     if isinstance(sets, str):
         raise SpecErrors([f"sets: got {show(sets)} (expected a list of PATH=VALUE)"])
     text, root, unreadable = _read(path)
-    _import_from(path.resolve().parent)
+    import_from(str(path.resolve().parent))
 
     resolved, problems = _resolve(root, Resolver(path.resolve().parent), profile, sets)
     unread = {problem.mark for problem in unreadable}
@@ -186,12 +185,6 @@ def _resolve(
         resolved, found = resolver.resolve(chosen)
         problems += found
     return resolved, problems
-
-
-def _import_from(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
 
 
 def _lines(problems: Sequence[Problem]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from fsg.config import Settings, to_dict
-from fsg.imported import Imported, config_class, named, source_sha256
+from fsg.imported import Imported, closure, config_class, named
 from orchestration.spec.components import KINDS, misfit
 from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, meant, nearest
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError, printable
@@ -26,7 +26,6 @@ class Located(NamedTuple):
     node: Node
     owner: str
     imported: str = ""
-    source_sha256: str = ""
 
     def entries(self) -> Mapping[str, Node]:
         """The settings written down, without the import path."""
@@ -51,7 +50,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._imported: dict[tuple[str, str], tuple[type[Settings], str]] = {}
+        self._imported: dict[tuple[str, str], type[Settings]] = {}
         self._located: dict[tuple[Field, Node], Located] = {}
         self._read: dict[tuple[type[Settings], Node], Read] = {}
 
@@ -144,14 +143,14 @@ class Reader:
                     raise ValueError(wrong)
                 adapter(cls)
                 fields(cls)
-                self._imported[key] = cls, source_sha256(path.value)
+                closure(path.value)
+                self._imported[key] = cls
             except (Exception, SystemExit) as error:  # a user's module may do anything when it is imported
                 what = reason(error)
                 if "(expected " not in what:
                     what += f" (expected {_what_to_do(path.value, self.folder, error)})"
                 raise ProblemError(Problem(path.mark, path.label, what)) from error
-        cls, source = self._imported[key]
-        return Located(cls, mapping, f"{field.name} {path.value}", path.value, source)
+        return Located(self._imported[key], mapping, f"{field.name} {path.value}", path.value)
 
     def _component(self, field: Field, node: Node) -> Read:
         try:
@@ -160,7 +159,7 @@ class Reader:
             return None, (refused.problem,)
         config, problems = self.read(at)
         if config is not None and at.imported:
-            config = Imported(path=at.imported, settings=to_dict(config), source_sha256=at.source_sha256)
+            config = Imported.of(at.imported, to_dict(config))
         return config, problems
 
     def _validated(self, at: Located) -> Read:

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,17 @@ from typing import Any
 from orchestration.util import submission
 
 LONGEST_CHANGES = 200_000  # characters
+# What an attempt records of where it ran, beside its device and versions, and what a table calls it.
+DETERMINANTS = {
+    "kernel": "slow net kernels",
+    "cpu": "CPU types",
+    "cpu_capability": "processor features",
+    "threads": "threads",
+    "blas": "BLAS libraries",
+    "cuda": "CUDA versions",
+    "cudnn": "cuDNN versions",
+    "driver": "GPU drivers",
+}
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "optuna", "pydantic")
 
 
@@ -95,6 +108,48 @@ def device_name(device: str) -> str:
     return cpu_model() if device == "cpu" else torch.cuda.get_device_name(device)
 
 
+def determinants(device: str) -> dict[str, str]:
+    """What the bits of a training hang on beside its settings, versions and device, of this process as it is now."""
+    import torch  # start-up time
+
+    found = {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "blas": _blas(),
+    }
+    if device != "cpu":
+        found |= {"cpu": cpu_model(), "cuda": str(torch.version.cuda), "driver": _driver()}
+        found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    return found
+
+
+@cache
+def library_versions(modules: frozenset[str]) -> dict[str, str]:
+    """Of the distributions that top-level modules belong to."""
+    owners = metadata.packages_distributions()
+    names = sorted({name for module in modules for name in owners.get(module, [])})
+    return {name: metadata.distribution(name).version for name in names if name not in _PACKAGES}
+
+
+@cache
+def _blas() -> str:
+    """The libraries of linear algebra that torch was built with, as it tells them."""
+    import torch  # start-up time
+
+    lines = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    made = ("Intel(R) oneAPI Math Kernel", "Intel(R) MKL-DNN", "OpenBLAS")
+    told = [line for line in lines if line.startswith(made)]
+    named = re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return ", ".join([*named, *told]) or "none"
+
+
+@cache
+def _driver() -> str:
+    """The version of NVIDIA's driver; empty where it does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return (_output(command) or "").partition("\n")[0]
+
+
 def gpu_names() -> list[str]:
     import torch  # start-up time
 
@@ -115,7 +170,10 @@ def _source_sha256(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
+    return _output(["git", "-C", str(folder), *arguments])
+
+
+def _output(command: Sequence[str]) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, errors="replace")
     except (OSError, subprocess.TimeoutExpired):

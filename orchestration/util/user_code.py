@@ -1,8 +1,16 @@
-"""A copy of the user's own Python files, as they are when an experiment begins."""
+"""The user's own Python files: imported from their folder, and copied as they are when an experiment begins."""
 
+import importlib
 import os
 import shutil
+import sys
 from pathlib import Path
+
+
+def import_from(*folders: str) -> None:
+    """Put folders first on `sys.path`, in every process alike: which file a name means hangs on the order."""
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+    importlib.invalidate_caches()
 
 
 def python_files(source: Path, target: Path) -> Path:

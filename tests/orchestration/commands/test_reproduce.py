@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from synthetic_experiment import RECORD, spec_of
 
 from fsg.data import Arrays
@@ -16,6 +17,7 @@ from orchestration.commands.reproduce import find, reproduce_cell
 from orchestration.ledger.history import LedgerRow
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.determinants import elsewhere
 from orchestration.spec.cells import Cell
 from orchestration.util import provenance
 
@@ -104,6 +106,19 @@ def test_other_versions_may_give_other_bits_and_agree_by_the_metrics(experiment:
     assert (answer.agrees, answer.bit_for_bit) == (True, False)
     assert "agrees by its metrics, not bit for bit" in answer.lines[0]
     assert any("trained with torch 1.0" in line for line in answer.lines)
+
+
+def test_another_kernel_is_named_and_what_was_not_recorded_is_not(
+    experiment: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = experiment.cells()[0]
+    retold(experiment, {"values": dict, "record": {"cpu_capability": "AVX9", "kernel": "a kernel"}})
+    lines = elsewhere(experiment, cell, "cpu")
+    ours = torch.backends.cpu.get_cpu_capability()
+    assert lines == [
+        "trained with slow net kernels a kernel (here none)",
+        f"trained with processor features AVX9 (here {ours})",
+    ]
 
 
 def test_metrics_far_from_the_recorded_ones_do_not_agree_anywhere(experiment: Ledger) -> None:

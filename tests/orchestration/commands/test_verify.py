@@ -99,7 +99,7 @@ def test_planted_differences_are_found_and_named(
     one = cell(results, "ste")
     attempt = results / "trials" / one.id / "0001"
     tamper(attempt / "end.json", digest="0" * 64)
-    tamper(attempt / "attempt.json", versions={"torch": "1.13.0"}, device="A CPU")
+    tamper(attempt / "attempt.json", versions={"torch": "1.13.0"}, device="A CPU", kernel="a kernel")
     tamper(results / "launches" / "0001.json", cells=[one.id])
     (segment,) = attempt.glob("rows-0000-*")
     head, *lines = segment.read_bytes().splitlines()
@@ -115,6 +115,7 @@ def test_planted_differences_are_found_and_named(
     assert out.count("in the ledger") == 2, "one row, and the state"
     assert "trained with torch 1.13.0 (here " in out
     assert "trained with device A CPU (here " in out
+    assert "trained with slow net kernels a kernel (here none)" in out
     assert "1 of 1 cells differ; what was trained here is kept in " in out
     kept = Path(out.split("kept in ")[1].strip())
     assert (kept / "trials" / one.id / "0001" / "final.pt").exists()

@@ -253,6 +253,36 @@ def test_mixed_commits_and_devices_are_flagged(tmp_path: Path) -> None:
     assert "Cells of different devices stand in one table: cpu, cuda." in warnings
 
 
+def test_what_the_bits_hang_on_is_flagged_where_it_differs_and_not_where_it_is_unknown(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "ste"), (0, 1))
+    cells = cells_of(spec)
+    same = {"cpu_capability": "AVX2", "blas": "mkl", "threads": "1"}
+    known = launched(tmp_path / "known", spec, cells)
+    for cell in cells:
+        kernel = f"native: {cell.seed}" if cell.variant == "fsg" else ""
+        features = "AVX512" if (cell.variant, cell.seed) == ("ste", 1) else "AVX2"
+        finish(known, cell, **same | {"kernel": kernel, "cpu_capability": features, "libraries": {"einops": "0.8"}})
+    report = build(known)
+    assert report.warnings == (
+        "Cells of different slow net kernels stand in one table: native: 0, native: 1.",
+        "Cells of different processor features stand in one table: AVX2, AVX512.",
+        "1 pairs compare different processor features: fsg · seed 1 (AVX2, ste: AVX512).",
+    )
+    assert "cells of different slow net kernels, processor features" in printed(report)
+    partly = launched(tmp_path / "partly", spec, cells)
+    for cell in cells:
+        finish(partly, cell, **same if cell.variant == "fsg" else {})
+    assert build(partly).warnings == ()
+
+
+def test_versions_of_what_a_component_imports_are_compared_by_name(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "ste"), (0, 1))
+    ledger = launched(tmp_path / "x", spec, cells_of(spec))
+    for cell in cells_of(spec):
+        finish(ledger, cell, libraries={"einops": f"0.{cell.seed}"} if cell.variant == "fsg" else {})
+    assert build(ledger).warnings == ("Cells of different versions of einops stand in one table: 0.0, 0.1.",)
+
+
 def test_code_of_another_launch_is_flagged_through_the_attempts_launch(tmp_path: Path) -> None:
     spec = spec_of(("fsg", "ste"), (0,))
     cells = cells_of(spec)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from tiny_experiment import images
 
+from fsg import native
 from fsg.data import Arrays
 from fsg.estimators import FSG, STE
 from fsg.imported import Imported, source_sha256
+from fsg.mamba import kernel
 from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.starting_points import Pretrain
@@ -411,6 +413,43 @@ def test_source_that_was_edited_since_the_launch_is_not_trained(ledger: Ledger, 
     training = ended(ledger, cell(edited))
     assert training.ended == "failed"
     assert "unlucky:Unlucky was edited since the launch" in training.reason
+
+
+# what the bits hang on
+
+
+def test_attempt_records_what_its_bits_hang_on(ledger: Ledger, train: TrainConfig) -> None:
+    for one in (cell(replace(train, epochs=0)), cell(replace(train, epochs=0, estimator=STE.Config()), "b" * 16)):
+        ended(ledger, one)
+    fsg, ste = (ledger.attempts(name * 16)[0] for name in "ab")
+    assert fsg["kernel"] == kernel(train.estimator.slow_net, "cpu")  # type: ignore[union-attr, arg-type]
+    assert ste["kernel"] == "", "it has no slow net"
+    assert fsg["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert fsg["threads"] == "1"
+    assert fsg["blas"]
+    assert "cudnn" not in fsg
+
+
+def test_resuming_with_another_kernel_is_told(
+    ledger: Ledger, train: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    for _ in range(4):
+        training.run_for(0.0)
+    again = CellTraining(ledger, one)
+    again.run_for(0.0)
+    assert again.note == ""
+    again.interrupt("enough")
+    native.build.cache_clear()
+    monkeypatch.setenv("FSG_NATIVE", "0")
+    other = CellTraining(ledger, one)
+    other.run_for(0.0)
+    native.build.cache_clear()
+    before = ledger.attempts(one.id)[0]["kernel"]
+    told = f"slow net kernels torch (FSG_NATIVE=0) (before: {before})"
+    assert other.note == f"resumed with other {told}: other bits are to be expected"
 
 
 # warm workers

@@ -1,0 +1,160 @@
+"""The import closure of a user's module: the user's own files that it consists of, found without running them.
+
+What lies in the standard library or in `site-packages` is not the user's own; of the latter the names are kept.
+"""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import NamedTuple
+
+_THIS_PROJECT = {"fsg", "orchestration"}  # whose sources a launch records as a whole
+_DYNAMIC = {"import_module", "__import__"}
+
+
+class Closure(NamedTuple):
+    """Files by their names relative to the folder that they are imported from, the module's own first.
+
+    `root` is the folder that the module itself is imported from; `libraries` are what is installed, by top-level name.
+    """
+
+    files: dict[str, Path]
+    root: Path
+    libraries: frozenset[str]
+
+
+class Source(NamedTuple):
+    """A module's file, and the folder that it is imported from."""
+
+    file: Path
+    root: Path
+
+
+class _Module(NamedTuple):
+    """Where a module of the user's is: its file, if it has one, the folders of its submodules, and its root."""
+
+    file: Path | None
+    folders: tuple[Path, ...]
+    root: Path
+
+
+def import_closure(module: str) -> Closure:
+    """The closure of a module that can be imported. Empty files are left out; a module that is installed is alone.
+
+    Raises ImportError where it has no file.
+    """
+    importlib.invalidate_caches()
+    own, root = source_file(module)
+    files, libraries = {own.relative_to(root).as_posix(): own}, set[str]()
+    if is_installed(own):
+        return Closure(files, root, frozenset({module.partition(".")[0]}))
+    waiting, seen = [module], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found = _located(name, libraries)
+        if found is None:
+            continue
+        if name.endswith(".*"):
+            waiting += _submodules(name[:-2], found)
+        elif found.file is not None:
+            source = found.file.read_bytes()
+            if source.strip():
+                files.setdefault(found.file.relative_to(found.root).as_posix(), found.file)
+            package = name if found.folders else name.rpartition(".")[0]
+            waiting += [above for one in _imports(source, package) for above in _with_parents(one)]
+        waiting += _with_parents(name)
+    return Closure(files, root, frozenset(libraries))
+
+
+def source_file(module: str) -> Source:
+    """Where a module that can be imported lies. Raises ImportError where it has no file."""
+    file = Path(importlib.import_module(module).__file__ or "")
+    if not file.is_file():
+        raise ImportError(f"module {module!r} has no file")
+    return Source(file, file.parents[len(module.split(".")) - (file.stem != "__init__")])
+
+
+def _with_parents(name: str) -> list[str]:
+    """`a`, `a.b` and `a.b.c` of `a.b.c`: to import one runs the packages above it."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _located(name: str, libraries: set[str]) -> _Module | None:
+    """Where a module of the user's lies; None for any other, whose name joins `libraries` where it is installed."""
+    head, *rest = name.removesuffix(".*").split(".")
+    if head in _THIS_PROJECT:
+        return None
+    spec = None
+    with suppress(ImportError, ValueError):  # what is not there, is optional
+        spec = importlib.util.find_spec(head)  # what is imported already counts: that is what is used
+    if spec is None:
+        return None
+    file = Path(spec.origin) if spec.has_location and spec.origin else None
+    folders = tuple(map(Path, spec.submodule_search_locations or ()))
+    place = file or next(iter(folders), None)
+    if place is None or place.is_relative_to(sysconfig.get_path("stdlib")) or is_installed(place):
+        if place is not None and is_installed(place):
+            libraries.add(head)
+        return None
+    found: _Module | None = _Module(file, folders, folders[0].parent if folders else place.parent)
+    for part in rest:
+        found = found and _below(found, part)
+    return found
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file was installed, as packages are."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+def _below(package: _Module, part: str) -> _Module | None:
+    for folder in package.folders:
+        inner = folder / part
+        if (inner / "__init__.py").is_file():
+            return _Module(inner / "__init__.py", (inner,), package.root)
+        for suffix in (*EXTENSION_SUFFIXES, ".py"):
+            if (file := folder / f"{part}{suffix}").is_file():
+                return _Module(file, (), package.root)
+        if inner.is_dir():
+            return _Module(None, (inner,), package.root)
+    return None
+
+
+def _submodules(name: str, package: _Module) -> list[str]:
+    """What `from name import *` may import."""
+    return [f"{name}.{path.stem}" for folder in package.folders for path in sorted(folder.glob("*.py"))]
+
+
+@functools.cache
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
+    """Every module that a source may import, wherever that stands: what follows `from … import` may be one as well."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # a compiled extension, or a file that nothing can import
+        return ()
+    return tuple(dict.fromkeys(name for node in ast.walk(tree) for name in _imported_by(node, package)))
+
+
+def _imported_by(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        with suppress(ImportError):  # beyond the top-level package
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Call) and node.args:
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[0]
+        if called in _DYNAMIC and isinstance(name, ast.Constant) and isinstance(name.value, str):
+            with suppress(ImportError):
+                yield importlib.util.resolve_name(name.value, package)
