@@ -73,8 +73,9 @@ def test_search_of_four_trials_ends_with_its_best_trained(environment: Environme
 
 
 def test_queue_keeps_its_contract(environment: Environment) -> None:
-    contract = ROOT / "tests" / "orchestration" / "scheduler" / "test_queue.py"
-    environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), str(contract))
+    folder = ROOT / "tests" / "orchestration" / "scheduler"
+    contract = [str(folder / name) for name in ("test_queue.py", "test_pool.py")]
+    environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *contract)
 
 
 def test_both_ends_give_the_same_bytes(oldest: Environment, newest: Environment) -> None:
