@@ -24,11 +24,12 @@ class Watch:
         self.names, self.parameters = names, parameters
         self.step = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
         self.seen = torch.zeros(1 + len(parameters), device=parameters[0].device)
+        self.none = torch.zeros((), device=parameters[0].device)  # in the place of a gradient that there is not
 
     @torch.no_grad()
     def see(self, step: int, loss: Tensor) -> None:
         """The loss of a step and the gradients, or what the optimizer made of them, in the parameters' `.grad`."""
-        largest = foreach.norm([p if p.grad is None else p.grad for p in self.parameters], float("inf"))
+        largest = foreach.norm([self.none if p.grad is None else p.grad for p in self.parameters], float("inf"))
         seen = torch.stack([value.to(self.seen.dtype) for value in (loss, *largest)])
         first = (self.step == 0) & ~torch.isfinite(seen).all()
         self.seen = torch.where(first, seen, self.seen)
@@ -51,17 +52,17 @@ class Watch:
 
 
 @torch.no_grad()
-def not_finite(state: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor, in nested mappings and lists, that holds NaN or infinity; None where none does."""
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """The names of the tensors, in nested mappings and lists, that hold NaN or infinity (`/model/conv1.weight`)."""
     found = [(n, v) for n, v in leaves(state) if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
     if not found:
-        return None
+        return []
     names, values = zip(*found, strict=True)
     # One wait for the device where all is well, as nearly always.
     largest = [norm.double() for norm in foreach.norm(values, float("inf"))]
     if torch.isfinite(torch.stack([norm.to(largest[0].device) for norm in largest])).all():
-        return None
-    return next((name for name, value in zip(names, values, strict=True) if not torch.isfinite(value).all()), None)
+        return []
+    return [name for name, value in zip(names, values, strict=True) if not torch.isfinite(value).all()]
 
 
 def _finite(value: float) -> bool:
