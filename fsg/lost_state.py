@@ -1,15 +1,18 @@
 """Finds what an estimator remembers from one step to the next and does not put into its `state_dict`."""
 
+import copy
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fsg import host_generators
+from fsg.checkpoint import from_bytes, to_bytes
 from fsg.estimators.protocol import GradientEstimator
 from fsg.plain import is_generator
 
@@ -19,26 +22,39 @@ Content = frozenset[tuple[str, Any]]
 class LostState:
     """Watches one step of an estimator.
 
-    `names` are then the attributes that the step read before it wrote them, whose content it changed, and which hold
-    something that neither `state_dict` nor `others` (network and optimizer) have. What a step writes
-    before it reads is no memory.
+    `names` are then the attributes that the step read before it wrote them, whose content it changed, and which are
+    otherwise in an estimator that was built anew and given this one's `state_dict`. What a step writes before it reads
+    is no memory.
     """
 
-    def __init__(self, estimator: GradientEstimator) -> None:
-        self.estimator, self.names = estimator, tuple[str, ...]()
+    def __init__(self, estimator: GradientEstimator, build: Callable[[nn.Module], GradientEstimator]) -> None:
+        self.estimator, self.build, self.names = estimator, build, tuple[str, ...]()
 
     @contextmanager
-    def watching(self, *others: Any) -> Iterator[None]:
-        """The step is made within. `others` are looked at after it."""
-        before, read = self._contents(), set[str]()
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """The step is made within. No generator moves, but for the step."""
+        before, read = _contents(self.estimator), set[str]()
         with _reads(self.estimator, read):
             yield
-        kept = _content([self.estimator.state_dict(), *others])
-        after = self._contents()
-        self.names = tuple(name for name in after if name in read and after[name] - before.get(name, Content()) - kept)
+        after = _contents(self.estimator)
+        changed = [name for name in after if name in read and after[name] != before.get(name)]
+        if changed:
+            restored = _contents(self._restored(model))
+            self.names = tuple(name for name in changed if after[name] != restored.get(name))
 
-    def _contents(self) -> dict[str, Content]:
-        return {name: _content(value) for name, value in vars(self.estimator).items()}
+    def _restored(self, model: nn.Module) -> GradientEstimator:
+        """Another one, as a resumed training would have it, as far as a user's code allows."""
+        generators = host_generators.states({"estimator": self.estimator})
+        other = self.estimator
+        with torch.random.fork_rng(), suppress(Exception):
+            other = self.build(copy.deepcopy(model))
+            other.load_state_dict(from_bytes(to_bytes(self.estimator.state_dict())))
+        host_generators.restore(generators, {"estimator": self.estimator})
+        return other
+
+
+def _contents(estimator: GradientEstimator) -> dict[str, Content]:
+    return {name: _content(value) for name, value in vars(estimator).items()}
 
 
 @contextmanager

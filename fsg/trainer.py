@@ -211,7 +211,7 @@ class Training:
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
         self.optimizer: Optimizer = config.optimizer.build(self.model)
-        self.lost_state = LostState(self.estimator)
+        self.lost_state = LostState(self.estimator, config.estimator.build)
         self._never_finite = {f"/model{name}" for name in not_finite(self.weights())}  # such as a mask of −∞
         seed_generators(derived_seed(seed, "training"))
         self.step = 0
@@ -365,7 +365,7 @@ class Training:
         """The second step of a user's own estimator, which is the first with something to remember."""
         if self.step != 1 or not isinstance(self.config.estimator, Imported):
             return nullcontext()
-        return self.lost_state.watching(self.model, self.optimizer)
+        return self.lost_state.watching(self.model)
 
     def _logged(self, lr: float) -> dict[str, float]:
         self._check()

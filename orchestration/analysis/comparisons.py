@@ -174,6 +174,7 @@ def lines_of(trials: Iterable[Trial], measure: Measure, baseline: str) -> list[L
         variant, grid = point
         against, against_all = (counterpart(values, baseline, grid) for values in (planned, every))
         same, either = variant == baseline, trained[point] | (counterpart(trained, baseline, grid) or set())
+        more = None if same or not added[point] else against_all
         lines.append(
             Line(
                 variant,
@@ -182,9 +183,7 @@ def lines_of(trials: Iterable[Trial], measure: Measure, baseline: str) -> list[L
                 planned[point],
                 added[point],
                 None if same or against is None else _comparison(planned[point], against, either),
-                None
-                if same or not added[point] or against_all is None
-                else _comparison(every[point], against_all, either),
+                None if more is None else _comparison(every[point], more, either),
                 _spread(loss for trial in group if trial.state == "done" and (loss := final_loss(trial)) is not None),
                 statistics.mean([trial.outcome.seconds for trial in group if trial.state == "done"]),
                 _spread(

@@ -71,6 +71,8 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             train.data.load()  # leaves the fingerprint behind
         except (OSError, ValueError) as error:
             yield "train.data", one_line(error)
+        except Exception as error:  # of a user's own `read`
+            yield "train.data", f"{type(error).__name__}: {one_line(error)}"
 
 
 def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:

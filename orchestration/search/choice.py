@@ -17,9 +17,9 @@ class FinalChoice:
     """Chooses among the candidates of a study, the best trials trained anew with the table's seeds.
 
     `made` says that a choice stands and its cells are over, or that none was asked for; `stuck` that a failed cell
-    prevents it, or that there is nothing valid to choose from, which `say` is told. A trial or candidate is valid if at
-    least one of its cells was trained to its end, and its mean is finite. `value_of` is a cell's objective at the end of
-    its training, None where there is none.
+    prevents it, or that there is nothing valid to choose from, which `say` is told. A trial or candidate is valid if
+    one of its cells was trained to its end, and its mean is finite. `value_of` is a cell's objective at the end of its
+    training, None where there is none.
     """
 
     def __init__(
