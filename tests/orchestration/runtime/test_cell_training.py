@@ -550,11 +550,8 @@ def test_memory_in_no_state_is_told_once(ledger: Ledger, train: TrainConfig) -> 
     assert training.note == told
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_network_that_starts_with_no_number_fails_and_does_not_diverge(
-    ledger: Ledger, train: TrainConfig, value: float
-) -> None:
-    training = ended(ledger, cell(masked(train, start=value)))
+def test_network_that_starts_with_no_number_fails_and_does_not_diverge(ledger: Ledger, train: TrainConfig) -> None:
+    training = ended(ledger, cell(masked(train, divisor=0.0)))
     assert training.ended == "failed"
     assert training.reason == (
         "ValueError: the network starts with NaN or infinity in embed.weight (expected finite numbers)"
