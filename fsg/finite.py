@@ -24,12 +24,11 @@ class Watch:
         self.names, self.parameters = names, parameters
         self.step = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
         self.seen = torch.zeros(1 + len(parameters), device=parameters[0].device)
-        self.none = torch.zeros((), device=parameters[0].device)  # in the place of a gradient that there is not
 
     @torch.no_grad()
     def see(self, step: int, loss: Tensor) -> None:
         """The loss of a step and the gradients, or what the optimizer made of them, in the parameters' `.grad`."""
-        largest = foreach.norm([self.none if p.grad is None else p.grad for p in self.parameters], float("inf"))
+        largest = foreach.norm([p if p.grad is None else p.grad for p in self.parameters], float("inf"))
         seen = torch.stack([value.to(self.seen.dtype) for value in (loss, *largest)])
         first = (self.step == 0) & ~torch.isfinite(seen).all()
         self.seen = torch.where(first, seen, self.seen)
