@@ -69,6 +69,8 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for train in _distinct(spec, lambda train: to_dict(train.data)):
         try:
             train.data.load()  # leaves the fingerprint behind
+        except FileNotFoundError as error:  # of a user's own `read`
+            yield "train.data", f"{error.filename}: there is no such file (relative paths begin at {Path.cwd()})"
         except (OSError, ValueError) as error:
             yield "train.data", one_line(error)
         except Exception as error:  # of a user's own `read`

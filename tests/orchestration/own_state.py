@@ -105,5 +105,9 @@ class Masked(nn.Module):
 class Broken(Images):
     """Images whose reading has a mistake."""
 
+    file: str = setting("", "A file that is not there.")
+
     def read(self) -> RawImages:
+        if self.file:
+            np.load(self.file)
         return RawImages(*dict[str, Any]()["train_images"])

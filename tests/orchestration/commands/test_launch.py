@@ -135,6 +135,8 @@ def test_start_that_is_no_number_is_refused_in_one_line(folder: Path, capsys: py
 def test_what_own_data_raise_is_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "train.data={import: 'own_state:Broken'}")
     assert line.endswith("train.data: KeyError: 'train_images'")
+    (line,) = refused(capsys, "train.data={import: 'own_state:Broken', file: mine.npz}")
+    assert line.endswith(f"train.data: mine.npz: there is no such file (relative paths begin at {folder})")
 
 
 def test_missing_data_are_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
