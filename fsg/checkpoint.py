@@ -2,17 +2,26 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fsg.plain import decode, encode, is_generator, state_of
+
+_LEFT_OUT = ("time", "diagnostics", "host_generators")
+
 
 def to_bytes(state: Mapping[str, Any]) -> bytes:
-    """Nested mappings and lists of tensors, numbers and text, as the content of a file."""
+    """Nested mappings and lists of what `fsg.plain` can encode, as the content of a file.
+
+    Raises ValueError, with the path to it, for anything else.
+    """
     buffer = io.BytesIO()
-    torch.save(_owned(state), buffer)
+    torch.save(encode(dict(state)), buffer)
     return buffer.getvalue()
 
 
@@ -22,22 +31,28 @@ def from_bytes(content: bytes) -> dict[str, Any]:
     Raises ValueError for content that is not such a file.
     """
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        found: dict[str, Any] = decode(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises half a dozen kinds for a broken file
-        raise ValueError(f"not a readable checkpoint: {error}") from error
+        raise ValueError(f"not a readable checkpoint ({_reason(error)})") from error
+    return found
 
 
 def digest(state: Mapping[str, Any]) -> str:
     """SHA-256 over the sorted (name, dtype, shape, bytes) of every tensor and (name, value) of everything else.
 
-    Entries named `time` and `diagnostics` are left out: they differ between equal trainings.
+    Entries named `time` and `diagnostics` are left out: they differ between equal trainings. So are `host_generators`,
+    which older trainings did not keep.
     """
     total = hashlib.sha256()
-    for name, value in sorted(leaves(state, leave_out=("time", "diagnostics")), key=lambda leaf: leaf[0]):
+    for name, value in sorted(leaves(state, leave_out=_LEFT_OUT), key=lambda leaf: leaf[0]):
         if isinstance(value, Tensor):
             content = value.detach().cpu().contiguous()
             total.update(f"{name} {content.dtype} {tuple(content.shape)} ".encode())
             total.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, np.ndarray):  # its text would leave out the middle
+            total.update(f"{name} {value.dtype.str} {value.shape} ".encode() + value.tobytes())
+        elif is_generator(value):
+            total.update(f"{name} {digest({'state': state_of(value)})} ".encode())
         else:
             total.update(f"{name} {value!r} ".encode())
     return total.hexdigest()
@@ -56,12 +71,9 @@ def leaves(value: Any, name: str = "", leave_out: tuple[str, ...] = ()) -> Itera
         yield name, value
 
 
-def _owned(value: Any) -> Any:
-    """The same, with tensors that hold no more than they show: a view would be saved with all it views."""
-    if isinstance(value, Mapping):
-        return {key: _owned(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_owned(item) for item in value]
-    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
-        return value.detach().clone()
-    return value.detach() if isinstance(value, Tensor) else value
+def _reason(error: Exception) -> str:
+    """The first sentence of torch's, or the type that its safe loader refuses: its advice is not for the user."""
+    refused = re.search(r"Unsupported \w+: GLOBAL (\S+)", str(error))
+    if refused:
+        return f"it holds a {refused[1]}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]

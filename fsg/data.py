@@ -311,6 +311,12 @@ def _checked(raw: RawImages, title: str) -> RawImages:
     largest = int(labels["train"].max())
     if largest >= len(labels["train"]):
         raise DataError(f"{title}: train_labels go up to {largest}, expected classes counted from 0")
+    missing = np.setdiff1d(np.arange(largest + 1), labels["train"])
+    if len(missing):
+        raise DataError(
+            f"{title}: train_labels go up to {largest} and have no {_few(missing)}, expected classes counted from 0 "
+            "without gaps (np.unique(labels, return_inverse=True)[1] counts so)"
+        )
     unknown = np.setdiff1d(labels["test"], labels["train"])
     if len(unknown):
         raise DataError(f"{title}: test_labels have classes that train_labels lack: {_few(unknown)}")
@@ -318,23 +324,30 @@ def _checked(raw: RawImages, title: str) -> RawImages:
 
 
 def _checked_images(images: NDArray[Any]) -> NDArray[np.uint8]:
+    _refuse_other_than_array(images)
     if images.dtype != np.uint8:
         raise DataError(f"are {images.dtype}, expected uint8")
     if images.ndim not in (3, 4) or images.size == 0:
         raise DataError(f"have the shape {images.shape}, expected [n, height, width] or [n, height, width, channels]")
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
         raise DataError(f"have the shape {images.shape}, expected the channels last: [n, height, width, channels]")
-    return images.reshape(*images.shape[:3], -1)
+    return np.ascontiguousarray(images).reshape(*images.shape[:3], -1)  # torch takes no flipped view
 
 
 def _checked_labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    _refuse_other_than_array(labels)
     if labels.dtype.kind not in "iu":
         raise DataError(f"are {labels.dtype}, expected integers")
     if labels.shape != (count,):
         raise DataError(f"have the shape {labels.shape}, expected ({count},): one label an image")
     if labels.min() < 0:
         raise DataError(f"have negative values: {_few(np.unique(labels[labels < 0]))}, expected classes counted from 0")
-    return labels.astype(np.int64)
+    return np.ascontiguousarray(labels, dtype=np.int64)
+
+
+def _refuse_other_than_array(value: Any) -> None:
+    if not isinstance(value, np.ndarray):
+        raise DataError(f"are a {type(value).__name__}, expected a NumPy array")
 
 
 def _few(values: NDArray[Any]) -> str:
@@ -344,13 +357,19 @@ def _few(values: NDArray[Any]) -> str:
 def _read_npz(path: Path) -> RawImages:
     names = RawImages._fields
     try:
-        with contextlib.closing(np.load(path, allow_pickle=False)) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise DataError(f"{path}: not a readable .npz: a .npy of one array, expected {', '.join(names)}")
+        with contextlib.closing(loaded) as archive:
             held = archive.files
             missing = [name for name in names if name not in held]
             if not missing:
                 return RawImages(*(archive[name] for name in names))
+    except DataError:
+        raise
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file, expected a .npz with {', '.join(names)}") from None
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"{path}: there is no such file{where}, expected a .npz with {', '.join(names)}") from None
     except Exception as error:  # a damaged archive raises half a dozen kinds
         raise DataError(f"{path}: not a readable .npz without pickled objects ({_one_line(error)})") from error
     raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(held) or 'nothing'}")

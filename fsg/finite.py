@@ -51,17 +51,17 @@ class Watch:
 
 
 @torch.no_grad()
-def not_finite(state: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor, in nested mappings and lists, that holds NaN or infinity; None where none does."""
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """The names of the tensors, in nested mappings and lists, that hold NaN or infinity (`/model/conv1.weight`)."""
     found = [(n, v) for n, v in leaves(state) if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
     if not found:
-        return None
+        return []
     names, values = zip(*found, strict=True)
     # One wait for the device where all is well, as nearly always.
     largest = [norm.double() for norm in foreach.norm(values, float("inf"))]
     if torch.isfinite(torch.stack([norm.to(largest[0].device) for norm in largest])).all():
-        return None
-    return next((name for name, value in zip(names, values, strict=True) if not torch.isfinite(value).all()), None)
+        return []
+    return [name for name, value in zip(names, values, strict=True) if not torch.isfinite(value).all()]
 
 
 def _finite(value: float) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
+from fsg.finite import not_finite
 from fsg.optimizers import Adam, OptimizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 
@@ -84,7 +85,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into a model's parameters and buffers, by name, whatever their dtype and memory format.
 
-    Raises ValueError, in one line, naming what is missing, unexpected, or of another shape; then nothing is changed.
+    Raises ValueError, in one line, naming what is missing, unexpected, of another shape, or not finite where the
+    model's own is; then nothing is changed.
     """
     expected = model.state_dict()
     missing, unexpected = [n for n in expected if n not in weights], [n for n in weights if n not in expected]
@@ -102,6 +104,11 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         wrong.append(f"of another shape {_few(shapes)}")
     if wrong:
         raise ValueError(f"the weights do not fit the network: {'; '.join(wrong)}")
+    without_end = not_finite(expected)  # such as a mask of −∞
+    bad = [name for name in not_finite({n: weights[n] for n in expected}) if name not in without_end]
+    if bad:
+        named = _few(name.removeprefix("/") for name in bad)
+        raise ValueError(f"the weights hold NaN or infinity: {named} (expected finite numbers)")
     model.load_state_dict(weights)
 
 

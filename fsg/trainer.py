@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fsg
+from fsg import host_generators
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
 from fsg.data import DataConfig, FashionMNISTSubset
@@ -23,6 +24,7 @@ from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.imported import Imported
 from fsg.layers import quantize
+from fsg.lost_state import LostState
 from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ModelConfig, ResNet
 from fsg.optimizers import Adam, Optimizer, OptimizerConfig
@@ -168,6 +170,16 @@ def validations(epochs: float, every: float) -> int:
     return int(epochs / every + 1e-9)  # ten tenths are one, whatever the last bits
 
 
+def refuse_not_finite(model: nn.Module) -> None:
+    """Raises ValueError, naming it, for a parameter to be trained that starts as NaN or infinity."""
+    bad = not_finite({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"the network starts with NaN or infinity in {bad[0].strip('/')}{more} (expected finite numbers)"
+        )
+
+
 def derived_seed(seed: int, purpose: str) -> int:
     """A seed for one purpose, so that what one part draws does not shift what another does."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8]) >> 1
@@ -195,7 +207,7 @@ class Training:
     ) -> None:
         """`start` is required where `config.init` is pretrain: the weights, by name.
 
-        Raises ValueError for weights that do not fit the network, or where they are missing.
+        Raises ValueError for weights that do not fit the network, are not finite, or are missing.
         """
         if isinstance(config.init, Pretrain) and start is None:
             raise ValueError("init is pretrain: expected the pretrained weights as `start`")
@@ -208,11 +220,14 @@ class Training:
         model = config.model.build(self.dataset.shape, self.dataset.classes)
         if start is not None:
             load_into(model, start)
+        refuse_not_finite(model)
         quantize(model, config.quantizer, config.full_precision_layers)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
         self.optimizer: Optimizer = config.optimizer.build(self.model)
+        self.lost_state = LostState(self.estimator, config.estimator.build)
+        self._never_finite = {f"/model{name}" for name in not_finite(self.weights())}  # such as a mask of −∞
         seed_generators(derived_seed(seed, "training"))
         self.step = 0
         self.steps_per_epoch: int = self.dataset.steps_per_epoch(config.batch_size)
@@ -238,8 +253,8 @@ class Training:
 
         The step alone is made within `around_step`.
         Where an epoch has ended, `table` holds its diagnostics until the next call; otherwise it is None.
-        Raises Diverged, naming the step and the first tensor, where data, loss or a gradient is no longer finite:
-        whenever a row of losses is due, and before an evaluation.
+        Raises Diverged, naming the step and the first tensor, where loss or a gradient is no longer finite: whenever a
+        row of losses is due, and before an evaluation. Raises RuntimeError where it is the images that are not.
         """
         rows: list[Row] = []
         self.table = None
@@ -260,7 +275,10 @@ class Training:
         return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from. Raises Diverged where any of it is not finite: such a state is never kept."""
+        """Everything to go on from. Raises Diverged where a part that was finite at the start no longer is.
+
+        A user's own estimator or optimizer may keep infinities; what is wrong with it shows in losses and gradients.
+        """
         self._check()
         cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
         state = {
@@ -275,8 +293,11 @@ class Training:
             "estimator": self.estimator.state_dict(),
             "time": dict(self.time),
         }
-        if name := not_finite(state):
-            raise Diverged(f"{name.strip('/')} is not finite after step {self.step}")
+        own = {part for part in ("estimator", "optimizer") if isinstance(getattr(self.config, part), Imported)}
+        judged = {part: value for part, value in state.items() if part not in own}
+        if bad := [name for name in not_finite(judged) if name not in self._never_finite]:
+            raise Diverged(f"{bad[0].strip('/')} is not finite after step {self.step}")
+        state["host_generators"] = host_generators.states(self._owners())
         return state | ({"diagnostics": self.diagnostics.state_dict()} if self.diagnostics is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,6 +324,13 @@ class Training:
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        if "host_generators" in state:  # older checkpoints have none
+            host_generators.restore(state["host_generators"], self._owners())
+
+    def _owners(self) -> dict[str, Any]:
+        """The objects whose attributes may be random generators."""
+        modules = {f"model.{name}": module for name, module in self.model.named_modules()}
+        return {"estimator": self.estimator, "optimizer": self.optimizer, **modules}
 
     def _made_by(self) -> dict[str, Any]:
         return {"numerics": fsg.NUMERICS, "seed": self.seed, "config": self.config.identity()}
@@ -331,10 +359,11 @@ class Training:
         images, labels = next(self._batches)
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
         progress = self.step / self.total_steps
-        loss = train_step(
-            self.model, self.estimator, self.optimizer, images, labels,
-            lr=lr, progress=progress, arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
-        )  # fmt: skip
+        with self._watched_for_lost_state():
+            loss = train_step(
+                self.model, self.estimator, self.optimizer, images, labels,
+                lr=lr, progress=progress, arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+            )  # fmt: skip
         self.loss_sum += loss
         self.step += 1
         self.watch.see(self.step, loss)
@@ -347,6 +376,12 @@ class Training:
             return []
         return [Row(self.step, {**values, "time/train_seconds": self.time["train"]})]
 
+    def _watched_for_lost_state(self) -> AbstractContextManager[None]:
+        """The second step of a user's own estimator, which is the first with something to remember."""
+        if self.step != 1 or not isinstance(self.config.estimator, Imported):
+            return nullcontext()
+        return self.lost_state.watching(self.model)
+
     def _logged(self, lr: float) -> dict[str, float]:
         self._check()
         over = (self.step - 1) % self.config.log_every + 1
@@ -355,14 +390,16 @@ class Training:
         return {"train/loss": loss, "lr": lr, "epoch": self.step / self.steps_per_epoch}
 
     def _check(self) -> None:
-        """Raises Diverged where a step since the last check was not finite."""
+        """Raises Diverged where a step since the last check was not finite, RuntimeError where its images were not."""
         found = self.watch.check()
         if found is None:
             return
         step, what = found
         epoch, before = divmod(step - 1, self.steps_per_epoch)
         images, _ = next(self.dataset.batches(self.seed, epoch, self.config.batch_size, start=before))
-        raise Diverged(what if torch.isfinite(images).all() else f"{what}; the images of that step hold such values")
+        if not torch.isfinite(images).all():  # no fault of what is trained
+            raise RuntimeError(f"the images of step {step} hold NaN or infinity, and {what}")
+        raise Diverged(what)
 
     def _validate(self) -> list[Row]:
         """The validation, where one is due after this step, or the papers' test after one of the last epochs."""

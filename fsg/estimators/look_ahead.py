@@ -27,6 +27,8 @@ class LookAhead(GradientEstimator):
     it lost over lr. fsg's own optimizers leave it in `.grad`, to the last bit.
     """
 
+    derived = frozenset({"before", "known", "applied_lr"})
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.prequantized = [torch.zeros_like(w) for w in self.weights]

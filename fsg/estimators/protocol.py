@@ -1,7 +1,7 @@
 """What a gradient estimator is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,11 @@ class GradientEstimator(ABC):
         if estimator.update(model):
             optimizer.step(lr)
 
-    A new one derives from this class, and has a `Config` with a `build(model)` nested in it.
+    A new one derives from this class, and has a `Config` with a `build(model)` nested in it. `derived` are attributes
+    that follow from its state and the model's.
     """
+
+    derived: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, model: nn.Module) -> None:
         """Raises ValueError for a model without a trainable quantized layer."""

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from orchestration.spec.cells import Cell
 PAPERS_PROTOCOL = "papers_protocol/test_accuracy"
 SIGNIFICANCE = 0.05
 POWER = 0.8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,13 @@ def lines_of(trials: Iterable[Trial], measure: Measure, baseline: str) -> list[L
     planned = {point: _by_seed((t for t in group if not t.exploratory), measure) for point, group in points.items()}
     added = {point: _by_seed((t for t in group if t.exploratory), measure) for point, group in points.items()}
     every = {point: planned[point] | added[point] for point in points}
+    trained = {point: {t.cell.seed for t in group if t.state == "done"} for point, group in points.items()}
     lines = []
     for point, group in points.items():
         variant, grid = point
         against, against_all = (counterpart(values, baseline, grid) for values in (planned, every))
-        same = variant == baseline
+        same, either = variant == baseline, trained[point] | (counterpart(trained, baseline, grid) or set())
+        more = None if same or not added[point] else against_all
         lines.append(
             Line(
                 variant,
@@ -179,8 +182,8 @@ def lines_of(trials: Iterable[Trial], measure: Measure, baseline: str) -> list[L
                 tuple(sorted(group, key=lambda trial: trial.cell.seed)),
                 planned[point],
                 added[point],
-                None if same or against is None else _comparison(planned[point], against),
-                None if same or not added[point] or against_all is None else _comparison(every[point], against_all),
+                None if same or against is None else _comparison(planned[point], against, either),
+                None if more is None else _comparison(every[point], more, either),
                 _spread(loss for trial in group if trial.state == "done" and (loss := final_loss(trial)) is not None),
                 statistics.mean([trial.outcome.seconds for trial in group if trial.state == "done"]),
                 _spread(
@@ -191,17 +194,19 @@ def lines_of(trials: Iterable[Trial], measure: Measure, baseline: str) -> list[L
     return lines
 
 
-def counterpart(
-    values: Mapping[tuple[str, str], dict[int, float]], baseline: str, grid: str
-) -> dict[int, float] | None:
+def counterpart(values: Mapping[tuple[str, str], T], baseline: str, grid: str) -> T | None:
     """The baseline at the same grid point; where the grid does not touch the baseline, at its only one."""
     own = [seeds for (variant, _), seeds in values.items() if variant == baseline]
     return values.get((baseline, grid), own[0] if len(own) == 1 else None)
 
 
-def _comparison(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison:
+def _comparison(ours: Mapping[int, float], baseline: Mapping[int, float], trained: set[int]) -> Comparison:
+    """`trained` are the seeds of which either was trained to its end: without one, nothing is measured."""
+    pairs = ours.keys() & baseline.keys()
+    if not pairs & trained:
+        return Comparison(())
     found = statistics.paired_differences(ours, baseline)
-    return Comparison(tuple(float(d) for d in found), tuple(sorted(ours.keys() & baseline.keys())))
+    return Comparison(tuple(float(d) for d in found), tuple(sorted(pairs)))
 
 
 def _by_seed(trials: Iterable[Trial], measure: Measure) -> dict[int, float]:

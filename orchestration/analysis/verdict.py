@@ -131,7 +131,7 @@ def contrasts_of(lines: Sequence[Line], asked: Report, plan: SeedPlan, primary: 
 
 def _averaged(lines: Sequence[Line], points: Sequence[Line], baseline: str) -> Comparison:
     """Of each seed, the mean of its differences over the grid points; only seeds that are complete in all of them."""
-    if not points:
+    if not points or not all(point.comparison and point.comparison.n for point in points):
         return Comparison(())
     values = {(line.variant, line.grid): line.values for line in lines}
     differences = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsg
-from orchestration.commands.exit_status import BAD_INPUT, DONE, INTERRUPTED
+from orchestration.commands.exit_status import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from orchestration.commands.orphans import confirm_orphans
 from orchestration.commands.plan import ExperimentPlan, load_checked, make_plan
 from orchestration.commands.progress import view_for
@@ -17,6 +17,7 @@ from orchestration.commands.train import View, train
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
+from orchestration.ledger.study_records import planned_cells
 from orchestration.scheduler.environment import Unusable, is_job_server
 from orchestration.spec.cells import own_folders
 from orchestration.spec.experiment import ExperimentSpec
@@ -106,6 +107,7 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
         with background(tracker, SYNC_EVERY, view.message):
             try:
                 status = DONE if plan.complete else train(request, plan, number, view)
+                status = FAILED if status == DONE and measures_nothing(plan) else status
             except (Refused, Unusable):
                 status = BAD_INPUT
                 raise
@@ -119,6 +121,22 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     finally:
         waiting.stop()
     return status
+
+
+def measures_nothing(plan: ExperimentPlan) -> bool:
+    """Whether all is over, and no pair of a variant and the baseline has a training that came to its end."""
+    table = planned_cells(plan.ledger, plan.ledger.last_launch())
+    over = {(cell.variant, cell.seed) for cell in table if cell.kind == "train"}
+    done = {
+        (cell.variant, cell.seed)
+        for cell in table
+        if cell.kind == "train" and plan.ledger.outcome(cell.id).state == "done"
+    }
+    baseline = plan.spec.report.baseline
+    if all(variant == baseline for variant, _ in over):
+        return bool(over) and not done
+    compared = [(pair, (baseline, pair[1])) for pair in over if pair[0] != baseline]
+    return not any(against in over and done & {pair, against} for pair, against in compared)
 
 
 def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", view: View) -> None:

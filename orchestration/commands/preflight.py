@@ -9,7 +9,7 @@ import torch
 from fsg.config import to_dict
 from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
-from fsg.trainer import TrainConfig
+from fsg.trainer import TrainConfig, refuse_not_finite
 from orchestration.commands.components import unfit
 from orchestration.ledger.ledger import Ledger
 from orchestration.search.compatibility import differences
@@ -98,6 +98,8 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for train in _distinct(spec, lambda train: to_dict(train.data)):
         try:
             train.data.load()  # leaves the fingerprint behind
+        except FileNotFoundError as error:  # of a user's own `read`
+            yield "train.data", f"{error.filename}: there is no such file (relative paths begin at {Path.cwd()})"
         except (OSError, ValueError) as error:
             yield "train.data", one_line(error)
         except Exception as error:
@@ -108,15 +110,24 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
 
 def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for train in _distinct(spec, lambda train: [to_dict(train.data), to_dict(train.model), to_dict(train.init)]):
-        if isinstance(train.init, File):
-            try:
-                dataset = train.data.load()
-                load_into(train.model.build(dataset.shape, dataset.classes), load_weights(train.init.path))
-            except (OSError, ValueError) as error:
-                yield "train.init.path", one_line(error)
-            except Exception:
-                if not isinstance(train.model, Imported):  # which is told of by itself
-                    raise
+        if not isinstance(train.init, File) and not isinstance(train.model, Imported):
+            continue  # random weights of our own
+        try:
+            dataset = train.data.load()
+            model = train.model.build(dataset.shape, dataset.classes)
+        except Exception:  # `_data` tells it, or the check of own components
+            continue
+        if not isinstance(model, torch.nn.Module):
+            continue
+        try:
+            if isinstance(train.init, File):
+                load_into(model, load_weights(train.init.path))
+        except (OSError, ValueError) as error:
+            yield "train.init.path", one_line(error)
+        try:
+            refuse_not_finite(model)
+        except ValueError as error:
+            yield "train.model", one_line(error)
 
 
 def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:

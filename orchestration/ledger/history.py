@@ -1,7 +1,7 @@
 """The attempts at one cell, read from the disk and merged: which rows count, and where to resume."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,8 +151,11 @@ class History:
     def newest(self) -> AttemptView | None:
         return self.views[-1] if self.views else None
 
-    def resume_point(self) -> tuple[ResumePoint | None, list[str]]:
-        """The newest checkpoint that can be gone on from, and the names of newer ones that are damaged."""
+    def resume_point(self, unreadable: Collection[Path] = ()) -> tuple[ResumePoint | None, list[str]]:
+        """The newest checkpoint that can be gone on from, and the names of newer ones that are damaged.
+
+        Those that are whole and `unreadable` are passed over like damaged ones.
+        """
         damaged: list[str] = []
         for piece in reversed(self.pieces):
             for commit in sorted(piece.view.commits, key=lambda commit: -int(commit["step"])):
@@ -160,7 +163,7 @@ class History:
                 path = piece.view.folder / f"checkpoint-{step:08d}.pt"
                 if step > self.reached:
                     continue
-                if commit["segments"] <= piece.view.segments and holds(path, commit):
+                if path not in unreadable and commit["segments"] <= piece.view.segments and holds(path, commit):
                     return ResumePoint(piece.view.number, step, path, commit["seconds"]), damaged
                 damaged.append(f"{path.parent.name}/{path.name}")
         return None, damaged

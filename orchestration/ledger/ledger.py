@@ -30,7 +30,7 @@ Retention. An attempt keeps its two newest checkpoints and removes the older one
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,11 @@ class Ledger(LaunchRecords):
 
     # attempts
 
-    def claim(self, cell_id: str, record: dict[str, Any]) -> Attempt:
-        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`."""
+    def claim(self, cell_id: str, record: dict[str, Any], unreadable: Collection[Path] = ()) -> Attempt:
+        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`.
+
+        `unreadable` are checkpoints that it shall not go on from.
+        """
         number = max(attempt_numbers(self._cell_folder(cell_id)), default=0)
         while True:
             number += 1
@@ -133,7 +136,7 @@ class Ledger(LaunchRecords):
             except FileExistsError:
                 continue
         history = self._history(cell_id, before=number)
-        resume, passed_over = history.resume_point()
+        resume, passed_over = history.resume_point(unreadable)
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
         about = {
             "started_at": now_ms(),

@@ -121,8 +121,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    drawn = [values for curve in panel.curves for values in (curve.mean, *(y for _, y in curve.diverged))]
     if panel.log:
-        _logarithmic(axes)
+        if any((values > 0).any() for values in drawn):  # a logarithmic axis of nothing cannot be drawn
+            _logarithmic(axes)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))

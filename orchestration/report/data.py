@@ -75,6 +75,11 @@ class Report:
         return self.measured[0].lines
 
     @property
+    def nothing_measured(self) -> str:
+        """Said where not one pair of a variant and the baseline has a training that came to its end."""
+        return _nothing_measured(self.lines, self.baseline)
+
+    @property
     def metric(self) -> str:
         return self.asked.metric
 
@@ -129,7 +134,7 @@ def build(ledger: Ledger) -> Report:
         pretraining=tuple(trial for trial in trials if trial.cell.kind == "pretrain"),
         unfinished=tuple(sorted((t for t in trials if t.state != "done"), key=lambda t: _UNFINISHED.index(t.state))),
         warnings=(
-            *_warnings(lines, trials, asked.metric),
+            *_warnings(lines, trials, asked.metric, asked.baseline),
             *_about_seeds(plan),
             *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
             *unlike_pairs(ledger, trained, asked.baseline),
@@ -163,10 +168,21 @@ def _measured(trials: Sequence[Trial], asked: Asked, plan: SeedPlan) -> Iterable
 # What must be known beside it
 
 
-def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str) -> Iterable[str]:
+def _nothing_measured(lines: Sequence[Line], baseline: str) -> str:
+    compared = [line for line in lines if line.variant != baseline]
+    if any(line.comparison is not None and line.comparison.n for line in compared):
+        return ""
+    if not compared and any(line.done for line in lines):
+        return ""
+    return f"Nothing is measured: no pair of a variant and {baseline} has a training that came to its end"
+
+
+def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str, baseline: str) -> Iterable[str]:
     missing = sum(trial.state not in ("done", "diverged") for trial in trials)
     if missing:
         yield f"{missing} of {len(trials)} cells are not done: this is what there is so far; they are named below."
+    if nothing := _nothing_measured(lines, baseline):
+        yield f"{nothing}."
     diverged = [trial.cell.label for trial in trials if trial.state == "diverged"]
     if diverged:
         lost = "an accuracy of 0 %" if metric.endswith("accuracy") else "an infinite loss"

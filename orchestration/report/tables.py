@@ -379,6 +379,8 @@ def _captions(report: Report) -> Iterable[str]:
         yield f"{SIGNIFICANT} shown at 5 %: primary alone, others corrected (Holm)"
     if report.best is not None and report.best.marked:
         yield "★ best: told apart from every other line"
+    if report.nothing_measured:
+        yield report.nothing_measured
     if any(line.diverged for line in report.lines):
         yield f"✗ diverged, counted as {report.unit.lost_text}"
     if report.plan.added:

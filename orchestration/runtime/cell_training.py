@@ -7,7 +7,7 @@ disk (`unwritable`) stops the launch.
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from fsg import checkpoint
 from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
+from fsg.plain import encode
 from fsg.trainer import Row, Training
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt, Superseded
@@ -44,7 +45,8 @@ class CellTraining:
     """The training of one cell. `stop` is called between two steps; `ended` says how it ended, once it has.
 
     At step `until` it keeps a checkpoint and is `paused`: whoever submitted it decides whether it resumes.
-    `note` is what the user should know besides: which checkpoint was damaged, and where the training resumed instead.
+    `note` is what the user should know besides: which checkpoint was damaged or cannot be read, and where the training
+    resumed instead; what of the estimator is in no state.
     `record` is added to the attempt's record in the ledger.
     """
 
@@ -84,8 +86,7 @@ class CellTraining:
             if _is_lack_of_memory(error):
                 self.ended, self.reason = "retry", f"out of memory: {one_line(error)}"
             else:
-                self._keep_traceback()
-                self._end("failed", f"{type(error).__name__}: {one_line(error)}")
+                self._fail(error)
         if self._run is not None:
             self.step, self.total_steps = self._run.training.step, self._run.training.total_steps
         if self.ended is not None:
@@ -103,6 +104,8 @@ class CellTraining:
             self._end("diverged", one_line(error))
         except (Superseded, OSError) as error:
             self.ended, self.reason = "interrupted", f"{reason}; no checkpoint was kept: {one_line(error)}"
+        except Exception as error:
+            self._fail(error)
 
     def _run_until(self, until: float) -> None:
         while self.ended is None:
@@ -115,6 +118,7 @@ class CellTraining:
                 self.ended = "paused" if self.ended == "interrupted" else self.ended
             else:
                 self.last |= self._run.advance()
+                self._say_what_is_lost(self._run.training)
                 if self._run.training.done:
                     self._run.finish(whole_state=self.cell.kind == "candidate")
                     self.ended = "done"
@@ -124,33 +128,69 @@ class CellTraining:
                 return
 
     def _begin(self) -> "ActiveRun":
-        reset_process_state(self.cell.train.threads, self.cell.seed)
+        reset_process_state(self.cell.train.threads, self.cell.seed)  # the number of threads is on record
         if changed := edits(self.cell.train):
             raise RuntimeError(f"{'; '.join(changed)}; another launch trains what it is now")
         where = determinants(self.cell.train, self.device)
-        self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record)
-        training = Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
-        at = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "from the start"
-        logger.info("%s (%s): attempt %d claimed, %s", self.cell.label, self.cell.id, attempt.number, at)
-        if attempt.passed_over:
-            goes_on = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "began again"
-            self.note = f"damaged: {', '.join(attempt.passed_over)}; {goes_on}"
-        if attempt.resume is not None:
-            before = next(a for a in self.ledger.attempts(self.cell.id) if a["number"] == attempt.resume.attempt)
-            if moved := moves(before, where):
-                told = f"resumed with other {', '.join(moved)}: other bits are to be expected"
-                self.note = "; ".join(filter(None, [self.note, told]))
-            return ActiveRun(attempt, training, _load(training, attempt.resume))
+        unreadable: dict[Path, str] = {}
+        while True:
+            self._attempt = attempt = self.ledger.claim(self.cell.id, where | self.record, unreadable)
+            training = self._fresh()
+            if attempt.resume is None:
+                self._say_where_from(attempt, unreadable)
+                return self._at_start(attempt, training)
+            try:
+                best = _load(training, attempt.resume)
+            except Unreadable as error:
+                unreadable[attempt.resume.path] = str(error)
+            else:
+                self._say_where_from(attempt, unreadable)
+                self._say_what_moved(attempt.resume, where)
+                return ActiveRun(attempt, training, best)
+
+    def _fresh(self) -> Training:
+        self.cell.train.data.load()  # once a process: what it may draw from the generators must be in no training
+        reset_process_state(self.cell.train.threads, self.cell.seed)
+        return Training(self.cell.train, self.cell.seed, start=self._start(), device=self.device)
+
+    def _at_start(self, attempt: Attempt, training: Training) -> "ActiveRun":
+        """A training without a checkpoint: from its start, or from the end of the cell that it continues."""
         ended = self.ledger.resume_point(self.cell.continues) if self.cell.continues else None
         if ended is None or ended.step < training.total_steps:  # nobody's end, or a lost one: train it all
             return ActiveRun(attempt, training, {})
-        best = _load(training, ended)
+        try:
+            best = _load(training, ended)
+        except Unreadable:
+            return ActiveRun(attempt, self._fresh(), {})
         training.done = False  # the test is left
         assert self.cell.continues is not None
         attempt.take_over(self.ledger.rows(self.cell.continues))
         for table in self.ledger.diagnostics(self.cell.continues):
             attempt.diagnostics(table)
         return ActiveRun(attempt, training, best, seconds=ended.seconds)
+
+    def _say_where_from(self, attempt: Attempt, unreadable: Mapping[Path, str]) -> None:
+        goes_on = f"resumed from step {attempt.resume.step}" if attempt.resume is not None else "began again"
+        at = goes_on if attempt.resume is not None else "from the start"
+        logger.info("%s (%s): attempt %d claimed, %s", self.cell.label, self.cell.id, attempt.number, at)
+        of = {f"{path.parent.name}/{path.name}": why for path, why in unreadable.items()}
+        damaged = [name for name in attempt.passed_over if name not in of]
+        lost = [f"damaged: {', '.join(damaged)}"] if damaged else []
+        lost += [f"cannot be read: {name} ({why})" for name, why in of.items()]
+        if lost:
+            self.note = "; ".join([*lost, goes_on])
+
+    def _say_what_moved(self, point: ResumePoint, where: dict[str, Any]) -> None:
+        before = next(a for a in self.ledger.attempts(self.cell.id) if a["number"] == point.attempt)
+        if moved := moves(before, where):
+            told = f"resumed with other {', '.join(moved)}: other bits are to be expected"
+            self.note = "; ".join(filter(None, [self.note, told]))
+
+    def _say_what_is_lost(self, training: Training) -> None:
+        lost = ", ".join(f"estimator.{name}" for name in training.lost_state.names)
+        if lost and lost not in self.note:
+            told = f"in no state_dict: {lost}: it changes from step to step, and a training that is resumed will differ"
+            self.note = "; ".join(filter(None, [self.note, told]))
 
     def _start(self) -> dict[str, Tensor] | None:
         if self.cell.depends_on is None:
@@ -168,6 +208,10 @@ class CellTraining:
             self._attempt.finish(state, reason, seconds=self._run.seconds if self._run else 0.0)
         except (Superseded, OSError) as error:
             self.reason = f"{reason}; its end could not be recorded: {one_line(error)}"
+
+    def _fail(self, error: Exception) -> None:
+        self._keep_traceback()
+        self._end("failed", f"{type(error).__name__}: {one_line(error)}")
 
     def _keep_traceback(self) -> None:
         if self._attempt is not None:
@@ -189,6 +233,7 @@ class ActiveRun:
     def __post_init__(self) -> None:
         self.system = SystemMetrics(self.training.device)
         self._peak_is_due = True
+        self._read_back = False
 
     def advance(self) -> dict[str, float]:
         """Do one step; returns its metrics."""
@@ -237,7 +282,16 @@ class ActiveRun:
         self.checkpointed = time.monotonic()
 
     def _state(self) -> bytes:
-        return checkpoint.to_bytes({"training": self.training.state_dict(), "best": self.best})
+        """Raises ValueError where the first one has a part that cannot be kept, or does not read back as it was."""
+        state = {"training": self.training.state_dict(), "best": self.best}
+        if self._read_back:
+            return checkpoint.to_bytes(state)
+        encode(state["training"]["estimator"], "estimator.state")  # names the part that cannot be kept
+        content = checkpoint.to_bytes(state)
+        if checkpoint.digest(checkpoint.from_bytes(content)) != checkpoint.digest(state):
+            raise ValueError("a checkpoint reads back as something else than was written")
+        self._read_back = True
+        return content
 
     def finish(self, whole_state: bool = False) -> None:
         """Keep the weights, with `whole_state` also a checkpoint for another cell, and end the attempt."""
@@ -250,11 +304,21 @@ class ActiveRun:
         self.attempt.finish("done", digest=digest, step=step, seconds=self.seconds)
 
 
+class Unreadable(Exception):
+    """A checkpoint that is whole, and from which its training cannot go on."""
+
+
 def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
-    """Put a training where it was kept; returns the best weights so far."""
-    state = checkpoint.from_bytes(store.of(point.path).read(point.path))
-    training.load_state_dict(state["training"])
-    best: dict[str, Any] = state["best"]
+    """Put a training where it was kept; returns the best weights so far. After Unreadable it is half loaded."""
+    content = store.of(point.path).read(point.path)
+    try:
+        state = checkpoint.from_bytes(content)
+        training.load_state_dict(state["training"])
+        best: dict[str, Any] = state["best"]
+    except Exception as error:  # a user's component may raise anything
+        if _is_lack_of_memory(error):
+            raise
+        raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
     return best
 
 

@@ -1,12 +1,13 @@
 """The end of a study: the best settings are trained again, validation chooses one, and its test images are opened."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from orchestration.ledger.study_records import StudyRecords, TrialRecord
 from orchestration.search.dispatch import Dispatcher
-from orchestration.search.values import at_bounds, mean_of, ranked
+from orchestration.search.values import at_bounds, first_value, mean_of, ranked
 from orchestration.spec.cells import Cell, cells_of
 from orchestration.spec.search_config import MAXIMISED
 from orchestration.spec.study import StudySpec, with_settings
@@ -15,8 +16,10 @@ from orchestration.spec.study import StudySpec, with_settings
 class FinalChoice:
     """Chooses among the candidates of a study, the best trials trained anew with the table's seeds.
 
-    `made` says that a choice stands and its cells are over, or that there is nothing to choose from; `stuck` that a
-    failed cell prevents it. `value_of` is a cell's objective at the end of its training, None where there is none.
+    `made` says that a choice stands and its cells are over, or that none was asked for; `stuck` that a failed cell
+    prevents it, or that there is nothing valid to choose from, which `say` is told. A trial or candidate is valid if
+    one of its cells was trained to its end, and its mean is finite. `value_of` is a cell's objective at the end of its
+    training, None where there is none.
     """
 
     def __init__(
@@ -25,15 +28,21 @@ class FinalChoice:
         records: StudyRecords,
         dispatcher: Dispatcher,
         value_of: Callable[[Cell], float | None],
+        say: Callable[[str], None],
     ) -> None:
         self._spec, self._records, self._dispatcher, self._value_of = spec, records, dispatcher, value_of
+        self._say = say
         self.made = self.stuck = False
 
     def advance(self, trials: Sequence[TrialRecord]) -> None:
         """Hand out what is missing of the candidates; once they are over, choose, and hand out the test."""
-        best = ranked(self._spec, trials)[: self._spec.best]
-        if not best:
+        if not self._spec.best:
             self.made = True
+            return
+        best = [one for one in ranked(self._spec, trials) if self._is_valid(one.cells.values(), first_value(one))]
+        best = best[: self._spec.best]
+        if not best:
+            self._choose_nothing("trial")
             return
         candidates: dict[int, list[Cell]] = {}
         for record in best:
@@ -58,6 +67,14 @@ class FinalChoice:
             self.made = not self._dispatcher.any_failed(finals)
         self.stuck = self.stuck or self._dispatcher.any_failed(finals)
 
+    def _is_valid(self, cell_ids: Collection[str], mean: float) -> bool:
+        """A trial that was taken over has no cells here."""
+        return math.isfinite(mean) and (not cell_ids or self._dispatcher.any_done(cell_ids))
+
+    def _choose_nothing(self, of: str) -> None:
+        self.stuck = True
+        self._say(f"{self._spec.name}: no {of} is valid, as all diverged or failed: nothing is chosen")
+
     def _with_test(self, candidate: Cell) -> Cell:
         """The cell of the table that goes on where a candidate ended: what is left is the test."""
         train = replace(candidate.train, test="end")
@@ -70,7 +87,12 @@ class FinalChoice:
             values = [self._value_of(cell) for cell in cells]
             if any(value is None for value in values):  # one of them failed: there is nothing to choose from
                 return None
-            means[number] = mean_of(values)
+            mean = mean_of(values)
+            if self._is_valid([cell.id for cell in cells], mean):
+                means[number] = mean
+        if not means:
+            self._choose_nothing("candidate")
+            return None
         sign = -1 if self._spec.objectives[0] in MAXIMISED else 1
         return min(means, key=lambda number: (sign * means[number], number))
 

@@ -81,6 +81,9 @@ class Dispatcher:
     def is_over(self, cell: Cell) -> bool:
         return self._ledger.outcome(cell.id).state in ("done", "diverged")
 
+    def any_done(self, cell_ids: Iterable[str]) -> bool:
+        return any(self._ledger.outcome(cell_id).state == "done" for cell_id in cell_ids)
+
     def train(self, cells: Sequence[Cell]) -> bool:
         """Hand out the cells that are not over and have not failed; whether any of them is left to wait for."""
         left = [cell for cell in cells if cell.id not in self._context.failed and not self.is_over(cell)]

@@ -64,7 +64,7 @@ class Study:
         self.optuna = OptunaStudy(name, spec, self.records, url, self._trials)
         self._first = settings_to_try_first(spec, self._trials)
         self._dispatcher = Dispatcher(spec, context)
-        self._choice = FinalChoice(spec, self.records, self._dispatcher, self._final_value)
+        self._choice = FinalChoice(spec, self.records, self._dispatcher, self._final_value, context.say)
         self._active: dict[int, ActiveTrial] = {}
         self._stopped: dict[str, int] = {}  # cells that are out, by the epoch after which their trial was stopped
         self._news = True  # since the choice was last advanced

@@ -50,9 +50,15 @@ def ranked(spec: StudySpec, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     sign = -1 if spec.objectives[0] in settings.MAXIMISED else 1
     found: dict[str, TrialRecord] = {}
     complete = [record for record in trials if record.state == "COMPLETE" and record.end is not None]
-    for record in sorted(complete, key=lambda one: (sign * (one.end or {})["values"][0], one.number)):
+    for record in sorted(complete, key=lambda one: (sign * first_value(one), one.number)):
         found.setdefault(json.dumps(record.params, sort_keys=True), record)
     return list(found.values())
+
+
+def first_value(record: TrialRecord) -> float:
+    """A complete trial's value of the first objective."""
+    assert record.end is not None
+    return float(record.end["values"][0])
 
 
 def at_bounds(dimensions: Iterable[Dimension], params: Mapping[str, Any]) -> dict[str, str]:

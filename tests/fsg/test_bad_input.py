@@ -179,13 +179,15 @@ def test_any_part_of_a_state_that_is_no_number_is_named(
         training.state_dict()
 
 
-def test_images_that_are_no_numbers_are_named(config: TrainConfig) -> None:
+def test_images_that_are_no_numbers_are_a_failure_and_no_divergence(config: TrainConfig) -> None:
     training = Training(replace(config, log_every=2), 1)
     training.advance()
     training.advance()
     training.dataset._shift = training.dataset._shift * float("nan")
     training._batches = None
-    with pytest.raises(Diverged, match=r"the loss is nan at step 3; .*; the images of that step hold such values$"):
+    with pytest.raises(
+        RuntimeError, match=r"^the images of step 3 hold NaN or infinity, and the loss is nan at step 3;"
+    ):
         advance(training)
     assert training.step == 4
 
@@ -201,8 +203,51 @@ def test_an_evaluation_that_is_no_number_stops_the_training(
 
 def test_not_finite_finds_the_first_in_nested_state() -> None:
     good: dict[str, Any] = {"a": [torch.ones(2), 3], "b": {"c": torch.tensor(1)}, "d": torch.tensor([1 + 1j])}
-    assert not_finite(good) is None
-    assert not_finite({**good, "e": [1, {"f": torch.tensor([1.0, float("nan")])}]}) == "/e/1/f"
+    assert not_finite(good) == []
+    assert not_finite({**good, "e": [1, {"f": torch.tensor([1.0, float("nan")])}]}) == ["/e/1/f"]
+
+
+@pytest.mark.parametrize("optimizer", [SGD(weight_decay=1e-4), Adam(), Bop()], ids=lambda one: one.name)
+def test_what_is_infinite_from_the_start_is_no_divergence_and_what_becomes_so_is(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, optimizer: Any
+) -> None:
+    """A mask among the buffers, a parameter that is not trained, and one that gets no gradient."""
+    build = ResNet.Config.build
+
+    def with_mask(self: Any, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        model = build(self, shape, classes)
+        model.register_buffer("mask", torch.full((3,), float("-inf")))
+        model.register_buffer("scale", torch.ones(3))
+        model.register_parameter("frozen", nn.Parameter(torch.tensor([float("inf")]), requires_grad=False))
+        return model
+
+    monkeypatch.setattr(ResNet.Config, "build", with_mask)
+    training = Training(replace(config, optimizer=optimizer), 1)
+    training.advance()
+    saved = to_bytes(training.state_dict())
+    again = Training(replace(config, optimizer=optimizer), 1)
+    again.load_state_dict(from_bytes(saved))
+    advance(again)
+    again.state_dict()
+    again.model.get_buffer("scale")[1] = float("nan")
+    with pytest.raises(Diverged, match=r"^model/scale is not finite after step 15$"):
+        again.state_dict()
+
+
+def test_network_that_starts_with_no_number_is_refused_by_name(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = ResNet.Config.build
+
+    def spoiled(self: Any, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        model = build(self, shape, classes)
+        model.get_parameter("fc.weight").data[0, 0] = float("nan")
+        model.get_parameter("bn1.bias").data[0] = float("inf")
+        return model
+
+    monkeypatch.setattr(ResNet.Config, "build", spoiled)
+    with pytest.raises(ValueError, match=r"^the network starts with NaN or infinity in bn1.bias and 1 more \(expected"):
+        Training(config, 1)
 
 
 # other checkpoints

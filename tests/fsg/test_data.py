@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -437,6 +438,11 @@ def replaced(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Calla
         ),
         (replaced("test_labels", lambda a: a + 5), "classes that train_labels lack: 5, 6, 7, 8, 9"),
         (replaced("train_labels", lambda a: a + np.uint64(2**40)), "train_labels go up to 1099511627780"),
+        (
+            replaced("train_labels", lambda a: a + 1),
+            r"train_labels go up to 5 and have no 0, expected classes counted from 0 without gaps \(np\.unique",
+        ),
+        (replaced("train_labels", lambda a: np.where(a == 2, 3, a)), "go up to 4 and have no 2, expected classes"),
         (replaced("train_labels", lambda a: a.astype(object)), "not a readable .npz without pickled objects"),
     ],
 )
@@ -449,6 +455,49 @@ def test_arrays_that_do_not_fit_get_one_line_with_the_file(
             call()
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(config.file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Images):
+    """Whatever a test puts there."""
+
+    raw: ClassVar[Any]
+
+    def read(self) -> RawImages:
+        return self.raw
+
+
+def test_flipped_arrays_are_those_that_they_show() -> None:
+    """Colours in the other order, as OpenCV has them, rows upside down, labels from behind."""
+    held = content()
+    flipped = {name: array[::-1, ::-1, :, ::-1] if array.ndim == 4 else array[::-1] for name, array in held.items()}
+    found = []
+    for arrays in (flipped, {name: array.copy() for name, array in flipped.items()}):
+        Own.raw = RawImages(**arrays)
+        fsg.data._load.cache_clear()
+        data = Own(validation=7).load()
+        found.append([data.train_images, data.train_labels, data.validation_images, data.test_images, data.test_labels])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda raw: raw._replace(train_images=raw.train_images.tolist()),
+            "Own: train_images are a list, expected a NumPy",
+        ),
+        (
+            lambda raw: raw._replace(test_labels=torch.zeros(10)),
+            "Own: test_labels are a Tensor, expected a NumPy array",
+        ),
+    ],
+)
+def test_own_data_of_another_kind_is_named(spoil: Callable[[RawImages], RawImages], message: str) -> None:
+    Own.raw = spoil(RawImages(**content()))
+    fsg.data._load.cache_clear()
+    with pytest.raises(DataError, match=message):
+        Own().load()
 
 
 @pytest.mark.parametrize("damage", ["missing", "folder", "text", "truncated", "npy", "empty"])

@@ -142,6 +142,22 @@ def test_weights_that_do_not_fit_are_named_in_one_line_and_nothing_is_changed(ne
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named_unless_the_network_has_such_itself(
+    network: nn.Module, value: float
+) -> None:
+    network.register_buffer("mask", torch.full((2,), float("-inf")))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_into(network, before)
+    spoilt = before | {"fc.weight": before["fc.weight"] * value, "bn1.running_var": before["bn1.running_var"] * value}
+    with pytest.raises(ValueError, match="the weights hold") as caught:
+        load_into(network, spoilt)
+    assert str(caught.value) == (
+        "the weights hold NaN or infinity: bn1.running_var, fc.weight (expected finite numbers)"
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_long_lists_of_names_are_cut_short(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"missing conv1.weight, bn1.weight, bn1.bias, bn1.running_mean and \d+ more$"):
         load_into(network, {})

@@ -221,6 +221,14 @@ def test_none_is_best_before_every_line_has_all_of_its_seeds_and_a_finite_mean()
     assert best_of(lines({"ste": [0.7] * 6}), ACCURACY, SIX) is None
 
 
+def test_pairs_of_which_neither_came_to_its_end_measure_nothing() -> None:
+    """Accuracies of 0 % differ by 0, and nobody has seen that."""
+    found = contrasts({"fsg": [None, None], "a": [None, 0.5], "ste": [None, None]})
+    assert [found[name].comparison.n for name in ("fsg", "a")] == [0, 2]
+    told = judge(list(found.values()), ACCURACY, Report(baseline="ste", primary="fsg"), SeedPlan((0, 1)))
+    assert told[:2] == ("No verdict yet", "No seed has finished both fsg and ste.")
+
+
 def test_of_accuracies_a_line_that_diverged_is_a_loser() -> None:
     best = best_of(lines({"fsg": alike(6, 0.05), "a": [None] * 6, "ste": [0.7] * 6}), ACCURACY, SIX)
     assert best is not None

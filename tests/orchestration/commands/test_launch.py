@@ -77,6 +77,29 @@ def test_launch_that_ends_with_something_undone_says_what(
     )
 
 
+@pytest.mark.usefixtures("mlflow_gives_up")
+@pytest.mark.parametrize(
+    ("ended", "status"), [({}, 1), ({"ste": "done"}, 0), ({"fsg": "done"}, 0), ({"pretrain": "done"}, 1)]
+)
+def test_launch_that_measures_no_pair_has_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ended: dict[str, str], status: int
+) -> None:
+    def train(request: LaunchRequest, plan: ExperimentPlan, *rest: Any) -> tuple[list[Cell], list[str]]:
+        for cell in plan.cells:
+            attempt = plan.ledger.claim(cell.id, {})
+            attempt.weights("final.pt", b"")
+            attempt.finish(ended.get(cell.variant, "diverged"))  # type: ignore[arg-type]
+        return plan.cells, []
+
+    monkeypatch.setattr("orchestration.commands.train.train_on_ray", train)
+    monkeypatch.setattr("orchestration.commands.launch._conclude", lambda *rest: None)
+    request = LaunchRequest(Path("tiny.yaml"), tracking_uri=NO_MLFLOW[1])
+    assert launch_here(request) == status
+    (record,) = ledger_of(folder).folder.glob("launches/0001-end.json")
+    assert f'"exit_status": {status}' in record.read_text()
+    assert launch_here(request) == status, "again, with all of it done"
+
+
 def test_results_that_cannot_be_written_to_are_refused_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +113,30 @@ def refused(capsys: pytest.CaptureFixture[str], *sets: str, **options: Any) -> l
     assert launch_here(LaunchRequest(Path("tiny.yaml"), sets=sets, **options)) == 2
     assert not Path("results").exists()
     return capsys.readouterr().err.splitlines()
+
+
+def test_start_that_is_no_number_is_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = load_spec(Path("tiny.yaml")).trains[0]
+    data = train.data.load()
+    weights = {
+        name: tensor.numpy() for name, tensor in train.model.build(data.shape, data.classes).state_dict().items()
+    }
+    weights["layer1.0.conv1.weight"] = weights["layer1.0.conv1.weight"] * np.float32("nan")
+    np.savez("start.npz", **weights)
+    (line,) = refused(capsys, "train.init={name: file, path: start.npz}")
+    told = "train.init.path: the weights hold NaN or infinity: layer1.0.conv1.weight (expected finite numbers)"
+    assert line.endswith(told)
+    (line,) = refused(capsys, "train.model={import: 'own_state:Masked', divisor: 0}", "train.init=scratch")
+    assert line.endswith(
+        "train.model: the network starts with NaN or infinity in embed.weight (expected finite numbers)"
+    )
+
+
+def test_what_own_data_raise_is_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "train.data={import: 'own_state:Broken'}")
+    assert line.endswith("train.data: KeyError: 'train_images' (expected images that can be loaded)")
+    (line,) = refused(capsys, "train.data={import: 'own_state:Broken', file: mine.npz}")
+    assert line.endswith(f"train.data: mine.npz: there is no such file (relative paths begin at {folder})")
 
 
 def test_missing_data_are_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

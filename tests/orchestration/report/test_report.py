@@ -182,6 +182,28 @@ def test_diverged_seed_counts_as_accuracy_zero_and_is_named(tmp_path: Path) -> N
     assert curve.diverged[0][0][-1] == pytest.approx(1.5)  # its last row, in epochs
 
 
+@pytest.mark.parametrize("at", [30, 0])
+@pytest.mark.parametrize("metric", ["test/accuracy", "test/loss"])
+def test_table_without_a_measured_pair_says_so_and_has_no_difference(
+    tmp_path: Path, metric: str, at: int, inlined: None
+) -> None:
+    """Also where nothing was recorded before the end, and there is no curve."""
+    spec = spec_of(("fsg", "ste"), (0, 1), metric=metric)
+    cells = cells_of(spec)
+    ledger = launched(tmp_path / "x", spec, cells)
+    for cell in cells:
+        diverge(ledger, cell, at=at)
+    report = build(ledger)
+    told = "Nothing is measured: no pair of a variant and ste has a training that came to its end"
+    assert report.nothing_measured == told
+    assert f"{told}." in report.warnings
+    assert told in " ".join(printed(report).split())
+    assert "+0.00" not in printed(report)
+    assert line(report, "fsg").comparison.n == 0  # type: ignore[union-attr]
+    _, page = page_of(report)
+    assert f"{told}." in page.words
+
+
 def test_diverged_seed_makes_a_loss_infinite_and_the_verdict_says_so(tmp_path: Path, inlined: None) -> None:
     spec = spec_of(("fsg", "ste"), (0, 1), metric="test/loss")
     cells = cells_of(spec)

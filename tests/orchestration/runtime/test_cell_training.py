@@ -1,20 +1,25 @@
 """What a worker does with a cell, in this process."""
 
 import gc
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_experiment import images
 
-from fsg import native
+from fsg import checkpoint, native
+from fsg.checkpoint import digest, to_bytes
 from fsg.data import Arrays
 from fsg.estimators import FSG, STE
 from fsg.imported import Imported, source_sha256
@@ -22,7 +27,7 @@ from fsg.mamba import kernel
 from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.starting_points import Pretrain
-from fsg.trainer import TrainConfig
+from fsg.trainer import TrainConfig, Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores import local
 from orchestration.runtime.cell_training import CellTraining
@@ -406,6 +411,152 @@ def test_training_all_of_whose_checkpoints_are_damaged_begins_again_and_says_so(
     assert again.note == ("damaged: 0001/checkpoint-00000003.pt, 0001/checkpoint-00000002.pt; began again")
     assert again.ended == "done"
     assert_the_same(ledger, one, whole)
+
+
+# what users bring
+
+
+def own(train: TrainConfig, what: str) -> TrainConfig:
+    path = "own_state:Own"
+    return replace(train, estimator=Imported(path=path, settings={"what": what}, source_sha256=source_sha256(path)))
+
+
+def masked(train: TrainConfig, **settings: float) -> TrainConfig:
+    path = "own_state:Masked"
+    model = Imported(path=path, settings=settings, source_sha256=source_sha256(path))
+    return replace(train, model=model, estimator=STE.Config())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda train: own(train, "draws"),
+        lambda train: own(train, "keeps_numpy"),
+        lambda train: own(train, "keeps_infinity"),
+        masked,
+    ],
+    ids=["draws", "keeps_numpy", "keeps_infinity", "mask of infinity"],
+)
+def test_own_component_goes_on_bit_for_bit_in_a_process_that_did_other_things(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path, change: Callable[[TrainConfig], TrainConfig]
+) -> None:
+    one, undisturbed = cell(change(train)), Ledger(tmp_path / "undisturbed")
+    assert ended(undisturbed, one).ended == "done"
+    ledger.add(one)
+    for questions in (4, 6):
+        stopped = CellTraining(ledger, one, stop=After(questions))
+        stopped.run_for(3600)
+        assert stopped.ended == "interrupted"
+        np.random.rand(5)
+        random.random()
+    training = ended(ledger, one)
+    assert (training.ended, training.note) == ("done", "")
+    assert_the_same_rows(ledger, undisturbed, one)
+
+
+def assert_the_same_rows(ledger: Ledger, undisturbed: Ledger, one: Cell) -> None:
+    assert sorted(rows(ledger, one)) == sorted(rows(undisturbed, one))
+    assert ledger.outcome(one.id).digest == undisturbed.outcome(one.id).digest is not None
+
+
+def test_checkpoint_of_an_older_version_is_resumed(ledger: Ledger, train: TrainConfig, whole: Ledger) -> None:
+    """Which kept no generators but torch's."""
+    one = cell(train)
+    ledger.add(one)
+    older = Training(train, 0)
+    for _ in range(6):
+        older.advance()
+    state = older.state_dict()
+    assert digest(state) == digest({name: part for name, part in state.items() if name != "host_generators"})
+    del state["host_generators"]
+    attempt = ledger.claim(one.id, {})
+    attempt.checkpoint(to_bytes({"training": state, "best": {}}), 6)
+    again = ended(ledger, one)
+    assert (again.ended, again.note) == ("done", "")
+    assert ledger.attempts(one.id)[-1]["resumed_from"]["step"] == 6
+    assert ledger.outcome(one.id).digest == whole.outcome(one.id).digest
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_state_that_cannot_be_kept_is_refused_at_the_first_checkpoint_by_its_path(
+    ledger: Ledger, train: TrainConfig, interrupted: bool
+) -> None:
+    one = cell(own(train, "keeps_a_set"))
+    ledger.add(one)
+    never = lambda: False  # noqa: E731
+    training = CellTraining(ledger, one, checkpoint_every=3600.0 * interrupted, stop=After(4) if interrupted else never)
+    training.run_for(3600)
+    assert training.ended == ledger.outcome(one.id).state == "failed"
+    assert training.reason.startswith("ValueError: estimator.state.saved.memory[3]: a set (expected tensors, arrays,")
+    assert not list(ledger.folder.glob("trials/*/*/checkpoint-*"))
+
+
+def test_first_checkpoint_is_read_back_before_it_is_trusted(
+    ledger: Ledger, train: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = checkpoint.from_bytes
+
+    def otherwise(content: bytes) -> dict[str, Any]:
+        state = read(content)
+        state["training"]["model"]["conv1.weight"].view(-1)[0] += 1
+        return state
+
+    monkeypatch.setattr(checkpoint, "from_bytes", otherwise)
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    training.run_for(3600)
+    assert (training.ended, training.step) == ("failed", 1)
+    assert training.reason == "ValueError: a checkpoint reads back as something else than was written"
+    assert not list(ledger.folder.glob("trials/*/*/checkpoint-*"))
+
+
+def test_checkpoint_that_cannot_be_read_is_passed_over_for_the_one_before(
+    ledger: Ledger, train: TrainConfig, whole: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole as it is: an older version wrote something that the safe loader refuses."""
+    one, content = cell(train), io.BytesIO()
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    while training.step < 7:
+        training.run_for(0.0)
+    torch.save({"training": np.float64(0.5), "best": {}}, content)
+    monkeypatch.setattr(checkpoint, "to_bytes", lambda state: content.getvalue())
+    training.run_for(0.0)
+    monkeypatch.undo()
+    again = ended(ledger, one)
+    assert again.note == (
+        "cannot be read: 0001/checkpoint-00000008.pt (ValueError: not a readable checkpoint (it holds a "
+        "numpy._core.multiarray.scalar)); resumed from step 7"
+    )
+    assert ledger.attempts(one.id)[-1]["passed_over"] == ["0001/checkpoint-00000008.pt"]
+    assert_the_same(ledger, one, whole)
+
+
+def test_training_none_of_whose_checkpoints_can_be_loaded_begins_again(ledger: Ledger, train: TrainConfig) -> None:
+    one = cell(own(train, "cannot_load"))
+    ledger.add(one)
+    CellTraining(ledger, one, stop=After(6)).run_for(3600)
+    again = ended(ledger, one)
+    assert again.ended == "done"
+    assert again.note == "cannot be read: 0001/checkpoint-00000005.pt (KeyError: 'saved before'); began again"
+    losses = [step for step, name, _ in rows(ledger, one) if name == "train/loss"]
+    assert losses == [2, 4, 6, 8, 10, 12, 14, 15], "each row once"
+
+
+def test_memory_in_no_state_is_told_once(ledger: Ledger, train: TrainConfig) -> None:
+    training = ended(ledger, cell(own(train, "forgets")))
+    assert training.ended == "done"
+    told = "in no state_dict: estimator.lost: it changes from step to step, and a training that is resumed will differ"
+    assert training.note == told
+
+
+def test_network_that_starts_with_no_number_fails_and_does_not_diverge(ledger: Ledger, train: TrainConfig) -> None:
+    training = ended(ledger, cell(masked(train, divisor=0.0)))
+    assert training.ended == "failed"
+    assert training.reason == (
+        "ValueError: the network starts with NaN or infinity in embed.weight (expected finite numbers)"
+    )
 
 
 def test_source_that_was_edited_since_the_launch_is_not_trained(ledger: Ledger, train: TrainConfig) -> None:

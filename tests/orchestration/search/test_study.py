@@ -538,6 +538,36 @@ def test_candidate_that_fails_leaves_no_choice(tmp_path: Path) -> None:
     assert [leg.cell.kind for leg in again.legs] == ["candidate"] * 2 + ["train"] * 3
 
 
+@pytest.mark.parametrize("kind", ["trial", "candidate"])
+@pytest.mark.parametrize("objective", ["validation/accuracy", "train/loss"])
+def test_search_without_a_valid_trial_chooses_nothing_and_says_so(tmp_path: Path, kind: str, objective: str) -> None:
+    said: list[str] = []
+    one = study(trials=2, best=2, objectives=(objective,), train=replace(TRAIN, evaluate_every=20))
+    work = Work(tmp_path, one, fate=lambda cell: "done")
+    work.searches = work.opened(say=said.append)
+    while not work.searches.finished:
+        for leg in work.searches.more():
+            if leg.cell.kind == kind:
+                work.ledger.claim(leg.cell.id, {}).finish("diverged", "the loss is nan", step=3)
+                work.searches.ended(leg.cell, "diverged", "")
+            else:
+                work.searches.ended(leg.cell, *work.train(leg))
+    assert work.records.choices() == []
+    assert work.searches.unsettled == ["tuned"]
+    assert said == [f"tuned: no {kind} is valid, as all diverged or failed: nothing is chosen"]
+
+
+def test_candidate_that_diverged_is_not_chosen(tmp_path: Path) -> None:
+    def fate(cell: Cell) -> str:
+        return "diverged" if cell.kind == "candidate" and cell.grid == {"trial": first.number} else "done"
+
+    undisturbed = Work(tmp_path / "undisturbed", study(trials=2, best=2)).go()
+    first = undisturbed.records.trials()[undisturbed.records.choices()[0]["chosen"]]
+    work = Work(tmp_path / "other", study(trials=2, best=2), fate=fate).go()
+    assert work.records.choices()[0]["chosen"] == 1 - first.number
+    assert not work.searches.unsettled
+
+
 def test_optimum_at_a_bound_is_flagged_unless_the_field_ends_there() -> None:
     assert at_bounds([LR, WEIGHT], {"optimizer.lr": 0.1, "estimator.slow_weight": 1.0}) == {"optimizer.lr": "high"}
     assert at_bounds([LR], {"optimizer.lr": 1e-4}) == {"optimizer.lr": "low"}
