@@ -20,10 +20,18 @@ class Death:
 
 def death_of(error: Exception, pid: int) -> Death:
     """The death of the worker with this process id."""
-    text = str(error)
-    low = isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in text
+    text, low = str(error), is_out_of_memory(error)
     blamed = not (getattr(error, "preempted", False) or is_oom_bystander(text, pid))
     return Death(failure_reason(text, low), blamed, low)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is, or comes from, that Ray killed a process for want of memory."""
+    while error is not None:
+        if isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def failure_reason(text: str, low_on_memory: bool = False) -> str:

@@ -22,7 +22,7 @@ from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime.messages import Arrival, Failure, Message
 from orchestration.runtime.worker import WorkerConfig
 from orchestration.scheduler.connection import capacity
-from orchestration.scheduler.deaths import Death, death_of, last_line
+from orchestration.scheduler.deaths import Death, death_of, is_out_of_memory, last_line
 from orchestration.scheduler.environment import Unusable
 from orchestration.scheduler.exchange import Exchange
 from orchestration.scheduler.pool import MAX_FAILED_STARTS, WorkerPool
@@ -108,10 +108,10 @@ def _run_round(pool: WorkerPool, settings: WorkerConfig, places: int) -> Excepti
                 if isinstance(message, Arrival):
                     ends[ray.cloudpickle.loads(message.actor).wait.remote()] = number, message.pid
                 _hear(pool, number, message)
-            for number, death in _deaths(ends):
-                pool.leaving = pool.leaving or death.out_of_memory
-                pool.died(number, death.reason, death.blamed)
+            _hear_of_deaths(pool, ends)
             orders = pool.orders()
+        _hear_of_deaths(pool, ends)
+    pool.leaving = pool.leaving or is_out_of_memory(tuning.error)  # a worker that did not come to its first message
     return tuning.error
 
 
@@ -123,6 +123,12 @@ def _hear(pool: WorkerPool, number: int, message: Message) -> None:
         pool.died(number, message.reason)
     else:
         pool.heard(number, message)
+
+
+def _hear_of_deaths(pool: WorkerPool, ends: dict[Any, tuple[int, int]]) -> None:
+    for number, death in _deaths(ends):
+        pool.leaving = pool.leaving or death.out_of_memory
+        pool.died(number, death.reason, death.blamed)
 
 
 def _deaths(ends: dict[Any, tuple[int, int]]) -> Iterator[tuple[int, Death]]:

@@ -6,7 +6,14 @@ environment.prepare(None)
 
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from orchestration.scheduler.deaths import Death, death_of, failure_reason, is_oom_bystander, last_line
+from orchestration.scheduler.deaths import (
+    Death,
+    death_of,
+    failure_reason,
+    is_oom_bystander,
+    is_out_of_memory,
+    last_line,
+)
 
 LOW_ON_MEMORY = """2 worker(s) were killed due to the node running low on memory. Memory on the node was 3.10GB used
 Considered workers: [
@@ -61,3 +68,15 @@ def test_what_was_raised_on_a_worker_is_the_last_line() -> None:
     told = "\x1b[36mray::_Inner.__init__()\x1b[39m (pid=1, ip=127.0.0.1)\n  File 'a.py', line 9\nKeyError: 'abc'\n\n"
     assert last_line(RuntimeError(told)) == "KeyError: 'abc'"
     assert last_line(RuntimeError()) == "RuntimeError"
+
+
+def test_want_of_memory_is_seen_behind_what_it_led_to() -> None:
+    try:
+        try:
+            raise OutOfMemoryError("killed")
+        except OutOfMemoryError as error:
+            raise RuntimeError("Tune ended") from error
+    except RuntimeError as error:
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("Tune ended"))
+    assert not is_out_of_memory(None)
