@@ -71,12 +71,8 @@ def test_what_was_raised_on_a_worker_is_the_last_line() -> None:
 
 
 def test_want_of_memory_is_seen_behind_what_it_led_to() -> None:
-    try:
-        try:
-            raise OutOfMemoryError("killed")
-        except OutOfMemoryError as error:
-            raise RuntimeError("Tune ended") from error
-    except RuntimeError as error:
-        assert is_out_of_memory(error)
-    assert not is_out_of_memory(RuntimeError("Tune ended"))
+    ended = RuntimeError("Tune ended")
+    assert not is_out_of_memory(ended)
     assert not is_out_of_memory(None)
+    ended.__cause__ = OutOfMemoryError("killed")
+    assert is_out_of_memory(ended)
