@@ -5,6 +5,7 @@ docs/design.md says why a trial is a worker and not a cell.
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ from orchestration.spec.cells import Cell
 from orchestration.util.scratch import scratch
 
 POLL_INTERVAL = 0.2
+TIME_TO_NOTICE = 5  # that Ray itself has died, and not the exchange alone: then the process is replaced meanwhile
 END_TIMEOUT = 300  # for Tune to end its workers: Ray must not be shut down while Tune still calls it
 MAX_WORKERS = 100_000  # that wait for an order at the same time
 MAX_REPORTS_PER_SECOND = 100  # from all workers together
@@ -84,7 +86,7 @@ def run(
         pool.begin_again()
         rounds, left = (rounds + 1, left) if queue.left == left else (0, queue.left)
         if rounds == MAX_ROUNDS:
-            raise Unusable(f"workers were killed for want of memory {rounds} times and no cell ended (expected more)")
+            raise Unusable(f"all workers were started anew {rounds} times, and no cell ended (expected more memory)")
     if pool.stuck and not queue.finished:
         raise Unusable(f"no worker starts, tried {MAX_FAILED_STARTS} times: {pool.why_not_started or 'it died'}")
     if queue.unwritable:
@@ -95,7 +97,8 @@ def run(
 def _run_round(pool: WorkerPool, settings: WorkerConfig, places: int) -> Exception | None:
     """Train until the pool is finished or Tune has ended; returns what ended Tune.
 
-    A worker that is killed for want of memory ends Tune: all other workers then leave at a checkpoint.
+    A worker that is killed for want of memory ends Tune: all other workers then leave at a checkpoint. They are started
+    anew also where the exchange dies.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": MAX_WORKERS, "scheduling_strategy": here}
@@ -104,7 +107,13 @@ def _run_round(pool: WorkerPool, settings: WorkerConfig, places: int) -> Excepti
     orders: dict[int, Any] = {}
     with _tune_that_starts_workers(pool, settings, exchange, places) as tuning:
         while tuning.is_alive():
-            for number, message in ray.get(exchange.swap.remote(orders, pool.leaving, POLL_INTERVAL)):
+            try:
+                messages = ray.get(exchange.swap.remote(orders, pool.leaving, POLL_INTERVAL))
+            except ray.exceptions.RayActorError:
+                time.sleep(TIME_TO_NOTICE)
+                pool.leaving = True
+                break
+            for number, message in messages:
                 if isinstance(message, Arrival):
                     ends[ray.cloudpickle.loads(message.actor).wait.remote()] = number, message.pid
                 _hear(pool, number, message)
@@ -152,8 +161,8 @@ def _tune_that_starts_workers(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places + 1)  # one more: a node that joins is used
     with scratch("fsg-tune-") as folder:
         tuner = tune.Tuner(
-            tune.with_parameters(WorkerTrial, settings=settings, exchange=exchange),
-            tune_config=tune.TuneConfig(num_samples=-1, search_alg=_WantedWorkers(pool)),
+            WorkerTrial,
+            tune_config=tune.TuneConfig(num_samples=-1, search_alg=_WantedWorkers(pool, settings, exchange)),
             run_config=tune.RunConfig(
                 name="workers",
                 storage_path=str(folder),
@@ -198,9 +207,11 @@ class _OfThisProcess:
 class _WantedWorkers(_OfThisProcess, Searcher):
     """Gives Tune the workers that a pool wants."""
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, settings: WorkerConfig, exchange: Any) -> None:
         super().__init__()
         self._pool = pool
+        # As bytes: what Ray itself keeps for workers it tries to recover when its raylet dies, and the driver with it.
+        self._given = ray.cloudpickle.dumps((settings, exchange))  # type: ignore[no-untyped-call]
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -210,7 +221,8 @@ class _WantedWorkers(_OfThisProcess, Searcher):
         if start is None:
             return None
         self._numbers[trial_id] = start.number
-        return {"worker": start.number, "shape": [list(one) for one in start.shape]}
+        shape = [list(one) for one in start.shape]
+        return {"worker": start.number, "shape": shape, "settings_and_exchange": self._given}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:

@@ -20,11 +20,10 @@ class WorkerTrial(tune.Trainable):
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([dict(config["shape"])])
 
-    def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, settings: WorkerConfig, exchange: Any
-    ) -> None:
+    def setup(self, config: dict[str, Any]) -> None:
         self._number, self._shape = config["worker"], tuple(map(tuple, config["shape"]))
-        self._exchange = exchange
+        settings: WorkerConfig
+        settings, self._exchange = ray.cloudpickle.loads(config["settings_and_exchange"])
         with self._telling_of_failure():
             self._worker = Worker(settings)
 
