@@ -64,10 +64,11 @@ class Cluster:
         return server.log(server.job(NAME))
 
     def worker_in_use(self) -> str:
-        """The container of the attempt that began last."""
-        words = ("sh", "-c", f"cat /results/{NAME}/trials/*/*/attempt.json")
-        records = self.engine.docker("exec", self.container("ray-head"), *words).replace("}\n{", "},{")
-        return str(max(json.loads(f"[{records}]"), key=lambda one: one["started_at"])["host"])
+        """The container of the attempt that began last of those that go on; "" where there is none."""
+        going_on = f'for one in /results/{NAME}/trials/*/*; do [ -e "$one/end.json" ] || cat "$one/attempt.json"; done'
+        records = self.engine.docker("exec", self.container("ray-head"), "sh", "-c", going_on).replace("}\n{", "},{")
+        found = json.loads(f"[{records}]")
+        return str(max(found, key=lambda one: one["started_at"])["host"]) if found else ""
 
     @property
     def ray(self) -> str:
@@ -210,6 +211,7 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
 
     # A worker dies in the middle of a training: as soon as it can, for a machine that is busy is slow to say so.
     until(lambda: cluster.log().count("  done  ") >= 1, "a cell is done", 600)
+    until(cluster.worker_in_use, "a training goes on", 60)
     worker = cluster.worker_in_use()
     killed = time.time()
     docker("kill", worker)
