@@ -8,7 +8,6 @@ places.
 
 import argparse
 import contextlib
-import gc
 import itertools
 import json
 import logging
@@ -24,61 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import places
 from benchmarks.measuring import ROOT, Row, in_a_process, number
-from fsg.data import Arrays
-from fsg.imported import Imported, source_sha256
-from fsg.models import ModelConfig, ResNet
+from benchmarks.tiny import Silent, one_layer, train_config
 from fsg.trainer import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.scheduler import environment
 from orchestration.spec.cells import Cell, cell_id
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.fields import Report, Resources
-
-
-class _Silent:
-    """A listener that notes when cells end, and what the driver takes then, where asked for: a look holds it up."""
-
-    def __init__(self, memory: bool = False) -> None:
-        self.looks = memory
-        self.waits: Callable[[], dict[str, int]] = dict
-        self.ends: list[float] = []
-        self.memory: list[int] = []
-
-    def started(self, cell: Cell) -> None: ...
-    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
-    def retried(self, cell: Cell, reason: str) -> None: ...
-    def noted(self, cell: Cell, note: str) -> None: ...
-
-    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
-        assert state == "done", reason
-        self.note()
-
-    def note(self) -> None:
-        self.ends.append(time.monotonic())
-        if self.looks and len(self.ends) % 50 == 0:
-            gc.collect()
-            self.memory.append(psutil.Process().memory_info().rss)
-
-
-_RESNET = ResNet.Config(depth=8, width=2)
-_ONE_LAYER = "benchmarks.one_layer:OneLayer"
-
-
-def _train(folder: Path, epochs: int, model: ModelConfig = _RESNET) -> TrainConfig:
-    draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(0, 255, (80, 8, 8), dtype=np.uint8), np.arange(80) % 4
-    file = folder / "tiny.npz"
-    if not file.exists():
-        np.savez(file, train_images=pixels[:64], train_labels=labels[:64], test_images=pixels[64:],
-                 test_labels=labels[64:])  # fmt: skip
-    data = Arrays(file=str(file), validation=16, crop_padding=0)
-    return TrainConfig(data=data, model=model, epochs=epochs, batch_size=8, log_every=1, diagnostics=False)
 
 
 def _cells(ledger: Ledger, train: TrainConfig, count: int, first_seed: int = 0) -> list[Cell]:
@@ -89,12 +45,12 @@ def _cells(ledger: Ledger, train: TrainConfig, count: int, first_seed: int = 0) 
     return found
 
 
-def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) -> tuple[_Silent, Ledger, list[Cell]]:
+def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) -> tuple[Silent, Ledger, list[Cell]]:
     """Cells through the whole of it, ledger and all, MLflow apart."""
     from orchestration.scheduler import tune
     from orchestration.scheduler.resources import TrialResources
 
-    ledger, heard = Ledger(folder), _Silent(memory)
+    ledger, heard = Ledger(folder), Silent(memory)
     cells = _cells(ledger, train, count)
     stop = folder / "stop"
     with contextlib.redirect_stdout(None):
@@ -102,14 +58,14 @@ def _ours(folder: Path, train: TrainConfig, count: int, memory: bool = False) ->
     return heard, ledger, cells
 
 
-def _steady(heard: _Silent) -> float:
+def _steady(heard: Silent) -> float:
     """Trainings a second once the workers are warm: after the first tenth."""
     skipped = max(2, len(heard.ends) // 10)
     ends = heard.ends[skipped:]
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
-def _memory_a_trial(heard: _Silent) -> float:
+def _memory_a_trial(heard: Silent) -> float:
     """kB that the driver grew by a finished training: the slope over the second half of the run."""
     half = heard.memory[len(heard.memory) // 2 :]
     if len(half) < 2:
@@ -124,8 +80,7 @@ def empty_trainings(folder: Path, count: int) -> list[Row]:
     The network has one layer; what a larger one adds (to build it, to look at the test images, to keep its weights) is
     seen from those of a ResNet-8.
     """
-    one_layer = Imported(path=_ONE_LAYER, source_sha256=source_sha256(_ONE_LAYER))
-    trains = {"one layer": _train(folder, 0, one_layer), "ResNet-8": _train(folder, 0)}
+    trains = {"one layer": train_config(folder, 0, one_layer()), "ResNet-8": train_config(folder, 0)}
     rates = {name: _steady(_ours(folder / name, train, count)[0]) for name, train in trains.items()}
     return [
         Row(
@@ -142,7 +97,7 @@ def empty_trainings(folder: Path, count: int) -> list[Row]:
 def memory_a_training(count: int) -> float:
     """kB that this process grows by a finished training, as the driver."""
     with tempfile.TemporaryDirectory(prefix="fsg-bench-") as made, _connected():
-        heard, _, _ = _ours(Path(made) / "many", _train(Path(made), 0), count, memory=True)
+        heard, _, _ = _ours(Path(made) / "many", train_config(Path(made), 0), count, memory=True)
         return _memory_a_trial(heard)
 
 
@@ -154,7 +109,7 @@ def driver_memory(count: int) -> list[Row]:
 
 def warm_start(folder: Path, count: int) -> list[Row]:
     """From the end of a cell to the first training step of the next one on the same worker."""
-    _, ledger, cells = _ours(folder / "warm", _train(folder, 1), count)
+    _, ledger, cells = _ours(folder / "warm", train_config(folder, 1), count)
     of_worker: dict[int, list[tuple[int, int]]] = {}
     for cell in cells:
         (attempt,) = ledger.attempts(cell.id)
@@ -196,7 +151,7 @@ def result_throughput(folder: Path, reports: int, theirs: int) -> list[Row]:
         source=Path("throughput.yaml"), text="",
     )  # fmt: skip
     ledger = Ledger(folder / "ours" / "throughput")
-    cells = _cells(ledger, _train(folder, 1), 16)
+    cells = _cells(ledger, train_config(folder, 1), 16)
     tracker = Tracker(ledger, spec)
     tracker.sync()  # MLflow's import and its database are not what is measured
     began = time.monotonic()
@@ -251,7 +206,7 @@ report: {{baseline: v0, primary: v1}}
 
 
 def _spec(folder: Path, variants: int, seeds: int) -> Path:
-    _train(folder, 1)
+    train_config(folder, 1)
     named = ", ".join(f"v{n}: {{optimizer.lr: {1e-3 + n * 1e-4:.4f}}}" for n in range(variants))
     path = folder / "plan.yaml"
     path.write_text(_SPEC.format(file=folder / "tiny.npz", variants=named, seeds=list(range(seeds))))

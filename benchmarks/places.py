@@ -18,18 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.measuring import ROOT, Row, in_a_process
-from fsg.data import Arrays
-from fsg.imported import Imported, source_sha256
-from fsg.trainer import TrainConfig
+from benchmarks.tiny import Silent, one_layer, train_config
 from orchestration.ledger.ledger import Ledger
 from orchestration.scheduler import environment
 from orchestration.spec.cells import Cell, cell_id
 
 PLACES = 8
-_ONE_LAYER = "benchmarks.one_layer:OneLayer"
 _STEPS = 6
 
 
@@ -58,31 +53,8 @@ def best_end(free: Sequence[float], seconds: float, count: int) -> float:
 
 def sleeping(folder: Path, seconds: float, count: int) -> list[Cell]:
     """Cells that take so long, and next to no processor time."""
-    draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(0, 255, (80, 8, 8), dtype=np.uint8), np.arange(80) % 4
-    file = folder / "tiny.npz"
-    np.savez(file, train_images=pixels[:64], train_labels=labels[:64], test_images=pixels[64:], test_labels=labels[64:])
-    network = {"path": _ONE_LAYER, "source_sha256": source_sha256(_ONE_LAYER)}
-    train = TrainConfig(
-        data=Arrays(file=str(file), validation=16, crop_padding=0),
-        model=Imported(**network, settings={"seconds": seconds / _STEPS}),
-        epochs=1, batch_size=8, log_every=1, diagnostics=False,
-    )  # fmt: skip
+    train = train_config(folder, 1, one_layer(seconds / _STEPS))
     return [Cell(cell_id(train, seed), "train", "sleeping", {}, seed, train) for seed in range(count)]
-
-
-class _Silent:
-    """A callback that nothing interests but that all goes well."""
-
-    waits: Any = dict
-
-    def started(self, cell: Cell) -> None: ...
-    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
-    def noted(self, cell: Cell, note: str) -> None: ...
-    def retried(self, cell: Cell, reason: str) -> None: ...
-
-    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None:
-        assert state == "done", reason
 
 
 def workers(seconds: float, count: int) -> Filled:
@@ -94,7 +66,7 @@ def workers(seconds: float, count: int) -> Filled:
         ledger, cells = Ledger(Path(made) / "sleeping"), sleeping(Path(made), seconds, count)
         for cell in cells:
             ledger.add(cell)
-        tune.run(ledger, cells, TrialResources(python_path=[str(ROOT)]), _Silent(), stop_file=Path(made) / "stop")
+        tune.run(ledger, cells, TrialResources(python_path=[str(ROOT)]), Silent(), stop_file=Path(made) / "stop")
         attempts = [ledger.attempts(cell.id)[0] for cell in cells]
     began: dict[int, float] = {}
     for attempt in sorted(attempts, key=lambda attempt: attempt["started_at"]):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -12,6 +11,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.messages import Order, WorkerReport
+from orchestration.util.user_code import import_from
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Worker:
         self._running: CellTraining | None = None
         if os.path.isdir(config.directory):
             os.chdir(config.directory)
-        sys.path[:0] = [path for path in config.python_path if path not in sys.path]
+        import_from(*config.python_path)
         self._stop_file = store.PolledFile(store.resolve_path(config.stop_file))
         signal.signal(signal.SIGTERM, self._on_sigterm)
 

@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[ATraining]:
 
 @pytest.fixture
 def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    before, here, path = signal.getsignal(signal.SIGTERM), os.getcwd(), list(worker.sys.path)
+    before, here, path = signal.getsignal(signal.SIGTERM), os.getcwd(), list(sys.path)
     stop_file = tmp_path / "stop"
     yield Worker(WorkerConfig(str(tmp_path), str(stop_file), str(tmp_path), ["/own"], "cpu", 60.0, 3.0, {"launch": 7}))
     signal.signal(signal.SIGTERM, before)
     os.chdir(here)
-    worker.sys.path[:] = path
+    sys.path[:] = path
 
 
 def test_a_worker_trains_one_cell_after_another_and_reports_on_the_way(ours: Worker, taken: list[ATraining]) -> None:
@@ -120,4 +121,4 @@ def test_a_signal_ends_a_worker_that_waits(ours: Worker) -> None:
 
 def test_a_worker_is_where_the_launch_was_made(ours: Worker, tmp_path: Path) -> None:
     assert Path.cwd() == tmp_path
-    assert worker.sys.path[0] == "/own"
+    assert sys.path[0] == "/own"
