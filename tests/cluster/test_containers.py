@@ -65,7 +65,8 @@ class Cluster:
 
     def worker_in_use(self) -> str:
         """The container of the attempt that began last of those that go on; "" where there is none."""
-        going_on = f'for one in /results/{NAME}/trials/*/*; do [ -e "$one/end.json" ] || cat "$one/attempt.json"; done'
+        each = f"/results/{NAME}/trials/*/*/attempt.json"
+        going_on = f'for one in {each}; do [ -e "${{one%/*}}/end.json" ] || cat "$one"; done'
         records = self.engine.docker("exec", self.container("ray-head"), "sh", "-c", going_on).replace("}\n{", "},{")
         found = json.loads(f"[{records}]")
         return str(max(found, key=lambda one: one["started_at"])["host"]) if found else ""
