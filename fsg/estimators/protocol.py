@@ -40,7 +40,8 @@ class GradientEstimator(ABC):
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         """The quantized weights Ŵ that the forward pass shall use, by parameter name, and what else it shall.
 
-        `lr` is the learning rate of this step, `progress` the part of the training that is over, in [0, 1].
+        `lr` is the learning rate of this step, `progress` the part of the training that is over, in [0, 1]: what is
+        annealed follows it (a quantizer by `fsg.layers.anneal`).
         """
 
     @abstractmethod
