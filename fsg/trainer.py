@@ -338,6 +338,9 @@ class Training:
     def _refuse(self, state: dict[str, Any]) -> None:
         if "made_by" not in state:
             raise ValueError("the checkpoint does not say what it is of: it is of an older version, or of no training")
+        there, here = ("cuda" if cuda else "cpu" for cuda in ("cuda" in state["random"], self.device.type == "cuda"))
+        if there != here:
+            raise ValueError(f"the checkpoint is of a training on {there} (here {here}), whose bits are others")
         theirs, ours = (dict(leaves(made)) for made in (state["made_by"], self._made_by()))
         ways = [*ours, *(way for way in theirs if way not in ours)]
         other = [
@@ -451,6 +454,9 @@ class Training:
         torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        if self.device.type != "cpu":  # on a CPU they are; to say so would import torch's compiler, seconds
+            own = isinstance(self.config.model, Imported)
+            torch.use_deterministic_algorithms(True, warn_only=own)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":

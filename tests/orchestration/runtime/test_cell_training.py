@@ -31,6 +31,7 @@ from fsg.trainer import TrainConfig, Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores import local
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.faults import DeviceFault
 from orchestration.spec.cells import Cell
 
 
@@ -80,6 +81,7 @@ import sys
 from pathlib import Path
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.faults import DeviceFault
 ledger = Ledger(Path(sys.argv[1]))
 CellTraining(ledger, ledger.cell(sys.argv[2])).run_for(3600)
 """
@@ -286,6 +288,32 @@ def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig)
         assert ledger.attempts(one.id)[0]["end"] is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error: an illegal memory access"), RuntimeError("CUDA error: CUBLAS_STATUS_x")],
+    ids=["illegal access", "cuBLAS"],
+)
+def test_a_fault_of_the_device_ends_the_process_and_leaves_the_cell_open(
+    ledger: Ledger, train: TrainConfig, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise error
+
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    training.run_for(0.0)
+    training.run_for(0.0)
+    monkeypatch.setattr(Training, "advance", fault)
+    with pytest.raises(DeviceFault, match=r"^the device failed: CUDA error: "):
+        training.run_for(3600)
+    assert training.ended == "retry"
+    training.interrupt("the worker is stopped")  # asks the device for nothing more
+    assert ledger.attempts(one.id)[0]["end"] is None
+    monkeypatch.undo()
+    assert ended(ledger, one).ended == "done"
+
+
 def test_worker_that_waits_for_its_next_cell_keeps_nothing_of_the_last(ledger: Ledger, train: TrainConfig) -> None:
     one = cell(replace(train, epochs=1))
     ledger.add(one)
@@ -314,6 +342,7 @@ import os, signal, sys
 from pathlib import Path
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.faults import DeviceFault
 ledger = Ledger(Path(sys.argv[1]))
 training = CellTraining(ledger, ledger.cell(sys.argv[2]), checkpoint_every=0.0)
 while training.step < 6:
