@@ -53,7 +53,9 @@ class TrainConfig(Settings):
     epochs: int = setting(10, "Passes over the training images; 0 evaluates the start.", ge=0)
     batch_size: int = setting(128, "Images a step.", ge=1)
     threads: int = setting(1, "CPU threads of a training; another number gives other sums, and so other bits.", ge=1)
-    precision: Literal["fp32", "tf32", "bf16"] = choice("fp32", "Arithmetic of the network; tf32 and bf16 want a GPU.")
+    precision: Literal["fp32", "tf32", "bf16"] = choice(
+        "fp32", "Arithmetic of the network; tf32 wants a GPU, bf16 a GPU or a CPU with AMX or AVX512-BF16."
+    )
     recalibrate_batchnorm: int = setting(
         0, "Training images over which batch norm's statistics are re-estimated before an evaluation; 0: none.", ge=0
     )

@@ -96,7 +96,7 @@ def train_on_ray(
         left = [*plan.pending, *plan.expected]
         if request.address is not None:
             view.tally.phase = "looking at the nodes"
-            if problems := nodes.check_nodes(ledger.folder, left, resources.python_path, number):
+            if problems := nodes.check_nodes(ledger.folder, left, resources.python_path, number, resources.device):
                 raise Refused(*problems)
         view.tally.max_running = places = max_concurrency(left, resources, capacity())
         source = _search_source(request, plan, places, view) if spec.studies else None
