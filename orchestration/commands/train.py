@@ -22,6 +22,7 @@ from orchestration.ledger import store
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
+from orchestration.runtime.inputs import inputs
 from orchestration.scheduler.environment import Unusable, lacks_token, prepare
 from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
@@ -107,7 +108,11 @@ def train_on_ray(
             resources,
             view,
             stop_file=ledger.stop_file(number),
-            record={"launch": number, "git_commit": provenance.code()["git_commit"]},
+            record={
+                "launch": number,
+                "git_commit": provenance.code()["git_commit"],
+                "inputs": inputs(cell.train for cell in left),
+            },
             source=source,
             expected=plan.expected,
         )

@@ -29,6 +29,7 @@ from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime import peak_memory
 from orchestration.runtime.determinants import determinants, moves
 from orchestration.runtime.faults import DeviceFault, is_device_fault, is_lack_of_memory
+from orchestration.runtime.inputs import changed
 from orchestration.runtime.own_code import edits
 from orchestration.runtime.reset import reset_process_state
 from orchestration.runtime.system_metrics import SystemMetrics
@@ -47,7 +48,7 @@ class CellTraining:
     At step `until` it keeps a checkpoint and is `paused`: whoever submitted it decides whether it resumes.
     `note` is what the user should know besides: which checkpoint was damaged or cannot be read, and where the training
     resumed instead; what of the estimator is in no state.
-    `record` is added to the attempt's record in the ledger.
+    `record` is added to the attempt's record in the ledger; `inputs` in it are fingerprints that still have to hold.
     """
 
     def __init__(
@@ -129,8 +130,8 @@ class CellTraining:
 
     def _begin(self) -> "ActiveRun":
         reset_process_state(self.cell.train.threads, self.cell.seed)  # the number of threads is on record
-        if changed := edits(self.cell.train):
-            raise RuntimeError(f"{'; '.join(changed)}; another launch trains what it is now")
+        if other := [*edits(self.cell.train), *changed(self.cell.train, self.record.get("inputs", {}))]:
+            raise RuntimeError(f"{'; '.join(other)}; another launch trains what it is now")
         where = determinants(self.cell.train, self.device)
         unreadable: dict[Path, str] = {}
         while True:

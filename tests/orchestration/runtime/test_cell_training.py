@@ -26,12 +26,13 @@ from fsg.imported import Imported, source_sha256
 from fsg.mamba import kernel
 from fsg.models import ResNet
 from fsg.optimizers import Adam
-from fsg.starting_points import Pretrain
+from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig, Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores import local
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.faults import DeviceFault
+from orchestration.runtime.inputs import inputs
 from orchestration.spec.cells import Cell
 
 
@@ -81,7 +82,6 @@ import sys
 from pathlib import Path
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
-from orchestration.runtime.faults import DeviceFault
 ledger = Ledger(Path(sys.argv[1]))
 CellTraining(ledger, ledger.cell(sys.argv[2])).run_for(3600)
 """
@@ -342,7 +342,6 @@ import os, signal, sys
 from pathlib import Path
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
-from orchestration.runtime.faults import DeviceFault
 ledger = Ledger(Path(sys.argv[1]))
 training = CellTraining(ledger, ledger.cell(sys.argv[2]), checkpoint_every=0.0)
 while training.step < 6:
@@ -593,6 +592,31 @@ def test_source_that_was_edited_since_the_launch_is_not_trained(ledger: Ledger, 
     training = ended(ledger, cell(edited))
     assert training.ended == "failed"
     assert "unlucky:Unlucky was edited since the launch" in training.reason
+
+
+def test_images_and_starting_weights_that_were_changed_since_the_launch_are_not_trained(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path
+) -> None:
+    weights = tmp_path / "start.npz"
+    images = train.data.load()
+    network = train.model.build(images.shape, images.classes).state_dict()
+    np.savez(weights, **{name: tensor.numpy() for name, tensor in network.items()})
+    started = replace(train, init=File(path=str(weights)), epochs=1)
+    known = inputs([started])
+    assert list(known) == [train.data.title(), str(weights)]
+
+    def trained(name: str, recorded: dict[str, str]) -> CellTraining:
+        one = cell(started, name)
+        ledger.add(one)
+        training = CellTraining(ledger, one, record={"inputs": recorded})
+        training.run_for(3600)
+        return training
+
+    assert trained("a" * 16, known).ended == "done"
+    for number, title in enumerate(known):
+        training = trained(f"b{number}" * 8, known | {title: "0" * 64})
+        assert training.ended == "failed"
+        assert f"{title} was changed since the launch; another launch trains what it is now" in training.reason
 
 
 # what the bits hang on
