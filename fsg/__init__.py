@@ -11,6 +11,7 @@ finished training.
 """
 
 import logging
+import os
 
 from fsg.activations import SignActivation
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
@@ -20,6 +21,7 @@ from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training, train, train_step
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts: without it its sums vary
 
 NUMERICS = 1
 __version__ = "0.1.0"

@@ -58,7 +58,9 @@ class TrainConfig(Settings):
     epochs: int = setting(10, "Passes over the training images; 0 evaluates the start.", ge=0)
     batch_size: int = setting(128, "Images a step.", ge=1)
     threads: int = setting(1, "CPU threads of a training; another number gives other sums, and so other bits.", ge=1)
-    precision: Literal["fp32", "tf32", "bf16"] = choice("fp32", "Arithmetic of the network; tf32 and bf16 want a GPU.")
+    precision: Literal["fp32", "tf32", "bf16"] = choice(
+        "fp32", "Arithmetic of the network; tf32 wants a GPU, bf16 a GPU or a CPU with AMX or AVX512-BF16."
+    )
     recalibrate_batchnorm: int = setting(
         0, "Training images over which batch norm's statistics are re-estimated before an evaluation; 0: none.", ge=0
     )
@@ -350,6 +352,9 @@ class Training:
     def _refuse(self, state: dict[str, Any]) -> None:
         if "made_by" not in state:
             raise ValueError("the checkpoint does not say what it is of: it is of an older version, or of no training")
+        there, here = ("cuda" if cuda else "cpu" for cuda in ("cuda" in state["random"], self.device.type == "cuda"))
+        if there != here:
+            raise ValueError(f"the checkpoint is of a training on {there} (here {here}), whose bits are others")
         theirs, ours = (dict(leaves(made)) for made in (state["made_by"], self._made_by()))
         ways = [*ours, *(way for way in theirs if way not in ours)]
         other = [
@@ -462,6 +467,9 @@ class Training:
         torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        if self.device.type != "cpu":  # on a CPU they are; to say so would import torch's compiler, seconds
+            own = isinstance(self.config.model, Imported)
+            torch.use_deterministic_algorithms(True, warn_only=own)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":

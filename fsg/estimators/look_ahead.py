@@ -77,7 +77,7 @@ class LookAhead(GradientEstimator):
         anneal(model, progress)
         layers = self.layers.values()
         proposed = self.biases(lr) if self.ready else {}
-        self.effective = self.look_ahead(lr) if self.ready else self.weights
+        self.effective = self.look_ahead(lr) if self.ready else [w.detach().clone() for w in self.weights]
         with torch.no_grad():
             self.prequantized = [
                 layer.quantizer.prequantize(w.detach()) for layer, w in zip(layers, self.effective, strict=True)

@@ -18,12 +18,17 @@ from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.reader import reason
 from orchestration.spec.yaml_tree import Mark, Node, Problem
 from orchestration.util.error_text import one_line
-from orchestration.util.provenance import cores
+from orchestration.util.provenance import computes_bf16, cores
 
 
 def find_problems(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), remote: bool = False) -> list[str]:
     """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
-    problems = [*_data(spec), *_starting_weights(spec), *_precision(spec), *([] if remote else _resources(spec))]
+    problems = [
+        *_data(spec),
+        *_starting_weights(spec),
+        *_precision(spec, remote),
+        *([] if remote else _resources(spec)),
+    ]
     if remote and spec.resources.gpus == "auto":
         what = "auto is measured on this machine, and the trainings run elsewhere (expected a number)"
         problems.append(("resources.gpus", what))
@@ -130,10 +135,15 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             yield "train.model", one_line(error)
 
 
-def _precision(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
-    for precision in {train.precision for train in spec.trains} - {"fp32"}:
-        if not (spec.resources.gpu_share or _has_auto(spec)):
-            yield "train.precision", f"{precision} needs a GPU (expected fp32, or resources.gpus above 0)"
+def _precision(spec: ExperimentSpec, remote: bool) -> Iterator[tuple[str, str]]:
+    wanted = {train.precision for train in spec.trains}
+    if spec.resources.gpu_share or _has_auto(spec):
+        return
+    if "tf32" in wanted:
+        yield "train.precision", "tf32 needs a GPU (expected fp32, or resources.gpus above 0)"
+    if "bf16" in wanted and not remote and not computes_bf16():
+        what = "bf16 needs a GPU or a processor with AMX or AVX512-BF16, which this one has not"
+        yield "train.precision", f"{what} (expected fp32, or resources.gpus above 0)"
 
 
 def _has_auto(spec: ExperimentSpec) -> bool:

@@ -22,6 +22,7 @@ from orchestration.ledger import store
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
+from orchestration.runtime.inputs import inputs
 from orchestration.scheduler.environment import Unusable, lacks_token, prepare
 from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
@@ -96,7 +97,7 @@ def train_on_ray(
         left = [*plan.pending, *plan.expected]
         if request.address is not None:
             view.tally.phase = "looking at the nodes"
-            if problems := nodes.check_nodes(ledger.folder, left, resources.python_path, number):
+            if problems := nodes.check_nodes(ledger.folder, left, resources.python_path, number, resources.device):
                 raise Refused(*problems)
         view.tally.max_running = places = max_concurrency(left, resources, capacity())
         source = _search_source(request, plan, places, view) if spec.studies else None
@@ -107,7 +108,11 @@ def train_on_ray(
             resources,
             view,
             stop_file=ledger.stop_file(number),
-            record={"launch": number, "git_commit": provenance.code()["git_commit"]},
+            record={
+                "launch": number,
+                "git_commit": provenance.code()["git_commit"],
+                "inputs": inputs(cell.train for cell in left),
+            },
             source=source,
             expected=plan.expected,
         )

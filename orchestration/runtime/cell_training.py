@@ -1,7 +1,7 @@
 """Trains one cell in this process, from the claim of an attempt to its end.
 
-User-code errors are final. Out of memory or a newer attempt means retry, which resumes from the last checkpoint; a full
-disk (`unwritable`) stops the launch.
+User-code errors are final. Out of memory or a newer attempt means retry, which resumes from the last checkpoint; so
+does a fault of the device, in another process. A full disk (`unwritable`) stops the launch.
 """
 
 import logging
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from fsg import checkpoint
@@ -29,11 +28,13 @@ from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.runtime import peak_memory
 from orchestration.runtime.determinants import determinants, moves
+from orchestration.runtime.faults import DeviceFault, is_device_fault, is_lack_of_memory
+from orchestration.runtime.inputs import changed
 from orchestration.runtime.own_code import edits
 from orchestration.runtime.reset import reset_process_state
 from orchestration.runtime.system_metrics import SystemMetrics
 from orchestration.spec.cells import Cell
-from orchestration.util.error_text import one_line
+from orchestration.util.error_text import first_line, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class CellTraining:
     At step `until` it keeps a checkpoint and is `paused`: whoever submitted it decides whether it resumes.
     `note` is what the user should know besides: which checkpoint was damaged or cannot be read, and where the training
     resumed instead; what of the estimator is in no state.
-    `record` is added to the attempt's record in the ledger.
+    `record` is added to the attempt's record in the ledger; `inputs` in it are fingerprints that still have to hold.
     """
 
     def __init__(
@@ -73,7 +74,10 @@ class CellTraining:
         self._run: ActiveRun | None = None
 
     def run_for(self, seconds: float) -> None:
-        """Train for about so long, or until the cell has ended. What the training raises ends it, and is not raised."""
+        """Train for about so long, or until the cell has ended. What the training raises ends it, and is not raised.
+
+        Raises DeviceFault where this process can train nothing more; its end is not recorded, as if it were killed.
+        """
         try:
             self._run_until(time.monotonic() + seconds)
         except Diverged as error:
@@ -83,10 +87,7 @@ class CellTraining:
         except Unwritable as error:
             self.ended, self.reason = "unwritable", f"{error.strerror} ({error.filename})"
         except Exception as error:
-            if _is_lack_of_memory(error):
-                self.ended, self.reason = "retry", f"out of memory: {one_line(error)}"
-            else:
-                self._fail(error)
+            self._fail(error)
         if self._run is not None:
             self.step, self.total_steps = self._run.training.step, self._run.training.total_steps
         if self.ended is not None:
@@ -129,8 +130,8 @@ class CellTraining:
 
     def _begin(self) -> "ActiveRun":
         reset_process_state(self.cell.train.threads, self.cell.seed)  # the number of threads is on record
-        if changed := edits(self.cell.train):
-            raise RuntimeError(f"{'; '.join(changed)}; another launch trains what it is now")
+        if other := [*edits(self.cell.train), *changed(self.cell.train, self.record.get("inputs", {}))]:
+            raise RuntimeError(f"{'; '.join(other)}; another launch trains what it is now")
         where = determinants(self.cell.train, self.device)
         unreadable: dict[Path, str] = {}
         while True:
@@ -210,7 +211,13 @@ class CellTraining:
             self.reason = f"{reason}; its end could not be recorded: {one_line(error)}"
 
     def _fail(self, error: Exception) -> None:
+        if is_lack_of_memory(error):
+            self.ended, self.reason = "retry", f"out of memory: {one_line(error)}"
+            return
         self._keep_traceback()
+        if is_device_fault(error):
+            self.ended, self.reason, self._run = "retry", f"the device failed: {first_line(error)}", None
+            raise DeviceFault(self.reason) from error
         self._end("failed", f"{type(error).__name__}: {one_line(error)}")
 
     def _keep_traceback(self) -> None:
@@ -316,7 +323,7 @@ def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
         training.load_state_dict(state["training"])
         best: dict[str, Any] = state["best"]
     except Exception as error:  # a user's component may raise anything
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error) or is_device_fault(error):
             raise
         raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
     return best
@@ -324,8 +331,3 @@ def _load(training: Training, point: ResumePoint) -> dict[str, Any]:
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """On a CPU, torch reports a lack of memory as a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't" in str(error)

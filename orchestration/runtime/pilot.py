@@ -68,14 +68,20 @@ def _without_amounts(value: Any) -> Any:
     return "some" if isinstance(value, float) and value not in (0.0, 1.0) else value
 
 
-def run_pilot(cell: Cell, device: str = "cpu", seconds: float = 1.0) -> Cost:
-    """What a cell costs, measured on a few of its steps, in this process. Raises what the training raises."""
+def run_pilot(
+    cell: Cell, device: str = "cpu", seconds: float = 1.0, together: Callable[[], object] = lambda: None
+) -> Cost:
+    """What a cell costs, measured on a few of its steps, in this process. Raises what the training raises.
+
+    `together` is called once it is warm: it may wait for other pilots.
+    """
     train = replace(cell.train, init=Scratch(), epochs=max(1, cell.train.epochs), log_every=10**9)
     reset_process_state(train.threads, cell.seed)
     training = trainer.Training(train, cell.seed, device=device)
     per_epoch = training.steps_per_epoch
     times: list[float] = []
     training.advance()  # the first one warms up
+    together()
     while training.step < per_epoch - 1 and (len(times) < 3 or sum(times) < seconds):
         times.append(_timed(training.advance, device))
     peak: dict[str, float] = {}

@@ -1,5 +1,6 @@
 """Resets the state of a process between two trainings."""
 
+import gc
 import random
 
 import numpy as np
@@ -22,6 +23,9 @@ def reset_process_state(threads: int, seed: int) -> None:
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # what an earlier training held is not to stand in the way of its neighbours
+        gc.collect()
+        torch.cuda.empty_cache()
     random.seed(seed)
     np.random.seed(seed)
     seed_generators(seed)

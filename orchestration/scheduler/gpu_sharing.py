@@ -1,16 +1,19 @@
 """Measures how many trainings should share a GPU, or the CPUs of this machine, where a spec says `gpus: auto`.
 
 The measure is the throughput of all of them together: 1, 2, 4, … pilots run beside each other, until memory or CPUs are
-full. The number with the most steps a second wins; of two within 5 %, the smaller. `train.threads` is never changed:
-another number of threads gives other bits.
+full; their clocks start when all of them are warm. The number with the most steps a second wins; of two within 5 %, the
+smaller. `train.threads` is never changed: another number of threads gives other bits.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from statistics import mean
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -24,6 +27,7 @@ from orchestration.util.provenance import cores
 _AS_GOOD = 0.95
 _MOST = 8
 _OF_MEMORY = 0.9
+_WARM_WITHIN = 600  # seconds
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,36 @@ def measure_sharing(spec: ExperimentSpec, cells: Sequence[Cell]) -> tuple[Experi
 def _beside(cell: Cell, device: str, number: int) -> tuple[float, float]:
     """Seconds of a step and megabytes of one of so many pilots that run beside each other."""
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
-    method = "fork" if device == "cpu" else "spawn"
-    with ProcessPoolExecutor(number, mp_context=get_context(method), initializer=_as_a_worker) as processes:
-        costs = list(processes.map(run_pilot, [cell] * number, [device] * number))
-    return mean(cost.step for cost in costs), max(cost.megabytes for cost in costs)
+    context = get_context("fork" if device == "cpu" else "spawn")
+    warm = context.Barrier(number)
+    with ProcessPoolExecutor(number, mp_context=context, initializer=_as_a_worker, initargs=(warm,)) as processes:
+        measured = list(processes.map(_pilot, [cell] * number, [device] * number))
+    return mean(seconds for seconds, _ in measured), max(megabytes for _, megabytes in measured)
 
 
-def _as_a_worker() -> None:
+_process: dict[str, Any] = {}  # what a pilot's process was given at its start
+
+
+def _as_a_worker(warm: Barrier) -> None:
     """Import what a worker imports, so that its memory counts."""
     environment.prepare(None)
     for name in ("ray", "orchestration.runtime.worker"):
         import_module(name)
+    _process["warm"] = warm
+
+
+def _pilot(cell: Cell, device: str) -> tuple[float, float]:
+    """Seconds of a step and megabytes; of a GPU an equal part of all that is taken, each process's context too."""
+    warm: Barrier = _process["warm"]
+    try:
+        cost = run_pilot(cell, device, together=lambda: warm.wait(_WARM_WITHIN))
+        if device == "cpu":
+            return cost.step, cost.megabytes
+        warm.wait(_WARM_WITHIN)  # none has ended yet
+        free, total = torch.cuda.mem_get_info()
+        warm.wait(_WARM_WITHIN)
+        return cost.step, (total - free) / 1e6 / warm.parties
+    except Exception:
+        with suppress(Exception):
+            warm.abort()  # the others are not to wait for this one
+        raise

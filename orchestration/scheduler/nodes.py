@@ -36,7 +36,9 @@ def resources() -> list[dict[str, float]]:
     return nodes
 
 
-def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int) -> list[str]:
+def check_nodes(
+    results: Path, cells: Sequence[Cell], python_path: Sequence[str], number: int, device: str
+) -> list[str]:
     """One line for each problem of a node: it does not see the results, or has other data or other versions."""
     wanted = {
         "record": str(results.resolve() / "launches" / f"{number:04d}.json"),
@@ -46,6 +48,7 @@ def check_nodes(results: Path, cells: Sequence[Cell], python_path: Sequence[str]
         "versions": _versions(),
         "inputs": _inputs(cells),
         "own": _own(cells),
+        "bf16": device == "cpu" and any(cell.train.precision == "bf16" for cell in cells),
     }
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
     asked = {}
@@ -73,6 +76,8 @@ def _look(wanted: dict[str, Any]) -> list[str]:
         for name, ours in wanted["versions"].items()
         if versions.get(name) != ours
     ]
+    if wanted["bf16"] and not provenance.computes_bf16():
+        found.append("train.precision: bf16 needs AMX or AVX512-BF16, which its processor has not (expected fp32)")
     if not store.exists(store.resolve_path(wanted["record"])):
         what = "a folder on a file system that all nodes share, or s3:// and its credentials on each"
         found.append(f"does not see {wanted['results']} (expected {what})")

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestration.runtime.faults import DeviceFault
 from orchestration.runtime.messages import Arrival, Failure, Message, WorkerReport
 from orchestration.runtime.worker import Worker, WorkerConfig
 from orchestration.util.error_text import one_line
@@ -58,5 +59,7 @@ class WorkerTrial(tune.Trainable):
         except Exception as error:
             if hasattr(self, "_worker"):
                 self._worker.stop()
-            self._tell(Failure(f"the worker failed: {type(error).__name__}: {one_line(error)}"))
+            known = isinstance(error, DeviceFault)
+            told = str(error) if known else f"the worker failed: {type(error).__name__}: {one_line(error)}"
+            self._tell(Failure(told))
             raise

@@ -150,6 +150,14 @@ def _driver() -> str:
     return (_output(command) or "").partition("\n")[0]
 
 
+def computes_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16: others only pretend to, and are slower for it."""
+    import torch  # start-up time
+
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
 def gpu_names() -> list[str]:
     import torch  # start-up time
 

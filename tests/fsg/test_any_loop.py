@@ -88,6 +88,24 @@ def test_torchs_optimizers_in_a_loop_of_ones_own_give_the_same_training(
 
 
 @every_estimator
+def test_a_loop_that_steps_always_trains_and_what_is_known_of_a_step_stays_after_it(config: Any) -> None:
+    """A sign's pre-quantized weight is the latent one itself, which the optimizer changes in place."""
+    model, estimator = made(config, Sign())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for step in range(3):
+        images, labels = batch(step)
+        weights = estimator.propose(model, lr=0.1, progress=step / 3)
+        optimizer.zero_grad()
+        estimator.zero_grad()
+        F.cross_entropy(functional_call(model, weights, (images,)), labels).backward()
+        estimator.update(model)
+        before = estimator.gradients_by_kind().get("ste", [])
+        optimizer.step()
+        for one, other in zip(before, estimator.gradients_by_kind().get("ste", []), strict=True):
+            torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
+@every_estimator
 def test_torchs_optimizers_are_stepped_by_train_step_with_its_learning_rate(config: Any) -> None:
     model, estimator = made(config)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e3)

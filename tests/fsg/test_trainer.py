@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,6 +149,28 @@ def test_annealing_is_in_no_identity_at_its_default_and_pretrainings_share_their
     assert replace(config, anneal="epoch").identity()["anneal"] == "epoch"
     one, other = (replace(config, init=Pretrain(epochs=1), anneal=anneal) for anneal in ("step", "epoch"))
     assert pretraining(one) == pretraining(other)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused_before_anything_changes(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(config, 1)
+    advanced(training, 2)
+    on_cpu, before = training.state_dict(), digest(training.state_dict())
+    on_cpu = from_bytes(to_bytes(on_cpu))
+    on_cuda = on_cpu | {"random": on_cpu["random"] | {"cuda": on_cpu["random"]["cpu"]}}
+    advanced(training, 3)
+    after = digest(training.state_dict())
+    with pytest.raises(ValueError, match=re.escape("of a training on cuda (here cpu)")):
+        training.load_state_dict(on_cuda)
+    assert digest(training.state_dict()) == after
+    with monkeypatch.context() as there:
+        there.setattr(training, "device", torch.device("cuda"))
+        with pytest.raises(ValueError, match=re.escape("of a training on cpu (here cuda)")):
+            training.load_state_dict(on_cpu)
+    assert digest(training.state_dict()) == after
+    training.load_state_dict(on_cpu)
+    assert digest(training.state_dict()) == before
 
 
 def test_a_training_in_a_process_that_has_done_others_equals_one_in_a_fresh_process_without_torchvision(

@@ -65,6 +65,9 @@ class Unlucky(StraightThrough):
     def takes_too_much(self, model: nn.Module) -> None:
         torch.empty(2**50)
 
+    def faults(self, model: nn.Module) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with …")
+
     def eats(self, model: nn.Module) -> None:
         """Memory, 6 GB at most, and then waits a little for what comes of it."""
         eaten = []

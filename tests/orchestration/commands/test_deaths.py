@@ -285,6 +285,7 @@ def test_cells_that_are_killed_for_want_of_memory_or_always_die_are_tried_so_oft
     fates = {
         "hungry": ("eats", "the worker was killed: the machine ran low on memory"),
         "dies": ("dies", "the worker's process died"),
+        "faults": ("faults", "the device failed: CUDA error: an illegal memory access was encountered"),
     }
     if why_not_little_memory is not None:
         del fates["hungry"]
@@ -306,8 +307,9 @@ def test_cells_that_are_killed_for_want_of_memory_or_always_die_are_tried_so_oft
         (row,) = (line for line in one.text.splitlines() if line.startswith(f"{name} "))
         assert row.split()[1:3] == ["0/1", "–"]
         trained = [attempt for attempt in ledger.attempts(cell.id) if attempt.get("by") != "driver"]
-        assert len(trained) == 2
-        assert outcome.attempts == 3, "two that died, and one of the driver's that says so"
+        assert 2 <= len(trained) <= 4, "two that died by themselves; memory ends whatever runs beside it, twice at most"
+        assert len({attempt["pid"] for attempt in trained}) == len(trained), "each in a process of its own"
+        assert outcome.attempts == len(trained) + 1, "one is the driver's, and says that it failed"
         assert all(attempt["end"] is None for attempt in trained), "one that is killed writes nothing more"
     assert_exact(ledger, [cell for cell in planned if cell.variant not in fates])
     assert compared(ledger, folder / "results" / "mlflow.db") == (0, 0)

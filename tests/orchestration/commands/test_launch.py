@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from launches import NO_MLFLOW, SPEC, Launched, bring_own_code, ledger_of
 
 from orchestration.commands.launch import launch as launch_here
 from orchestration.commands.plan import ExperimentPlan, plan
-from orchestration.commands.preflight import unmet_resources
+from orchestration.commands.preflight import find_problems, unmet_resources
 from orchestration.commands.request import LaunchRequest
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
@@ -186,9 +187,20 @@ def test_cluster_that_has_no_processors_yet_is_waited_for(folder: Path) -> None:
     assert unmet_resources(load_spec(Path("tiny.yaml")), Path("tiny.yaml"), [], [{"CPU": 0.0, "GPU": 0.0}]) == []
 
 
-def test_arithmetic_of_gpus_is_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arithmetic_that_this_machine_lacks_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = refused(capsys, "train.precision=tf32")
+    assert "train.precision: tf32 needs a GPU (expected fp32, or resources.gpus above 0)" in line
+    has: dict[str, bool] = {"avx512_f": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     (line,) = refused(capsys, "train.precision=bf16")
-    assert "train.precision: bf16 needs a GPU (expected fp32, or resources.gpus above 0)" in line
+    assert "train.precision: bf16 needs a GPU or a processor with AMX or AVX512-BF16, which this one has not" in line
+    for able in ("amx_bf16", "avx512_bf16"):
+        has[able] = True
+        sets = ["train.precision=bf16"]
+        assert find_problems(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets) == []
+        has[able] = False
 
 
 def test_weights_that_do_not_fit_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

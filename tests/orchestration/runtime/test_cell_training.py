@@ -26,11 +26,13 @@ from fsg.imported import Imported, source_sha256
 from fsg.mamba import kernel
 from fsg.models import ResNet
 from fsg.optimizers import Adam
-from fsg.starting_points import Pretrain
+from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig, Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores import local
 from orchestration.runtime.cell_training import CellTraining
+from orchestration.runtime.faults import DeviceFault
+from orchestration.runtime.inputs import inputs
 from orchestration.spec.cells import Cell
 
 
@@ -284,6 +286,32 @@ def test_lack_of_memory_leaves_the_cell_open(ledger: Ledger, train: TrainConfig)
         assert training.ended == "retry"
         assert training.reason.startswith(f"out of memory: {reason}")
         assert ledger.attempts(one.id)[0]["end"] is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error: an illegal memory access"), RuntimeError("CUDA error: CUBLAS_STATUS_x")],
+    ids=["illegal access", "cuBLAS"],
+)
+def test_a_fault_of_the_device_ends_the_process_and_leaves_the_cell_open(
+    ledger: Ledger, train: TrainConfig, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise error
+
+    one = cell(train)
+    ledger.add(one)
+    training = CellTraining(ledger, one, checkpoint_every=0.0)
+    training.run_for(0.0)
+    training.run_for(0.0)
+    monkeypatch.setattr(Training, "advance", fault)
+    with pytest.raises(DeviceFault, match=r"^the device failed: CUDA error: "):
+        training.run_for(3600)
+    assert training.ended == "retry"
+    training.interrupt("the worker is stopped")  # asks the device for nothing more
+    assert ledger.attempts(one.id)[0]["end"] is None
+    monkeypatch.undo()
+    assert ended(ledger, one).ended == "done"
 
 
 def test_worker_that_waits_for_its_next_cell_keeps_nothing_of_the_last(ledger: Ledger, train: TrainConfig) -> None:
@@ -564,6 +592,31 @@ def test_source_that_was_edited_since_the_launch_is_not_trained(ledger: Ledger, 
     training = ended(ledger, cell(edited))
     assert training.ended == "failed"
     assert "unlucky:Unlucky was edited since the launch" in training.reason
+
+
+def test_images_and_starting_weights_that_were_changed_since_the_launch_are_not_trained(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path
+) -> None:
+    weights = tmp_path / "start.npz"
+    images = train.data.load()
+    network = train.model.build(images.shape, images.classes).state_dict()
+    np.savez(weights, **{name: tensor.numpy() for name, tensor in network.items()})
+    started = replace(train, init=File(path=str(weights)), epochs=1)
+    known = inputs([started])
+    assert list(known) == [train.data.title(), str(weights)]
+
+    def trained(name: str, recorded: dict[str, str]) -> CellTraining:
+        one = cell(started, name)
+        ledger.add(one)
+        training = CellTraining(ledger, one, record={"inputs": recorded})
+        training.run_for(3600)
+        return training
+
+    assert trained("a" * 16, known).ended == "done"
+    for number, title in enumerate(known):
+        training = trained(f"b{number}" * 8, known | {title: "0" * 64})
+        assert training.ended == "failed"
+        assert f"{title} was changed since the launch; another launch trains what it is now" in training.reason
 
 
 # what the bits hang on
