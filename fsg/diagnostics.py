@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fsg.estimators.protocol import GradientEstimator
-from fsg.estimators.straight_through import derivative
+from fsg.estimators.quantization import derivative
 from fsg.quantizers import Quantizer
 
 FAINT = 0.01

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsg.flat import FlatLayout
+
 
 @dataclass(frozen=True)
 class ChunkLayout:
@@ -16,10 +18,12 @@ class ChunkLayout:
 
     Each tensor is flattened in its logical order and padded with zeros to whole chunks; the tensors follow each
     other. So tensor l owns `chunks[l]` = ⌈elements / chunk_size⌉ consecutive rows of the M = Σ chunks[l].
+    `memory` is how they lie in a vector, for the ways from and to it.
     """
 
     shapes: tuple[torch.Size, ...]
     chunk_size: int
+    memory: FlatLayout | None = field(default=None, compare=False)
     chunks: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +48,27 @@ class ChunkLayout:
         """[M, chunk_size] → tensors of `shapes`, without the padding."""
         pieces = torch.split(rows.reshape(-1), [chunks * self.chunk_size for chunks in self.chunks])
         return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def from_memory(self, vector: Tensor) -> Tensor:
+        """A vector of the layout `memory`, [N] → [M, chunk_size]; what stands in the padding means nothing."""
+        return vector.index_select(0, self._places[0]).view(self.rows, self.chunk_size)
+
+    def to_memory(self, rows: Tensor) -> Tensor:
+        """The inverse, without the padding: [M, chunk_size] → [N]."""
+        return rows.reshape(-1).index_select(0, self._places[1])
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Where in the vector each element of the rows is, and the other way."""
+        assert self.memory is not None
+        logical = self.memory.logical
+        rows = torch.zeros(self.rows * self.chunk_size, dtype=torch.int32)
+        back = torch.empty_like(logical)
+        places = self.unpack(torch.arange(len(rows), dtype=torch.int32))
+        within = torch.cat([piece.reshape(-1) for piece in places])
+        rows[within] = logical
+        back[logical] = within
+        return rows.to(self.memory.device), back.to(self.memory.device)
 
     def root_mean_square(self, history: Tensor) -> Tensor:
         """Of each tensor's elements over a history [K, M, chunk_size], for each of its rows: [M, 1], never zero."""

@@ -8,23 +8,28 @@ A quantizer is a few pure functions of tensors [out, …], a convolution's or a 
     calibration  W → c          dŴ/dW where the derivative of the rounding, ∂Ŵ/∂x, is 1: an elementwise factor
     pull_back    W, v → ∂L/∂W   for v = ∂L/∂Ŵ ⊙ (what stands in for that derivative at x); c ⊙ v unless said otherwise
 
-Two more are optional:
+Three more are optional:
 
     scale_gradient  W, g → what reaches W beside that, for g = ∂L/∂Ŵ: through a scale made of W; None for nothing
     at              progress → the quantizer for that part of the training, in [0, 1]; itself unless it is annealed
+    flat            many W → the same of all of them in one vector, where `quantize` and `position` are elementwise and
+                    the pull-back is c ⊙ v; a class that is derived does not inherit it
 
 Whoever estimates the gradient owns the derivative of the rounding (`fsg.estimators`), so nothing here is
 differentiated by autograd. Learned gradients, which are no ∂L/∂Ŵ, are multiplied with the calibration.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from fsg import foreach
 from fsg.config import Settings, choice, setting
+from fsg.flat import FlatLayout
 from fsg.imported import Imported
 
 
@@ -37,6 +42,15 @@ class Quantizer(Protocol):
     def calibration(self, weight: Tensor) -> Tensor: ...
     def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor: ...
     def __call__(self, weight: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Many weights in one vector [N], as a quantizer sees them: W̃ and c, each where it is asked for."""
+
+    quantizer: Quantizer
+    prequantized: Callable[[], Tensor]
+    calibration: Callable[[], Tensor]
 
 
 class BaseQuantizer:
@@ -93,9 +107,11 @@ class DoReFa(BaseQuantizer, Settings):
 
     def prequantize(self, weight: Tensor) -> Tensor:
         squashed = torch.tanh(weight)
-        return squashed / (2 * _largest(squashed)) + 0.5
+        return self._normalised(squashed, _largest(squashed))
 
     def quantize(self, prequantized: Tensor) -> Tensor:
+        if self.steps == 1:
+            return 2 * torch.round(prequantized) - 1
         return 2 * torch.round(self.steps * prequantized) / self.steps - 1
 
     def position(self, prequantized: Tensor) -> Tensor:
@@ -106,13 +122,30 @@ class DoReFa(BaseQuantizer, Settings):
 
     def calibration(self, weight: Tensor) -> Tensor:
         squashed = torch.tanh(weight)
-        return (1 - squashed.square()) / _largest(squashed)
+        return self._slope(squashed, _largest(squashed))
+
+    def flat(self, layout: FlatLayout, weights: Sequence[Tensor]) -> Flat:
+        squashed = torch.tanh(layout.pack(weights))
+        each = torch.stack(foreach.norm(layout.unpack(squashed), math.inf))
+        largest = layout.spread(_positive(each))
+        return Flat(self, lambda: self._normalised(squashed, largest), lambda: self._slope(squashed, largest))
+
+    @staticmethod
+    def _normalised(squashed: Tensor, largest: Tensor) -> Tensor:
+        return squashed / (2 * largest) + 0.5
+
+    @staticmethod
+    def _slope(squashed: Tensor, largest: Tensor) -> Tensor:
+        return (1 - squashed.square()) / largest
 
 
 def _largest(tensor: Tensor) -> Tensor:
     """max|tensor|, as a tensor of no dimension, never below the smallest normal number; 1 for an all-zero tensor."""
-    largest = tensor.abs().amax()
-    return torch.where(largest > 0, largest.clamp_min(torch.finfo(tensor.dtype).tiny), 1)
+    return _positive(tensor.abs().amax())
+
+
+def _positive(largest: Tensor) -> Tensor:
+    return torch.where(largest > 0, largest.clamp_min(torch.finfo(largest.dtype).tiny), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +161,10 @@ class Sign(BaseQuantizer, Settings):
     """
 
     name: Literal["sign"] = "sign"
+
+    def flat(self, layout: FlatLayout, weights: Sequence[Tensor]) -> Flat:
+        packed = layout.pack(weights)
+        return Flat(self, lambda: packed, lambda: torch.ones_like(packed))
 
 
 @dataclass(frozen=True, kw_only=True)

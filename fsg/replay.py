@@ -145,7 +145,7 @@ def _run(trace: dict[str, Tensor], config: dict[str, Any]) -> Iterable[tuple[str
 def _generated(estimator: LookAhead) -> dict[str, list[Tensor]]:
     """What the hypernetworks left for the step to come."""
     if isinstance(estimator, MetaQuant):
-        return {"meta_grad": [m.detach() for m in estimator.generated]}
+        return {"meta_grad": estimator.flat.unpack(estimator.generated.detach())}
     assert isinstance(estimator, FSG)
     assert estimator.fast_gradient is not None
     assert estimator.slow_gradient is not None

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
 from fsg.estimators.look_ahead import LookAhead
-from fsg.estimators.straight_through import derivative
 from fsg.history import ChunkLayout, GradientHistory
 from fsg.hypernetworks import EMA, FastNet, Nonlinearity, SlowNet, SlowNetConfig, average
 from fsg.mamba import Mamba
@@ -90,7 +89,7 @@ class FSG(LookAhead):
         super().__init__(model)
         self.config = config
         self.identity = config.start == "identity"
-        self.layout = ChunkLayout(tuple(w.shape for w in self.weights), config.chunk_size)
+        self.layout = ChunkLayout(tuple(w.shape for w in self.weights), config.chunk_size, self.flat)
         self.fast: FastNet | None = None
         self.slow: SlowNet | None = None
         self.average_decay: float | None = None
@@ -131,10 +130,16 @@ class FSG(LookAhead):
             self.slow_gradient = self.slow(history)
 
     def look_ahead(self, lr: float) -> list[Tensor]:
-        self.factor = self._factor()
-        combined, applied = self._combine()
-        self.looked_ahead = self.layout.unpack(applied.detach())
-        return self.layout.unpack(self.layout.pack([w.detach() for w in self.weights]) - lr * combined)
+        self.factor, self.looked_lr = self._factor(), lr
+        with torch.enable_grad():
+            self.combined, applied = self._combine()
+        self.looked_ahead = self.flat.unpack(self.layout.to_memory(applied.detach()))
+        latent = self.layout.from_memory(self.flat.pack(self.latent()))
+        return self.layout.unpack(latent - lr * self.combined.detach())
+
+    def learn(self, gradients: list[Tensor]) -> None:
+        if self.combined.requires_grad:
+            torch.autograd.backward(self.combined, -self.looked_lr * self.layout.pack(gradients))
 
     def applied(self) -> list[Tensor] | None:
         if self.config.applied == "previous":
@@ -142,7 +147,7 @@ class FSG(LookAhead):
         with torch.no_grad():
             if self.looked_ahead is None:
                 self.factor = self._factor()
-            return self.layout.unpack(self._combine()[1])
+            return self.flat.unpack(self.layout.to_memory(self._combine()[1]))
 
     def directions(self) -> list[tuple[str, Tensor]]:
         return super().directions() if self.config.semantics == "released" else []
@@ -150,10 +155,8 @@ class FSG(LookAhead):
     @torch.no_grad()
     def _factor(self) -> Tensor:
         """c of the current latent weights, packed; from an identity start on with the clipping of saturated ones."""
-        pairs = [(layer.quantizer, layer.weight) for layer in self.layers.values()]
-        if self.identity:
-            return self.layout.pack([derivative(q, q.prequantize(w), w) for q, w in pairs])
-        return self.layout.pack([q.calibration(w) for q, w in pairs])
+        seen = self.quantizers.of(self.weights)
+        return self.layout.from_memory(self.flat.pack(seen.derivative() if self.identity else seen.calibration))
 
     def _combine(self) -> tuple[Tensor, Tensor]:
         """The weighted sum α·s + (1 − α)·c⊙f and the gradient for the optimizer, packed."""

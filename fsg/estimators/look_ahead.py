@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fsg.estimators.protocol import GradientEstimator
-from fsg.estimators.straight_through import pull_back
+from fsg.estimators.quantization import Quantizers
+from fsg.flat import FlatLayout, Unpacked
 from fsg.layers import anneal
 from fsg.optimizers import applied_direction
 
@@ -28,15 +29,18 @@ class LookAhead(GradientEstimator):
     it lost over lr. fsg's own optimizers leave it in `.grad`, to the last bit.
     """
 
-    derived = frozenset({"before", "known", "applied_lr"})
+    derived = frozenset({"before", "known", "applied_lr", "given"})
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        self.quantizers = Quantizers(list(self.layers.values()))
+        self.flat = FlatLayout(self.weights)
         self.prequantized = [torch.zeros_like(w) for w in self.weights]
         self.nets: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.looked_ahead: list[Tensor] | None = None
         self.ready = False
+        self.given = self.latent()  # gradients for the optimizer
         self.lr = self.applied_lr = 0.0
         self.before: dict[str, Tensor] = {}  # what the optimizer got
         self.known: dict[str, Tensor] = {}  # directions of a step without an optimizer's, or of a state
@@ -58,9 +62,17 @@ class LookAhead(GradientEstimator):
     def look_ahead(self, lr: float) -> list[Tensor]:
         """W_eff of every layer, from what was generated; leaves the gradients to apply in `looked_ahead`."""
 
+    @abstractmethod
+    def learn(self, gradients: list[Tensor]) -> None:
+        """Go back from ∂loss/∂W_eff of every layer through the look-ahead to the hypernetworks' parameters."""
+
     def applied(self) -> list[Tensor] | None:
         """The gradients for the optimizer: those that the look-ahead followed; None where there was none."""
         return self.looked_ahead
+
+    def latent(self) -> Unpacked:
+        """A copy of the latent weights, views of one vector."""
+        return self.flat.unpack(self.flat.pack([weight.detach() for weight in self.weights]))
 
     def biases(self, lr: float) -> dict[str, Tensor]:
         """The quantized layers' biases, looked ahead by the direction d that was last applied to them.
@@ -75,30 +87,27 @@ class LookAhead(GradientEstimator):
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.lr = lr
         anneal(model, progress)
-        layers = self.layers.values()
         proposed = self.biases(lr) if self.ready else {}
-        self.effective = self.look_ahead(lr) if self.ready else [w.detach().clone() for w in self.weights]
         with torch.no_grad():
-            self.prequantized = [
-                layer.quantizer.prequantize(w.detach()) for layer, w in zip(layers, self.effective, strict=True)
-            ]
-            quantized = [layer.quantizer.quantize(w) for layer, w in zip(layers, self.prequantized, strict=True)]
-        self.quantized = [tensor.detach().requires_grad_() for tensor in quantized]
+            self.effective = self.look_ahead(lr) if self.ready else self.latent()
+            self.quantization = self.quantizers.of(self.effective)
+            self.prequantized = self.quantization.prequantized
+            self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]
         return proposed | {f"{name}.weight": w for name, w in zip(self.layers, self.quantized, strict=True)}
 
     def update(self, model: nn.Module) -> bool:
         gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
         if self.ready and self.optimizers:
-            torch.autograd.backward(self.effective, self.straight_through(gradients))
+            self.learn(self.straight_through(gradients))
             for optimizer in self.optimizers.values():
                 optimizer.step()
         self.remember(gradients)
         self.generate()
         applied = self.applied()
-        for weight, gradient in zip(self.weights, applied or self.straight_through(gradients), strict=True):
-            weight.grad = torch.empty_like(weight).copy_(
-                gradient.detach()
-            )  # in the weight's memory format, for the optimizer
+        with torch.no_grad():  # in the weights' memory format, for the optimizer
+            self.given = self.flat.unpack(self.flat.pack(applied or self.straight_through(gradients)))
+        for weight, gradient in zip(self.weights, self.given, strict=True):
+            weight.grad = gradient
         self.ready = True
         self._keep(applied is not None)
         return applied is not None
@@ -125,12 +134,7 @@ class LookAhead(GradientEstimator):
     @torch.no_grad()
     def straight_through(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """∂loss/∂W_eff by the straight-through derivative of the quantizer."""
-        return [
-            pull_back(layer.quantizer, prequantized, weight.detach(), gradient)
-            for layer, gradient, prequantized, weight in zip(
-                self.layers.values(), gradients, self.prequantized, self.effective, strict=True
-            )
-        ]
+        return self.quantization.pull_back(gradients)
 
     def gradients_by_kind(self) -> dict[str, list[Tensor]]:
         """`ste` is the straight-through gradient at the looked-ahead weight."""

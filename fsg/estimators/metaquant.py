@@ -1,6 +1,7 @@
 """MetaQuant: one hypernetwork, looked ahead by the optimizer's direction in value and by its own gradient in slope."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,7 +45,6 @@ class MetaQuant(LookAhead):
         self.net = net
         self.teach("meta", net, config.hyper_lr, config.hyper_weight_decay)
         self.gradients = [torch.zeros_like(w) for w in self.weights]
-        self.generated: list[Tensor] = []
 
     @abstractmethod
     def generate_one(self, layer: int, gradient: Tensor, prequantized: Tensor) -> Tensor:
@@ -55,17 +55,23 @@ class MetaQuant(LookAhead):
 
     def generate(self) -> None:
         pairs = zip(self.gradients, self.prequantized, strict=True)
-        self.generated = [self.generate_one(layer, g, w) for layer, (g, w) in enumerate(pairs)]
+        self.generated = self.flat.pack([self.generate_one(layer, g, w) for layer, (g, w) in enumerate(pairs)])
 
     def look_ahead(self, lr: float) -> list[Tensor]:
-        self.looked_ahead, effective = [], []
-        for (name, layer), m in zip(self.layers.items(), self.generated, strict=True):
-            latent, direction = layer.weight.detach(), self.direction(f"{name}.weight", layer.weight)
-            assert direction is not None
-            calibrated = layer.quantizer.calibration(latent) * m
-            self.looked_ahead.append(calibrated)
-            effective.append(latent - lr * (calibrated + (direction - calibrated).detach()))
-        return effective
+        latent, self.looked_lr = self.latent(), lr
+        self.calibration = self.flat.pack(self.quantizers.of(latent).calibration)
+        calibrated, direction = self.calibration * self.generated.detach(), self.flat.pack(self._directions())
+        self.looked_ahead = self.flat.unpack(calibrated)
+        return self.flat.unpack(self.flat.pack(latent) - lr * (calibrated + (direction - calibrated)))
+
+    def _directions(self) -> Sequence[Tensor]:
+        """The weights' own, as one vector where an optimizer left them in the gradients that it was given."""
+        found = [self.direction(f"{name}.weight", layer.weight) for name, layer in self.layers.items()]
+        left = all(one is given for one, given in zip(found, self.given, strict=True))
+        return self.given if left else [one for one in found if one is not None]
+
+    def learn(self, gradients: list[Tensor]) -> None:
+        torch.autograd.backward(self.generated, -self.looked_lr * self.flat.pack(gradients) * self.calibration)
 
     def directions(self) -> list[tuple[str, Tensor]]:
         weights = [(f"{name}.weight", layer.weight) for name, layer in self.layers.items()]

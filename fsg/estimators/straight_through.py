@@ -2,7 +2,6 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,36 +10,8 @@ from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
 from fsg.estimators.protocol import GradientEstimator
+from fsg.estimators.quantization import Quantizers, clipped
 from fsg.layers import anneal
-from fsg.quantizers import Quantizer
-
-Surrogate = Callable[[Tensor], Tensor]
-
-
-def clipped(position: Tensor) -> Tensor:
-    """1[|x| ≤ 1], the derivative of the hard tanh."""
-    return position.abs() <= 1
-
-
-def derivative(quantizer: Quantizer, prequantized: Tensor, weight: Tensor, surrogate: Surrogate = clipped) -> Tensor:
-    """c ⊙ surrogate(x): what stands in for dŴ/dW at a weight. Same shape as the weight.
-
-    c is the quantizer's calibration, x the position of W̃; the surrogate stands in for the derivative of the rounding.
-    """
-    return quantizer.calibration(weight) * surrogate(quantizer.position(prequantized))
-
-
-def pull_back(
-    quantizer: Quantizer, prequantized: Tensor, weight: Tensor, gradient: Tensor, surrogate: Surrogate = clipped
-) -> Tensor:
-    """∂L/∂W from g = ∂L/∂Ŵ: g ⊙ surrogate(x), pulled back through the pre-quantization. Same shape as the weight.
-
-    A quantizer whose gradient goes through its scale adds what reaches the weight there, of g itself.
-    """
-    through_rounding = quantizer.pull_back(weight, gradient * surrogate(quantizer.position(prequantized)))
-    scale_gradient = getattr(quantizer, "scale_gradient", None)
-    through_scale = None if scale_gradient is None else scale_gradient(weight, gradient)
-    return through_rounding if through_scale is None else through_rounding + through_scale
 
 
 class StraightThrough(GradientEstimator):
@@ -59,24 +30,28 @@ class StraightThrough(GradientEstimator):
     def surrogate(self, position: Tensor) -> Tensor:
         """What stands in for the derivative of the rounding at x, in the step of `self.progress`."""
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.quantizers = Quantizers(list(self.layers.values()))
+
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.progress = progress
         anneal(model, progress)
         with torch.no_grad():
-            self.prequantized = [layer.quantizer.prequantize(layer.weight.detach()) for layer in self.layers.values()]
-            quantized = [
-                layer.quantizer.quantize(prequantized)
-                for layer, prequantized in zip(self.layers.values(), self.prequantized, strict=True)
-            ]
-        self.quantized = [tensor.detach().requires_grad_() for tensor in quantized]
+            self.quantization = self.quantizers.of(self.weights)
+            self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]
         return {f"{name}.weight": tensor for name, tensor in zip(self.layers, self.quantized, strict=True)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> bool:
-        for layer, prequantized, quantized in zip(self.layers.values(), self.prequantized, self.quantized, strict=True):
-            gradient = torch.zeros_like(quantized) if quantized.grad is None else quantized.grad
-            layer.weight.grad = pull_back(layer.quantizer, prequantized, layer.weight, gradient, self.surrogate)
+        gradients = self.quantization.pull_back(self.gradients(), self.surrogate)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
         return True
+
+    def gradients(self) -> list[Tensor]:
+        """g = ∂L/∂Ŵ of every layer."""
+        return [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
 
     def quantized_weights(self) -> list[Tensor]:
         return [tensor.detach() for tensor in self.quantized]
@@ -84,10 +59,8 @@ class StraightThrough(GradientEstimator):
     @torch.no_grad()
     def gradients_by_kind(self) -> dict[str, list[Tensor]]:
         """`ste` has the clipped surrogate, whatever this estimator's own is."""
-        quantized = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
-        each = zip(self.layers.values(), self.prequantized, quantized, strict=True)
-        ste = [pull_back(layer.quantizer, w, layer.weight, g) for layer, w, g in each]
-        return {"quantized": quantized, "ste": ste} | super().gradients_by_kind()
+        gradients = self.gradients()
+        return {"quantized": gradients, "ste": self.quantization.pull_back(gradients)} | super().gradients_by_kind()
 
 
 class STE(StraightThrough):
