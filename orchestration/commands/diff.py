@@ -45,11 +45,12 @@ class MetricChange(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Everything that two experiments differ in, under headings, and the moves of a metric."""
+    """Everything that two experiments differ in, under headings, and the moves of a metric; which plans were `broken`."""
 
     changes: dict[str, list[Change]]
     metric_changes: list[MetricChange]
     unit: Unit
+    broken: tuple[str, ...] = ()
 
 
 def differences(before: Ledger, after: Ledger) -> Differences:
@@ -65,7 +66,9 @@ def differences(before: Ledger, after: Ledger) -> Differences:
             {"versions": b["versions"], "hardware": b["hardware"]},
         ),
     }
-    return Differences(changes, list(metric_changes(*reports)), reports[1].unit)
+    broken = [f"{name}: {one.verdict.headline}. {why}" for name, one in zip("AB", reports, strict=True)
+              for why in one.plan.breaches]  # fmt: skip
+    return Differences(changes, list(metric_changes(*reports)), reports[1].unit, tuple(broken))
 
 
 def changed(before: Any, after: Any, path: str = "") -> list[Change]:

@@ -13,7 +13,7 @@
         checkpoint-00000200.json             ... which this seals and commits; it covers the segments it counts
         diagnostics-00000195.json            the diagnostics of the epoch that ended there, layer by layer
         best-00000190.pt, final.pt           the network's weights
-        end.json                             how the attempt ended; it covers the segments it counts
+        end.json                             how the attempt ended, in which launch; it covers the segments it counts
         log.txt                              the traceback, if there was one
 
 Every file appears whole and durable, or not at all (`store` explains how, on a disk and in an object store). Nothing is
@@ -122,7 +122,7 @@ class Ledger(LaunchRecords):
     # attempts
 
     def claim(self, cell_id: str, record: dict[str, Any], unreadable: Collection[Path] = ()) -> Attempt:
-        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`.
+        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`, and names its `launch`.
 
         `unreadable` are checkpoints that it shall not go on from.
         """
@@ -138,6 +138,7 @@ class Ledger(LaunchRecords):
         history = self._history(cell_id, before=number)
         resume, passed_over = history.resume_point(unreadable)
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
+        record = {"launch": self.launch} | record
         about = {
             "started_at": now_ms(),
             **this_process(),
@@ -153,7 +154,7 @@ class Ledger(LaunchRecords):
                     folder
                 )  # no writer has it: an attempt without a record would hide the rows before it
             raise
-        return Attempt(folder, number, resume, passed_over)
+        return Attempt(folder, number, resume, passed_over, record["launch"])
 
     def attempts(self, cell_id: str) -> list[dict[str, Any]]:
         """The records of the attempts at a cell, oldest first, each with its `number` and, if it ended, its `end`."""
