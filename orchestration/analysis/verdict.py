@@ -207,7 +207,7 @@ def _apart(ours: Line, theirs: Line) -> bool:
 
 
 def judge(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) -> Verdict:
-    """What the primary comparison shows: never more than its interval and its test do, nothing where a plan is broken."""
+    """What the primary comparison shows: no more than its interval and its test do, and nothing of a broken plan."""
     found = _judged(tests, unit, asked, plan)
     if not plan.breaches:
         return found

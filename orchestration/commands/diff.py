@@ -45,7 +45,7 @@ class MetricChange(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Everything that two experiments differ in, under headings, and the moves of a metric; which plans were `broken`."""
+    """Everything that two experiments differ in, under headings, the moves of a metric, and why a plan is `broken`."""
 
     changes: dict[str, list[Change]]
     metric_changes: list[MetricChange]
@@ -147,6 +147,7 @@ def render(found: Differences) -> RenderableType:
         parts += [Text(line, no_wrap=True, overflow="fold") for one in changes for line in _lines(one)]
     parts.append(Text(f"{found.unit.name} {found.unit.value}".strip(), style="bold"))
     parts.append(_table(found) if found.metric_changes else Text("  no variant is in both"))
+    parts += [Text(line) for line in found.broken]
     return Group(*parts)
 
 

@@ -77,8 +77,8 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     every = {cell.id: cell for cell in ledger.cells()}
     outcomes = {i: ledger.outcome(i) for i in launches[-1]["cells"]}
     done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
-    names = {cell.id: f"{cell.label}: " for cell in missing_cells(ledger, launches[-1])}
-    lost = [f"{names.get(i, '')}trials/{i}/cell.json is missing or damaged" for i in outcomes if i not in every]
+    names = {cell.id: cell.label for cell in missing_cells(ledger, launches[-1])}
+    lost = [f"{names.get(i, i)}: its record is missing or damaged" for i in outcomes if i not in every]
     lost += ledger.launch_problems()
     lost += [f"{every[i].label}: {o.reason}" for i, o in outcomes.items() if o.damaged and i in every]
     if not done:

@@ -75,6 +75,5 @@ def _name(cell: Cell) -> _Name:
 
 def _before(ends: Sequence[Ending]) -> str:
     """An earlier result of a cell than its last, if that was another."""
-    last = ends[-1]
-    others = [one for one in ends if (one.state, one.digest) != (last.state, last.digest)]
+    others = [one for one in ends if (one.state, one.digest) != (ends[-1].state, ends[-1].digest)]
     return ", ".join(f"attempt {one.attempt}: {one.state}" for one in others)
