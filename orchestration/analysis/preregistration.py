@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from orchestration.spec.fields import Sequential
 
+_CHANGED = "seeds, variants, settings, code or data"
 _LOST = {"done": "", "diverged": " (diverged)", "damaged": " (its end is damaged)", "missing": " (missing)"}
 
 
@@ -61,8 +62,10 @@ def seed_plan(
     before = [one for one in launches if seen is None or one["number"] <= seen]
     then, now = (before or launches[:1])[-1]["spec"], launches[-1]["spec"]
     rule, rule_now = then["report"].get("sequential"), now["report"].get("sequential")
-    more = now["seeds"] if rule is not None and rule == rule_now else ()
-    planned = dict.fromkeys([*then["seeds"], *more])  # whatever order they have by now
+    more = now["seeds"] if rule is not None and rule == rule_now and before else ()
+    early = {one.seed for one in results if seen is not None and one.launch <= seen}
+    declared = [seed for seed in then["seeds"] if before or seed in early]  # without its record, what had come in
+    planned = dict.fromkeys([*declared, *more])  # whatever order they have by now
     return SeedPlan(
         seeds=tuple(planned),
         added=tuple(seed for seed in now["seeds"] if seed not in planned),
@@ -101,10 +104,10 @@ def _breaches(
         yield f"What is compared was changed when results could be seen: {'; '.join(late)}."
     lost = [one for one in results if one.gone or (not one.counts and seen is not None and one.listed >= seen)]
     if lost:
-        yield f"Results that could be seen are not in the table, dropped or trained anew as others: {_named(lost)}."
+        yield f"Results that could be seen were dropped, as {_CHANGED} changed: {_named(lost)}."
     replaced = [f"{one.name} · seed {one.seed} ({one.before})" for one in results if one.before]
     if replaced:
-        yield f"Trainings that had ended were trained again, to another result: {', '.join(replaced)}."
+        yield f"Trainings that had ended were trained again, and ended otherwise: {', '.join(replaced)}."
 
 
 def _late(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:

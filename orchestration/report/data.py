@@ -190,7 +190,8 @@ def _nothing_measured(lines: Sequence[Line], baseline: str) -> str:
         return ""
     if not compared and any(line.done for line in lines):
         return ""
-    return f"Nothing is measured: no pair of a variant and {baseline} has a training that came to its end"
+    pair = "planned pair" if any(line.added for line in lines) else "pair"
+    return f"Nothing is measured: no {pair} of a variant and {baseline} has a training that came to its end"
 
 
 def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str, baseline: str) -> Iterable[str]:
@@ -218,13 +219,13 @@ def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str, basel
 def _about_seeds(plan: SeedPlan) -> Iterable[str]:
     if plan.added:
         yield (
-            f"Exploratory: seeds {_listed(plan.added)} were added when results could be seen. They are shown apart, as "
-            "hollow points and in rows of their own; no mean, interval or test of the planned seeds has them."
+            f"Exploratory: {_were(plan.added)} added when results could be seen. They are shown apart, as hollow "
+            "points and in rows of their own; no mean, interval or test of the planned seeds has them."
         )
     if plan.dropped:
         yield (
-            f"Seeds {_listed(plan.dropped)} were planned, and left out when results could be seen: the plan is not "
-            "complete without them, and no difference is claimed."
+            f"Of the plan, {_were(plan.dropped)} left out when results could be seen: it is not complete without, and "
+            "no difference is claimed."
         )
     if plan.late_rule:
         held = "that of the plan is applied" if plan.rule else "it is not applied"
@@ -236,8 +237,8 @@ def _about_launches(launch: Mapping[str, Any], problems: Sequence[str]) -> Itera
         yield f"The record {problem}: it is passed over. The table is that of launch {launch['number']}."
 
 
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+def _were(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {'were' if len(seeds) > 1 else 'was'}"
 
 
 def _left_out(orphaned: Sequence[Cell]) -> Iterable[str]:

@@ -364,8 +364,8 @@ def test_results_that_were_dropped_are_named_by_variant_and_seed() -> None:
     gone = [result("fsg", 1, 1, state="diverged", counts=False, gone=True), result("fsg", 0, 1, counts=False)]
     plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 2])], [*over([0, 2], 1), *gone])
     assert plan.breaches == (
-        "Results that could be seen are not in the table, dropped or trained anew as others: fsg · seeds 0, 1 "
-        "(diverged).",
+        "Results that could be seen were dropped, as seeds, variants, settings, code or data changed: fsg · seeds 0, "
+        "1 (diverged).",
     )
 
 

@@ -28,7 +28,7 @@ from orchestration.spec.experiment import ExperimentSpec
 
 SIX = range(6)
 EXPLORATORY = "Exploratory: nothing is claimed"
-DROPPED = "Results that could be seen are not in the table, dropped or trained anew as others: "
+DROPPED = "Results that could be seen were dropped, as seeds, variants, settings, code or data changed: "
 UNKNOWN = "What was declared cannot be known, as "
 
 
@@ -160,7 +160,7 @@ def a_diverged_cell_is_tried_again(ledger: Ledger) -> str:
     shutil.rmtree(first / "0001")
     diverge(ledger, ledger.cell(first.name))
     finish(ledger, ledger.cell(first.name), 0.72)
-    return "Trainings that had ended were trained again, to another result: fsg · seed 2 (attempt 1: diverged)."
+    return "Trainings that had ended were trained again, and ended otherwise: fsg · seed 2 (attempt 1: diverged)."
 
 
 def a_result_of_one_variant_alone_is_dropped_at_once(ledger: Ledger) -> str:
@@ -303,6 +303,11 @@ def test_trials_that_are_deleted_and_trained_again_were_seen_by_a_launch_that_wa
     shutil.rmtree(ledger.folder / "trials")
     launch(ledger, spec(range(8)))
     assert build(ledger).plan.added == (6, 7)
+
+
+def test_without_the_record_of_the_plan_what_came_later_is_no_part_of_it(ledger: Ledger) -> None:
+    a_launch_is_cut_short(ledger)
+    assert (build(ledger).plan.seeds, build(ledger).plan.added) == (tuple(SIX), (6, 7))
 
 
 # Cells that are lost
