@@ -159,7 +159,7 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
             )
     request.console.print(plan_table(found.spec, statuses))
     request.say(found.summary)
-    say_launch_problems(request, found)
+    say_damage(request, found)
     waiting = Counter(one.cell.depends_on for one in statuses if one.cell.depends_on and not one.over)
     before = [one for one in statuses if one.cell.id in waiting and not one.over]
     if before:
@@ -177,8 +177,11 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
     return DONE
 
 
-def say_launch_problems(request: LaunchRequest, plan: ExperimentPlan) -> None:
-    """A line for each record of an earlier launch that does not hold."""
+def say_damage(request: LaunchRequest, plan: ExperimentPlan) -> None:
+    """A line for each finished cell that has lost a part, and for each record of a launch that does not hold."""
+    for status in plan.statuses:
+        if status.outcome.damaged:
+            request.say(f"{status.cell.label} is trained again: {status.outcome.reason}")
     for problem in plan.ledger.launch_problems():
         request.say(f"{plan.ledger.folder}: {problem}: the verdict of the report claims nothing")
 

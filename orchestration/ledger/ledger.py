@@ -246,6 +246,13 @@ class Ledger(LaunchRecords):
         return view
 
     def _never_tried(self, cell_id: str) -> Outcome:
+        folder = self._cell_folder(self.origin(cell_id))
+        for number in reversed(attempt_numbers(folder)):
+            path = folder / f"{number:04d}" / "attempt.json"
+            if store.exists(path) and read_sealed(path) is None:  # in this order: it may just have been written
+                return Outcome(
+                    "interrupted", f"the record of attempt {number} is damaged", attempts=number, damaged=True
+                )
         cell, _ = self._cell_record(cell_id)
         if cell is not None and cell["depends_on"]:
             before = self.outcome(cell["depends_on"])

@@ -267,7 +267,7 @@ def test_the_earliest_of_all_attempts_counts_and_not_the_newest(ledger: Ledger) 
     """All are trained again once more is planned: what was seen stays seen."""
     launch(ledger, spec(range(8)))
     for cell in cells_of(spec()):
-        finish(ledger, cell, 0.7 + 0.01 * (cell.variant == "fsg"))
+        finish(ledger, cell, 0.7 + 0.01 * (cell.variant == "fsg"), launch=2)
     assert build(ledger).plan.added == (6, 7)
     for cell in cells_of(spec()):
         (ledger.folder / "trials" / cell.id / "0001" / "attempt.json").unlink()
