@@ -250,9 +250,7 @@ class Ledger(LaunchRecords):
         for number in reversed(attempt_numbers(folder)):
             path = folder / f"{number:04d}" / "attempt.json"
             if store.exists(path) and read_sealed(path) is None:  # in this order: it may just have been written
-                return Outcome(
-                    "interrupted", f"the record of attempt {number} is damaged", attempts=number, damaged=True
-                )
+                return Outcome("waiting", f"the record of attempt {number} is damaged", damaged=True)
         cell, _ = self._cell_record(cell_id)
         if cell is not None and cell["depends_on"]:
             before = self.outcome(cell["depends_on"])
