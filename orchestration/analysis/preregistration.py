@@ -87,7 +87,9 @@ def _first_comparison(launches: Sequence[Mapping[str, Any]], results: Sequence[R
         variant = variants[one.cell]
         first[variant] = min(first.get(variant, one.launch), one.launch)
     ends = sorted(first.values())[1:2]
-    ends += [one["number"] for one in launches if one.get("exit_status") == 0 and len(one["spec"]["variants"]) > 1]
+    ends += [
+        one["number"] for one in launches if one.get("exit_status") == 0 and len(one["spec"].get("variants", ())) > 1
+    ]
     return min(ends, default=None)
 
 

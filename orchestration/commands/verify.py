@@ -72,7 +72,8 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     ledger = Ledger(folder)
     launches = ledger.launches()
     if not launches:
-        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        why = "; ".join(ledger.launch_problems()) or "no launch is recorded there"
+        print(f"{folder}: {why}", file=sys.stderr)
         return BAD_INPUT
     every = {cell.id: cell for cell in ledger.cells()}
     outcomes = {i: ledger.outcome(i) for i in launches[-1]["cells"]}

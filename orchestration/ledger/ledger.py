@@ -37,7 +37,7 @@ from typing import Any
 
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt
-from orchestration.ledger.history import AttemptView, History, LedgerRow, ResumePoint, attempt_numbers
+from orchestration.ledger.history import AttemptView, History, LedgerRow, ResumePoint, attempt_numbers, attempt_record
 from orchestration.ledger.launches import LaunchRecords
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import read_sealed, write_sealed
@@ -140,6 +140,7 @@ class Ledger(LaunchRecords):
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
         record = {"launch": self.launch} | record
         about = {
+            "cell": cell_id,
             "started_at": now_ms(),
             **this_process(),
             "resumed_from": resume and {"attempt": resume.attempt, "step": resume.step, "seconds": resume.seconds},
@@ -231,7 +232,8 @@ class Ledger(LaunchRecords):
         paths = sorted(
             store.matching(self._cell_folder(cell_id), "cell*.json"), key=lambda path: (len(path.name), path.name)
         )
-        return next((record for path in reversed(paths) if (record := read_sealed(path)) is not None), None), len(paths)
+        records = (read_sealed(path) for path in reversed(paths))
+        return next((one for one in records if one is not None and one["id"] == cell_id), None), len(paths)
 
     def _history(self, cell_id: str, before: int | None = None) -> History:
         folder = self._cell_folder(self.origin(cell_id) if before is None else cell_id)
@@ -248,9 +250,10 @@ class Ledger(LaunchRecords):
     def _never_tried(self, cell_id: str) -> Outcome:
         folder = self._cell_folder(self.origin(cell_id))
         for number in reversed(attempt_numbers(folder)):
-            path = folder / f"{number:04d}" / "attempt.json"
-            if store.exists(path) and read_sealed(path) is None:  # in this order: it may just have been written
-                return Outcome("waiting", f"the record of attempt {number} is damaged", damaged=True)
+            attempt = folder / f"{number:04d}"
+            # in this order: it may just have been written
+            if store.exists(attempt / "attempt.json") and attempt_record(attempt) is None:
+                return Outcome("waiting", f"the record of attempt {number} is damaged or another's", damaged=True)
         cell, _ = self._cell_record(cell_id)
         if cell is not None and cell["depends_on"]:
             before = self.outcome(cell["depends_on"])

@@ -30,13 +30,14 @@ def every_result(ledger: Ledger, launches: Sequence[Mapping[str, Any]], table: S
     for name, cell_id in now.items():
         listed.setdefault((cell_id, name), launches[-1]["number"])
     origins = {cell_id: ledger.origin(cell_id) for cell_id, _ in listed}
+    told = set(origins.values())
     for cell_id, own in ends.items():  # of a launch whose record does not hold
         cell = known.get(cell_id)
-        if cell is not None and cell.kind == "train" and not cell.continues and cell_id not in origins.values():
+        if cell is not None and cell.kind == "train" and not cell.continues and cell_id not in told:
             listed[cell_id, _name(cell)] = max(one.launch or 1 for one in own)
             origins[cell_id] = cell_id
     today = {name: origins[cell_id] for name, cell_id in now.items()}
-    found = []
+    counted, found = set(today.values()), []
     for (cell_id, name), last in listed.items():
         origin = origins[cell_id]
         own, counts = ends.get(origin, []), today.get(name) == origin
@@ -52,7 +53,7 @@ def every_result(ledger: Ledger, launches: Sequence[Mapping[str, Any]], table: S
                 launch=min((one.launch or 1 for one in own), default=1),
                 listed=last,
                 counts=counts,
-                gone=name not in today and origin not in today.values(),
+                gone=name not in today and origin not in counted,
                 before=_before(own) if counts else "",
             )
         )

@@ -138,15 +138,15 @@ def test_the_record_of_an_attempt_is_named_by_plan_report_and_verify(
     path, label = record_of_attempt(ledger), ste(ledger).label
     path.write_text(damage(path.read_text()))
     plan(LaunchRequest(SPEC, console=quiet()), with_pilot=False)
-    assert f"{label} is trained again: the record of attempt 1 is damaged\n" in capsys.readouterr().out
+    assert f"{label} is trained again: the record of attempt 1 is damaged or another's\n" in capsys.readouterr().out
     (lost,) = build(Ledger(RESULTS)).unfinished
     assert (lost.cell.label, lost.state, lost.outcome.reason) == (
         label,
         "waiting",
-        "the record of attempt 1 is damaged",
+        "the record of attempt 1 is damaged or another's",
     )
     for trial in Path(RESULTS / "trials").iterdir():  # nothing is left to be trained again
         if trial.name != lost.cell.id:
             shutil.rmtree(trial / "0001")
     assert verify(RESULTS) == 2
-    assert f"{label}: the record of attempt 1 is damaged" in capsys.readouterr().err
+    assert f"{label}: the record of attempt 1 is damaged or another's" in capsys.readouterr().err

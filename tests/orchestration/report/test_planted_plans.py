@@ -330,6 +330,21 @@ def test_a_diverged_cell_without_its_record_is_missed_by_name(tmp_path: Path, lo
     assert "| fsg · seed 0 | `" in (ledger.folder / "report.md").read_text()
 
 
+def test_results_that_change_places_belong_to_nobody(ledger: Ledger) -> None:
+    """The folders of two cells, and of two attempts: each says in a record whose it is."""
+    one, other = folder_of(ledger, "fsg", 0), folder_of(ledger, "ste", 0)
+    for deeper, state, reason in (("0001", "waiting", "the record of attempt 1 is damaged or another's"),
+                                  ("", "missing", "cell.json is missing or damaged")):  # fmt: skip
+        shutil.copytree(ledger.folder, copy := ledger.folder.with_name(f"swapped{deeper}"))
+        (copy / "trials" / one.name / deeper).rename(copy / "x")
+        (copy / "trials" / other.name / deeper).rename(copy / "trials" / one.name / deeper)
+        (copy / "x").rename(copy / "trials" / other.name / deeper)
+        report = build(Ledger(copy))
+        lost = {trial.cell.label: (trial.state, reason in trial.outcome.reason) for trial in report.unfinished}
+        assert lost == {"fsg · seed 0": (state, True), "ste · seed 0": (state, True)}
+        assert (report.verdict.shown, claims(report)) == (False, [])
+
+
 def test_to_launch_again_enters_a_lost_cell_anew_with_its_result(ledger: Ledger) -> None:
     (folder_of(ledger, "fsg", 3) / "cell.json").unlink()
     assert not build(Ledger(ledger.folder)).verdict.shown
