@@ -41,6 +41,8 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     }, one.text
     assert attempts["raises"] == attempts["diverges"] == 1, "the same code would end the same way"
     assert attempts["dies_once"] == 2
+    ends = [attempt["end"] for cell in planned for attempt in ledger.attempts(cell.id) if attempt["end"]]
+    assert {end["launch"] for end in ends} == {1}, "those of workers and those of the driver"
     assert outcomes["raises"].reason == "ValueError: an idea that does not work"
     log = outcomes["raises"].log
     assert log is not None
