@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fsg.estimators.protocol import GradientEstimator
 from fsg.estimators.straight_through import pull_back
-from fsg.layers import anneal
 from fsg.optimizers import applied_direction
 
 
@@ -74,7 +73,7 @@ class LookAhead(GradientEstimator):
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.lr = lr
-        anneal(model, progress)
+        self.anneal(progress)
         layers = self.layers.values()
         proposed = self.biases(lr) if self.ready else {}
         self.effective = self.look_ahead(lr) if self.ready else self.weights

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
 from fsg.estimators.protocol import GradientEstimator
-from fsg.layers import anneal
 from fsg.quantizers import Quantizer
 
 Surrogate = Callable[[Tensor], Tensor]
@@ -61,7 +60,7 @@ class StraightThrough(GradientEstimator):
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.progress = progress
-        anneal(model, progress)
+        self.anneal(progress)
         with torch.no_grad():
             self.prequantized = [layer.quantizer.prequantize(layer.weight.detach()) for layer in self.layers.values()]
             quantized = [
