@@ -20,7 +20,22 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 class QuantizedLayer(nn.Module):
     weight: Tensor
-    quantizer: Quantizer
+    given_quantizer: Quantizer
+    current_quantizer: Quantizer
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The one that was given to the layer, as it is at this moment of a training."""
+        return self.current_quantizer
+
+    @quantizer.setter
+    def quantizer(self, given: Quantizer) -> None:
+        self.given_quantizer = self.current_quantizer = given
+
+    def anneal(self, progress: float) -> None:
+        """Let the quantizer be that of the part of a training that is over, in [0, 1], where it has an `at`."""
+        if (at := getattr(self.given_quantizer, "at", None)) is not None:
+            self.current_quantizer = at(progress)
 
     def quantized_weight(self) -> Tensor:
         latent = isinstance(self.weight, nn.Parameter)
@@ -152,9 +167,19 @@ def dequantize(model: nn.Module) -> nn.Module:
     plain = {quantized: original for original, quantized in _QUANTIZED.items()}
     for module in model.modules():
         if type(module) in plain:
-            del module.quantizer
+            del module.given_quantizer, module.current_quantizer
             module.__class__ = plain[type(module)]
     return model
+
+
+def anneal(model: nn.Module, progress: float) -> None:
+    """Let every quantized layer's quantizer be that of the part of a training that is over, in [0, 1].
+
+    `train_step` does this; in a loop of one's own fsg's estimators do it for the layers that they train.
+    """
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.anneal(progress)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -8,13 +8,18 @@ A quantizer is a few pure functions of tensors [out, …], a convolution's or a 
     calibration  W → c          dŴ/dW where the derivative of the rounding, ∂Ŵ/∂x, is 1: an elementwise factor
     pull_back    W, v → ∂L/∂W   for v = ∂L/∂Ŵ ⊙ (what stands in for that derivative at x); c ⊙ v unless said otherwise
 
+Two more are optional:
+
+    scale_gradient  W, g → what reaches W beside that, for g = ∂L/∂Ŵ: through a scale made of W; None for nothing
+    at              progress → the quantizer for that part of the training, in [0, 1]; itself unless it is annealed
+
 Whoever estimates the gradient owns the derivative of the rounding (`fsg.estimators`), so nothing here is
 differentiated by autograd. Learned gradients, which are no ∂L/∂Ŵ, are multiplied with the calibration.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +29,7 @@ from fsg.imported import Imported
 
 
 class Quantizer(Protocol):
-    """The functions of the module's docstring, and the composition of the first two."""
+    """The functions of the module's docstring that each must have, and the composition of the first two."""
 
     def prequantize(self, weight: Tensor) -> Tensor: ...
     def quantize(self, prequantized: Tensor) -> Tensor: ...
@@ -53,6 +58,12 @@ class BaseQuantizer:
     def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return gradient * self.calibration(weight)
 
+    def scale_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor | None:
+        return None
+
+    def at(self, progress: float) -> Self:
+        return self
+
     def __call__(self, weight: Tensor) -> Tensor:
         """Ŵ of a latent weight, same shape and dtype."""
         return self.quantize(self.prequantize(weight))
@@ -60,14 +71,15 @@ class BaseQuantizer:
 
 @dataclass(frozen=True, kw_only=True)
 class DoReFa(BaseQuantizer, Settings):
-    """DoReFa-Net's k-bit quantizer in MetaQuant's variant (tanh-normalised, then rounded), n = 2ᵏ − 1.
+    """MetaQuant's `dorefa`: DoReFa-Net's k-bit rule (tanh-normalised, then rounded), here for one bit too; n = 2ᵏ − 1.
 
     Forward:      W̃ = tanh W / (2 max|tanh W|) + ½,   Ŵ = 2·round(n·W̃)/n − 1
     Position:     x = 2·(n·W̃ − j) − 1 on the j-th of the n steps of the staircase; for one bit x = 2W̃ − 1
     Calibration:  c = (1 − tanh² W) / max|tanh W|      (the maximum, over the tensor, held constant)
 
-    An all-zero tensor has W̃ = ½ and c = 1. DoReFa-Net's own one-bit rule is sign(W)·mean|W|, which this is not: that
-    is `bwn` with `scale: layer`.
+    A weight of exactly 0 has W̃ = ½, which is rounded to even, so Ŵ = −1; the sign of 0 is +1. An all-zero tensor has
+    c = 1. DoReFa-Net's own one-bit rule is sign(W)·mean|W| over the layer, without a factor in the gradient: that is
+    `bwn` with `scale: layer` and `gradient: unscaled`, and the estimator `ste` with `derivative: identity`.
     Zhou et al., DoReFa-Net, 2016 (arXiv:1606.06160); Chen et al., MetaQuant, NeurIPS 2019.
     """
 
@@ -111,6 +123,7 @@ class Sign(BaseQuantizer, Settings):
     Position:     x = W
     Calibration:  c = 1
 
+    It is what the code released for FSG calls BWN; MetaQuant's BWN has a scale and is in `bwn`.
     Courbariaux et al., BinaryConnect, NeurIPS 2015 (arXiv:1511.00363).
     """
 
@@ -123,15 +136,28 @@ class BWN(BaseQuantizer, Settings):
 
     Forward:      W̃ = W,   Ŵ = α·sign W,   α = mean|W| of each output channel, or of the layer
     Position:     x = W
-    Calibration:  c = α      (α held constant)
+    Pull-back:    α ⊙ v                                    gradient: scaled; α held constant
+                  v                                        gradient: unscaled
+                  α ⊙ v + sign W ⊙ Σ(g ⊙ sign W)/n         gradient: through_scale, exact for α, the mean of n sizes
+    Calibration:  c = α, and 1 for `unscaled` or without `calibrate`
 
-    That is the usual training, Bi-Real Net's for one. XNOR-Net's paper adds 1/n for the dependence of α on each of
-    its n weights, and its code has the whole chain rule; neither is here.
-    Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279); α of a layer is also DoReFa-Net's one-bit rule.
+    `unscaled` is the gradient of the code of Bi-Real Net, ReActNet (a channel's α) and DoReFa-Net (a layer's),
+    `through_scale` with a layer's α that of ReSTE's. MetaQuant's BWN is `scale: layer` with `calibrate: false`: the
+    straight-through gradient has α, the learned one has not. XNOR-Net's paper has 1/n in place of the second term of
+    `through_scale`, which is not here.
+    Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279).
     """
 
     name: Literal["bwn"] = "bwn"
     scale: Literal["channel", "layer"] = choice("channel", "What shares one α: an output channel or the whole layer.")
+    gradient: Literal["scaled", "unscaled", "through_scale"] = choice(
+        "scaled",
+        "What a straight-through gradient has of α: the factor, nothing, or the whole chain rule.",
+        identity="unless_default",
+    )
+    calibrate: bool = setting(
+        True, "Whether learned gradients get the factor α too (MetaQuant: not).", identity="unless_default"
+    )
 
     def alpha(self, weight: Tensor) -> Tensor:
         """mean|W|: [out, 1, …] or [1, …]."""
@@ -141,7 +167,18 @@ class BWN(BaseQuantizer, Settings):
         return self.alpha(prequantized) * super().quantize(prequantized)
 
     def calibration(self, weight: Tensor) -> Tensor:
-        return self.alpha(weight).expand_as(weight)
+        scaled = self.calibrate and self.gradient != "unscaled"
+        return self.alpha(weight).expand_as(weight) if scaled else torch.ones_like(weight)
+
+    def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return gradient if self.gradient == "unscaled" else gradient * self.alpha(weight)
+
+    def scale_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor | None:
+        """∂L/∂α·∂α/∂W, where the gradient goes through the scale."""
+        if self.gradient != "through_scale":
+            return None
+        sign = super().quantize(weight)
+        return sign * (gradient * sign).mean(_within(weight) if self.scale == "channel" else None, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +193,7 @@ class Libra(BaseQuantizer, Settings):
     Calibration:  c = 2ˢ/σ      (s, μ and σ held constant)
 
     A channel whose weights are all equal has W̃ = 0 and Ŵ = +1, and σ counts as 1. IR-Net is this with the estimator
-    `ede`.
+    `ede`, as in its code; s held constant is the code's too.
     Qin et al., Forward and Backward Information Retention for Accurate Binary Neural Networks, CVPR 2020
     (arXiv:1909.10788).
     """
@@ -195,14 +232,27 @@ class ReCU(BaseQuantizer, Settings):
                   the standardisation; Q, the τ-quantile of a Laplace distribution, held constant
     Calibration:  c = 2√2/√(σ² + 10⁻⁵) ⊙ 1[|U| ≤ Q]      (μ, σ and Q held constant)
 
-    The clamp changes no sign: it is felt in the backward pass alone. τ is fixed here; the paper anneals it from 0.85 to
-    0.99, and learns a scale for each output channel, which a batch norm after the layer makes superfluous and which
-    is left out. Its estimator is the straight-through one with `derivative: identity`.
+    The clamp changes no sign: it is felt in the backward pass alone. With `tau_start`, τ is annealed to `tau`:
+
+        τ = tau_start + (tau − tau_start)·(e^progress − 1)/(e − 1)
+
+    The paper and its code go from 0.85 to 0.99, once an epoch; outside of a training τ is `tau`. They also learn a
+    scale for each output channel, which a batch norm after the layer makes superfluous and which is left out. Its
+    estimator is the straight-through one with `derivative: identity`.
     Xu et al., ReCU: Reviving the Dead Weights in Binary Neural Networks, ICCV 2021 (arXiv:2103.12369).
     """
 
     name: Literal["recu"] = "recu"
     tau: float = setting(0.99, "τ: the weights above this quantile, or below that of 1 − τ, are clamped.", gt=0.5, lt=1)
+    tau_start: float | None = setting(
+        None, "τ at the start, where it is annealed to tau; null: it is not.", gt=0.5, lt=1, identity="unless_default"
+    )
+
+    def at(self, progress: float) -> "ReCU":
+        if self.tau_start is None:
+            return self
+        risen = math.expm1(progress) / math.expm1(1)
+        return replace(self, tau=self.tau_start + (self.tau - self.tau_start) * risen, tau_start=None)
 
     def prequantize(self, weight: Tensor) -> Tensor:
         standardized, _, limit = self._standardized(weight)

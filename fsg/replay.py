@@ -33,7 +33,7 @@ from fsg.estimators.metaquant import MetaQuant
 from fsg.layers import quantize
 from fsg.mamba import Mamba, MambaBlock
 from fsg.optimizers import SGD, Adam
-from fsg.quantizers import DoReFa, Sign
+from fsg.quantizers import BWN, DoReFa, Sign
 from fsg.trainer import train_step
 
 TOLERANCE = 1e-9
@@ -163,14 +163,20 @@ def _load(
         yield key, trace[key]
 
 
-def _quantizer(config: dict[str, Any]) -> DoReFa | Sign:
+def _quantizer(config: dict[str, Any]) -> DoReFa | Sign | BWN:
+    """`bwn` is that of FSG's code, the sign; `metaquant_bwn` has MetaQuant's scale."""
     bits = config["weight_bits"]
-    if config["activation_bits"] != 32 or (bits != 1 and config["quantizer"] == "bwn"):
+    if config["activation_bits"] != 32 or (bits != 1 and config["quantizer"] != "dorefa"):
         raise TraceError(
             f"{bits}-bit weights and {config['activation_bits']}-bit activations, expected 32-bit activations "
             "and, for bwn, 1-bit weights"
         )
-    return _one_of({"dorefa": lambda: _DoReFa(weight_bits=bits), "bwn": Sign}, config, "quantizer")()
+    rules = {
+        "dorefa": lambda: _DoReFa(weight_bits=bits),
+        "bwn": Sign,
+        "metaquant_bwn": lambda: BWN(scale="layer", calibrate=False),
+    }
+    return _one_of(rules, config, "quantizer")()
 
 
 def _optimizer(config: dict[str, Any]) -> SGD | Adam:
@@ -223,7 +229,8 @@ def _estimator(config: dict[str, Any]) -> Any:
         )  # fmt: skip
 
     def metaquant(kind: Any, **more: Any) -> Any:
-        return kind.Config(hidden=config["hidden"], hyper_lr=config["hyper_lr"], **more)
+        decay = config.get("hyper_weight_decay", 0.0)
+        return kind.Config(hidden=config["hidden"], hyper_lr=config["hyper_lr"], hyper_weight_decay=decay, **more)
 
     nonlinearity = {"nonlinearity": config["nonlinearity"] or "linear"}
     methods = {

@@ -23,7 +23,7 @@ from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimato
 from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.imported import Imported
-from fsg.layers import quantize
+from fsg.layers import anneal, quantize
 from fsg.lost_state import LostState
 from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ModelConfig, ResNet
@@ -49,6 +49,11 @@ class TrainConfig(Settings):
     estimator: EstimatorConfig = choice(STE.Config, "Where their gradient comes from.", discriminator="name")
     optimizer: OptimizerConfig = choice(Adam, "What is done with it.", discriminator="name")
     lr_schedule: ScheduleConfig = choice(Cosine, "How the learning rate changes.", discriminator="name")
+    anneal: Literal["step", "epoch"] = choice(
+        "step",
+        "How often what is annealed (ede, reste, recu) moves: at every step, or once an epoch as in released code.",
+        identity="unless_default",
+    )
     init: InitConfig = choice(Scratch, "Where the weights start.", discriminator="name")
     epochs: int = setting(10, "Passes over the training images; 0 evaluates the start.", ge=0)
     batch_size: int = setting(128, "Images a step.", ge=1)
@@ -162,6 +167,7 @@ def pretraining(config: TrainConfig) -> TrainConfig:
         init=Scratch(),
         epochs=init.epochs,
         batch_size=init.batch_size,
+        anneal="step",
         recalibrate_batchnorm=0,
         evaluate_every=float(init.epochs),
     )
@@ -223,7 +229,7 @@ class Training:
         if start is not None:
             load_into(model, start)
         refuse_not_finite(model)
-        quantize(model, config.quantizer, config.full_precision_layers)
+        anneal(quantize(model, config.quantizer, config.full_precision_layers), 0.0)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
@@ -249,6 +255,11 @@ class Training:
     def epoch(self) -> int:
         """Epochs that are over."""
         return self.step // self.steps_per_epoch
+
+    def progress(self, step: int) -> float:
+        """The part of the training that is over before a step, in [0, 1]; of its epoch where `anneal` is epoch."""
+        into_epoch = step % self.steps_per_epoch if self.config.anneal == "epoch" else 0
+        return (step - into_epoch) / max(1, self.total_steps)
 
     def advance(self, around_step: AbstractContextManager[Any] | None = None) -> list[Row]:
         """One step, with the validation after it where an epoch ends and the test where the training does.
@@ -313,6 +324,7 @@ class Training:
         self.best = (state["best"][0], state["best"][1])
         self.loss_sum.copy_(state["loss_sum"])
         load_into(self.model, state["model"])
+        anneal(self.model, self.progress(max(0, self.step - 1)))  # as the last step left it
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
         if self.diagnostics is not None:
@@ -363,11 +375,10 @@ class Training:
             self._batches = self.dataset.batches(self.seed, self.epoch, config.batch_size, start=done)
         images, labels = next(self._batches)
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
-        progress = self.step / self.total_steps
         with self._watched_for_lost_state():
             loss = train_step(
                 self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=progress, arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+                lr=lr, progress=self.progress(self.step), arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
             )  # fmt: skip
         self.loss_sum += loss
         self.step += 1

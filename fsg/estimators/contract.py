@@ -6,10 +6,12 @@ from torch import Tensor, nn
 
 from fsg.config import kind_of
 from fsg.estimators.protocol import GradientEstimator
+from fsg.layers import anneal
 
 
 def proposed(estimator: GradientEstimator, model: nn.Module, lr: float, progress: float) -> dict[str, Tensor]:
     """What the estimator proposes. Raises ValueError for anything but tensors by the names of the parameters."""
+    anneal(model, progress)
     weights: Any = estimator.propose(model, lr=lr, progress=progress)
     says = f"{type(estimator).__name__}.propose returned"
     wanted = "expected the quantized weights, tensors by the parameters' names"

@@ -40,10 +40,10 @@ class LookAhead(GradientEstimator):
         self.before: dict[str, Tensor] = {}  # what the optimizer got
         self.known: dict[str, Tensor] = {}  # directions of a step without an optimizer's, or of a state
 
-    def teach(self, name: str, net: nn.Module, lr: float) -> None:
+    def teach(self, name: str, net: nn.Module, lr: float, weight_decay: float = 0.0) -> None:
         """Give a hypernetwork its own Adam (PyTorch's), and both a place in the state."""
         self.nets[name] = net.to(self.weights[0].detach())
-        self.optimizers[name] = torch.optim.Adam(net.parameters(), lr=lr)
+        self.optimizers[name] = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay)
 
     @abstractmethod
     def remember(self, gradients: list[Tensor]) -> None:
@@ -73,6 +73,7 @@ class LookAhead(GradientEstimator):
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.lr = lr
+        self.anneal(progress)
         layers = self.layers.values()
         proposed = self.biases(lr) if self.ready else {}
         self.effective = self.look_ahead(lr) if self.ready else [w.detach().clone() for w in self.weights]

@@ -16,6 +16,9 @@ from fsg.hypernetworks import FastNet, Nonlinearity, activation
 class _MetaQuantConfig(Settings):
     hidden: int = setting(100, "Hidden width of the hypernetwork.", ge=1)
     hyper_lr: float = setting(1e-3, "Learning rate of the hypernetwork's Adam.", gt=0)
+    hyper_weight_decay: float = setting(
+        0.0, "L2 penalty of that Adam; 5e-4 in MetaQuant's published runs.", ge=0, identity="unless_default"
+    )
 
 
 class MetaQuant(LookAhead):
@@ -30,7 +33,8 @@ class MetaQuant(LookAhead):
         update      c⊙m
 
     so the value of the look-ahead is that of the optimizer's last step and its slope is the hypernetwork's. Biases of
-    quantized layers are looked ahead too. W, g, m: the layer's shape; all layers share the hypernetwork.
+    quantized layers are looked ahead too. W, g, m: the layer's shape; all layers share the hypernetwork. MetaQuant's
+    two forward rules are the quantizers `dorefa`, and `bwn` with `scale: layer` and `calibrate: false`.
 
     Chen et al., MetaQuant: Learning to Quantize by Learning to Penetrate Non-differentiable Quantization, NeurIPS 2019.
     """
@@ -38,7 +42,7 @@ class MetaQuant(LookAhead):
     def __init__(self, model: nn.Module, net: nn.Module, config: _MetaQuantConfig) -> None:
         super().__init__(model)
         self.net = net
-        self.teach("meta", net, config.hyper_lr)
+        self.teach("meta", net, config.hyper_lr, config.hyper_weight_decay)
         self.gradients = [torch.zeros_like(w) for w in self.weights]
         self.generated: list[Tensor] = []
 

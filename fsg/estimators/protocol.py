@@ -40,8 +40,14 @@ class GradientEstimator(ABC):
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         """The quantized weights Ŵ that the forward pass shall use, by parameter name, and what else it shall.
 
-        `lr` is the learning rate of this step, `progress` the part of the training that is over, in [0, 1].
+        `lr` is the learning rate of this step, `progress` the part of the training that is over, in [0, 1]: what is
+        annealed follows it (a quantizer by `anneal`).
         """
+
+    def anneal(self, progress: float) -> None:
+        """Let the layers' quantizers be those of this moment."""
+        for layer in self.layers.values():
+            layer.anneal(progress)
 
     @abstractmethod
     def update(self, model: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Straight-through estimators: the derivative of the rounding is replaced by a simple one, its surrogate."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +32,14 @@ def derivative(quantizer: Quantizer, prequantized: Tensor, weight: Tensor, surro
 def pull_back(
     quantizer: Quantizer, prequantized: Tensor, weight: Tensor, gradient: Tensor, surrogate: Surrogate = clipped
 ) -> Tensor:
-    """∂L/∂W from g = ∂L/∂Ŵ: g ⊙ surrogate(x), pulled back through the pre-quantization. Same shape as the weight."""
-    return quantizer.pull_back(weight, gradient * surrogate(quantizer.position(prequantized)))
+    """∂L/∂W from g = ∂L/∂Ŵ: g ⊙ surrogate(x), pulled back through the pre-quantization. Same shape as the weight.
+
+    A quantizer whose gradient goes through its scale adds what reaches the weight there, of g itself.
+    """
+    through_rounding = quantizer.pull_back(weight, gradient * surrogate(quantizer.position(prequantized)))
+    scale_gradient = getattr(quantizer, "scale_gradient", None)
+    through_scale = None if scale_gradient is None else scale_gradient(weight, gradient)
+    return through_rounding if through_scale is None else through_rounding + through_scale
 
 
 class StraightThrough(GradientEstimator):
@@ -53,6 +60,7 @@ class StraightThrough(GradientEstimator):
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.progress = progress
+        self.anneal(progress)
         with torch.no_grad():
             self.prequantized = [layer.quantizer.prequantize(layer.weight.detach()) for layer in self.layers.values()]
             quantized = [
@@ -119,7 +127,8 @@ class EDE(StraightThrough):
     Backward:  ∂L/∂W = c ⊙ k·t·(1 − tanh²(t·x)) ⊙ g,   t = T_min·(T_max/T_min)^progress,   k = max(1/t, 1)
 
     with g, c and x as in `StraightThrough`: the surrogate is the derivative of k·tanh(t·x), which is nearly x at first.
-    In the paper progress is epoch/epochs, T_min 0.1 and T_max 10. IR-Net is this with the quantizer `libra`.
+    IR-Net is this with the quantizer `libra`. Its code sets t once an epoch, from epoch/epochs (`anneal: epoch`), and
+    begins at T_min 0.1 with real activations, at 1e-3 with one-bit ones, whose derivative there is this one as well.
     Qin et al., CVPR 2020 (arXiv:1909.10788).
     """
 
@@ -152,14 +161,17 @@ class ReSTE(StraightThrough):
     """The rectified straight-through estimator: the derivative of a power function that steepens into the sign.
 
     Forward:   Ŵ = Q(W̃)
-    Backward:  ∂L/∂W = c ⊙ r(x) ⊙ g,   o = 1 + (o_end − 1)·progress
+    Backward:  ∂L/∂W = c ⊙ r(x) ⊙ g
 
+        o = 1 + (o_end − 1)·progress                          schedule: linear
+        o = 1 + (o_end − 1)·(1 − cos(½π·progress))            schedule: cosine
         r(x) = |x|^((1 − o)/o) / o      m < |x| ≤ t: the derivative of f(x) = sign(x)·|x|^(1/o)
         r(x) = m^((1 − o)/o)            |x| ≤ m, where that derivative has a pole: the slope f(m)/m of the chord instead
         r(x) = 0                        |x| > t
 
-    with g, c and x as in `StraightThrough`. At o = 1 it is the straight-through estimator, clipped at t. In the paper
-    progress is epoch/epochs, o_end 3, m 0.1 and t 1.5, over standardised weights (the quantizer `libra`).
+    with g, c and x as in `StraightThrough`. At o = 1 it is the straight-through estimator, clipped at t. o_end 3, m 0.1
+    and t 1.5 are the paper's. The released code is `schedule: cosine`, o set once an epoch (`anneal: epoch`), over raw
+    weights and through their scale: the quantizer `bwn` with `scale: layer` and `gradient: through_scale`.
     Wu et al., Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary Neural
     Networks Training, ICCV 2023 (arXiv:2308.06689).
     """
@@ -170,6 +182,9 @@ class ReSTE(StraightThrough):
 
         name: Literal["reste"] = "reste"
         o_end: float = setting(3.0, "o at the end; it is 1 at the start.", ge=1)
+        schedule: Literal["cosine", "linear"] = choice(
+            "linear", "How o goes there: slowly at first (cosine, released), or evenly.", identity="unless_default"
+        )
         m: float = setting(0.1, "|x| up to which the slope is that of the chord.", gt=0)
         t: float = setting(1.5, "|x| beyond which there is no gradient.", gt=0)
 
@@ -180,9 +195,14 @@ class ReSTE(StraightThrough):
         super().__init__(model)
         self.config = config
 
+    def power(self) -> float:
+        """o of this step."""
+        cosine = self.config.schedule == "cosine"
+        risen = 1 - math.cos(math.pi / 2 * self.progress) if cosine else self.progress
+        return 1 + (self.config.o_end - 1) * risen
+
     def surrogate(self, position: Tensor) -> Tensor:
-        m, t = self.config.m, self.config.t
-        o = 1 + (self.config.o_end - 1) * self.progress
+        m, t, o = self.config.m, self.config.t, self.power()
         size = position.abs()
         slope = size.clamp_min(m) ** ((1 - o) / o) / o
         return torch.where(size <= m, m ** ((1 - o) / o), slope) * (size <= t)

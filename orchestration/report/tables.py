@@ -121,6 +121,17 @@ def _published(report: Report, line: Line) -> str:
     return f"{stated.mean:.{digits}f}{spread}"
 
 
+def _protocols(report: Report) -> str:
+    """What is known of the protocols of the published figures."""
+    figures = {line.label: stated for line in report.lines if (stated := report.published(line))}
+    same = list(dict.fromkeys(path for stated in figures.values() for path in stated.protocol or {}))
+    unstated = [label for label, stated in figures.items() if not stated.protocol]
+    said = f"The runs have the figures' own {', '.join(same)}." if same else ""
+    if unstated:
+        said += f" No protocol is stated for {', '.join(unstated)}: the conditions may be others."
+    return said.strip()
+
+
 def _has_papers_protocol(report: Report) -> bool:
     return any(line.papers_protocol.n for line in report.lines)
 
@@ -162,8 +173,8 @@ def _notes(report: Report) -> Iterable[str]:
         runs = {stated.runs for line in report.lines if (stated := report.published(line)) and stated.runs}
         of = f", of {' or '.join(map(str, sorted(runs)))} runs" if runs else ""
         yield (
-            f"Published: as stated, mean (variance) or mean ± standard deviation{of}; other code, seeds and perhaps "
-            f"conditions, so it is beside the tests and in none of them. Source: {'; '.join(sources)}."
+            f"Published: as stated, mean (variance) or mean ± standard deviation{of}; other code and seeds, so it is "
+            f"beside the tests and in none of them. {_protocols(report)} Source: {'; '.join(sources)}."
         )
     if report.pretraining:
         done = [trial.outcome.seconds for trial in report.pretraining if trial.state == "done"]

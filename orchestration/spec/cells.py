@@ -15,7 +15,7 @@ from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.fields import nearest, train_from_dict
-from orchestration.spec.resolver import Point
+from orchestration.spec.resolver import Point, line_name
 from orchestration.util.nested import flatten
 
 # A training of the table, the pretraining that some wait for, a search's trial with one of its seeds, and a training
@@ -45,7 +45,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The label without the seed: what is averaged over seeds."""
-        return " · ".join([self.variant, *(f"{path}={value}" for path, value in self.grid.items())])
+        return line_name(self.variant, self.grid)
 
     def to_dict(self) -> dict[str, Any]:
         record = {name: getattr(self, name) for name in _FIELDS} | {"train": to_dict(self.train)}

@@ -68,6 +68,9 @@ class Published(Settings):
     sd: float | None = setting(None, "The standard deviation over its runs, where it gives that.", ge=0)
     runs: int | None = setting(None, "How many runs.", ge=1)
     source: str = setting(description="Where it stands: paper, table, conditions.")
+    protocol: Overrides = choice(
+        None, "Paths below `train` and what they are in the paper; a run that has something else there is refused."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

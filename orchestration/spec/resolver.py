@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fsg.trainer import TrainConfig
 from orchestration.spec import search_space
 from orchestration.spec.fields import SpecFile, fields, nearest, paths
+from orchestration.spec.published import wrong_protocol
 from orchestration.spec.reader import Located, NoSuchPathError, Reader, show
 from orchestration.spec.study import StudySpec
 from orchestration.spec.yaml_tree import Mark, Node, Problem, ProblemError, parse, printable
@@ -24,6 +25,16 @@ class Point:
     variant: str
     grid: dict[str, Any]
     train: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Its line of the table."""
+        return line_name(self.variant, self.grid)
+
+
+def line_name(variant: str, grid: Mapping[str, Any]) -> str:
+    """A line of the table, as people read it: `fsg · optimizer.lr=0.01`."""
+    return " · ".join([variant, *(f"{path}={value}" for path, value in grid.items())])
 
 
 Resolved = tuple[SpecFile, tuple[Point, ...], tuple[StudySpec, ...]]
@@ -94,11 +105,30 @@ class Resolver:
             self.reader, root, file if isinstance(file, SpecFile) else None, searched
         )
         problems += found_in_space
+        problems += self._wrong_protocols(root, train, points, studies)
         if problems or not isinstance(file, SpecFile):
             return None, problems
         if file.tuning is not None or (file.search is not None and not file.search.best):
             points = ()  # what a search finds is trained, and nothing else
         return (file, points, studies), []
+
+    def _wrong_protocols(
+        self, root: Node, train: Located, points: tuple[Point, ...], studies: tuple[StudySpec, ...]
+    ) -> Iterator[Problem]:
+        """Published figures beside runs of another protocol."""
+        variants = self._variants(train, root)
+        for line, figure in _entry(_entry(root, "report"), "published").items().items():
+            variant, protocol = line.split(" · ")[0], _entry(figure, "protocol")
+            if variant not in variants or not protocol.items():
+                continue
+            at, found = self._changed(variants[variant], protocol)
+            stated, wrong = self.reader.read(at)
+            known = self.reader.read(variants[variant])[1]
+            yield from [*found, *(problem for problem in wrong if problem not in known)]
+            if isinstance(stated, TrainConfig) and not found:
+                runs = {p.name: p.train for p in points if line in (p.variant, p.name)}
+                searches = [study for study in studies if study.name == variant]
+                yield from wrong_protocol(protocol.items(), stated, runs, searches)
 
     def _variants(self, train: Located, root: Node) -> dict[str, Located]:
         """Every variant that can be read."""

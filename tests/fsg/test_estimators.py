@@ -29,6 +29,7 @@ ESTIMATORS = {
     "ste_identity": STE.Config(derivative="identity"),
     "ede": EDE.Config(),
     "reste": ReSTE.Config(),
+    "reste_cosine": ReSTE.Config(schedule="cosine"),
     "full_precision": FullPrecision.Config(),
     "fsg": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, history_length=3),
     "fsg_random": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, start="random"),
@@ -43,7 +44,7 @@ ESTIMATORS = {
     "normalized": FSG.Config(hidden=6, chunk_size=8, layer_embedding_dim=4, normalize=True),
     "lstm_random": FSG.Config(hidden=6, chunk_size=8, slow_net=LSTM(hidden=5), start="random", slow_weight=1.0),
     "multifc": MultiFC.Config(hidden=6),
-    "fcgrad": FCGrad.Config(hidden=6, nonlinearity="relu"),
+    "fcgrad": FCGrad.Config(hidden=6, nonlinearity="relu", hyper_weight_decay=5e-4),
     "lstmfc": LSTMFC.Config(hidden=3),
 }
 every_estimator = pytest.mark.parametrize("config", ESTIMATORS.values(), ids=ESTIMATORS.keys())
@@ -258,7 +259,9 @@ def test_full_precision_evaluates_the_latent_weights_of_frozen_layers_too(quanti
 
 
 QUANTIZERS = [
-    DoReFa(), DoReFa(weight_bits=2), DoReFa(weight_bits=4), Sign(), BWN(), BWN(scale="layer"), Libra(), ReCU(tau=0.9)
+    DoReFa(), DoReFa(weight_bits=2), DoReFa(weight_bits=4), Sign(), BWN(), BWN(scale="layer"), Libra(), ReCU(tau=0.9),
+    BWN(gradient="unscaled"), BWN(gradient="through_scale"), BWN(scale="layer", gradient="through_scale"),
+    BWN(scale="layer", calibrate=False), ReCU(tau_start=0.85),
 ]  # fmt: skip
 every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
 
@@ -268,8 +271,11 @@ def ede(x: np.ndarray, progress: float) -> np.ndarray:
     return max(1 / t, 1) * t / np.cosh(t * x) ** 2
 
 
-def reste(x: np.ndarray, progress: float) -> np.ndarray:
-    o = 1 + 2 * progress
+def power(config: Any, progress: float) -> float:
+    return 3 - 2 * math.cos(progress * math.pi / 2) if config.schedule == "cosine" else 1 + 2 * progress
+
+
+def reste(x: np.ndarray, o: float) -> np.ndarray:
     size = np.maximum(np.abs(x), 1e-300)
     slope = np.where(size > 0.1, size ** (1 / o - 1) / o, 0.1 ** (1 / o) / 0.1)
     return np.where(size > 1.5, 0, slope)
@@ -281,15 +287,21 @@ def smooth(config: Any, x: Tensor, progress: float) -> Tensor:
         t = 0.1 * 100**progress
         return max(1 / t, 1) * torch.tanh(t * x)
     if isinstance(config, ReSTE.Config):
-        o = 1 + 2 * progress
-        power = x.sign() * torch.where(x.abs() > 0.1, x.abs(), 1.0) ** (1 / o)
-        inside = torch.where(x.abs() > 0.1, power, x * 0.1 ** (1 / o - 1))
+        o = power(config, progress)
+        root = x.sign() * torch.where(x.abs() > 0.1, x.abs(), 1.0) ** (1 / o)
+        inside = torch.where(x.abs() > 0.1, root, x * 0.1 ** (1 / o - 1))
         return torch.where(x.abs() > 1.5, x.detach(), inside)
     return x if config.derivative == "identity" else torch.where(x.abs() <= 1, x, x.detach().sign())
 
 
-SURROGATES = [STE.Config(), STE.Config(derivative="identity"), EDE.Config(), ReSTE.Config()]
-every_surrogate = pytest.mark.parametrize("config", SURROGATES, ids=["clipped", "identity", "ede", "reste"])
+SURROGATES = {
+    "clipped": STE.Config(),
+    "identity": STE.Config(derivative="identity"),
+    "ede": EDE.Config(),
+    "reste": ReSTE.Config(),
+    "reste_cosine": ReSTE.Config(schedule="cosine"),
+}
+every_surrogate = pytest.mark.parametrize("config", SURROGATES.values(), ids=SURROGATES.keys())
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.5, 1.0])
@@ -299,11 +311,10 @@ def test_surrogate_is_its_formula_and_the_derivative_of_its_smooth_function(conf
     estimator = config.build(model)
     estimator.propose(model, lr=0.1, progress=progress)
     x = torch.cat([torch.linspace(-2.003, 2.003, 400), torch.tensor([0.0, 1e-30, -0.05, 0.1, 1.5])]).double()
-    expected = {
-        "ste": (np.abs(x.numpy()) <= 1) if config == STE.Config() else np.ones(len(x)),
-        "ede": ede(x.numpy(), progress),
-        "reste": reste(x.numpy(), progress),
-    }[config.name]
+    if config.name == "ste":
+        expected = (np.abs(x.numpy()) <= 1) if config == STE.Config() else np.ones(len(x))
+    else:
+        expected = ede(x.numpy(), progress) if config.name == "ede" else reste(x.numpy(), power(config, progress))
     measured = estimator.surrogate(x)
     np.testing.assert_allclose(measured.numpy(), expected, rtol=1e-11, atol=1e-14)
     x.requires_grad_()
@@ -335,8 +346,11 @@ def test_gradient_of_a_step_is_autograds_through_the_smooth_function(config: Any
         stand_in = smooth(config, 2 * (height - stair) - 1, progress) / n
     elif quantizer.name in ("sign", "bwn"):
         dims = {"sign": None, "layer": (0, 1, 2, 3), "channel": (1, 2, 3)}[getattr(quantizer, "scale", "sign")]
-        scale = 1 if dims is None else w.detach().abs().mean(dims, keepdim=True)
-        stand_in = scale * smooth(config, w, progress)
+        scale = torch.ones(()) if dims is None else w.abs().mean(dims, keepdim=True)
+        gradient = getattr(quantizer, "gradient", "scaled")
+        stand_in = smooth(config, w, progress) * (1 if gradient == "unscaled" else scale.detach())
+        if gradient == "through_scale":
+            stand_in = stand_in + scale * w.detach().sign()
     elif quantizer.name == "libra":
         rows = w.flatten(1)
         x = (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)
@@ -345,7 +359,8 @@ def test_gradient_of_a_step_is_autograds_through_the_smooth_function(config: Any
     else:
         rows = w.flatten(1)
         x = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, keepdim=True) + 1e-5).sqrt() * math.sqrt(8)
-        q = -float(x.detach().abs().mean()) * math.log(2 - 2 * quantizer.tau)
+        tau = quantizer.tau if quantizer.tau_start is None else 0.85 + 0.14 * (math.exp(progress) - 1) / (math.e - 1)
+        q = -float(x.detach().abs().mean()) * math.log(2 - 2 * tau)
         assert (x.abs() > q).any()
         stand_in = smooth(config, x.clamp(-q, q), progress).view_as(w)
     (expected,) = torch.autograd.grad((g * stand_in).sum(), w)
@@ -385,9 +400,17 @@ def test_annealed_surrogates_hang_on_the_progress_of_the_step_alone() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "bad"),
-    [(EDE, {"t_min": 0.0}), (EDE, {"t_max": -1.0}), (ReSTE, {"o_end": 0.5}), (ReSTE, {"m": 0.0}), (ReSTE, {"t": 0.0})],
+    [
+        (EDE, {"t_min": 0.0}),
+        (EDE, {"t_max": -1.0}),
+        (ReSTE, {"o_end": 0.5}),
+        (ReSTE, {"m": 0.0}),
+        (ReSTE, {"t": 0.0}),
+        (ReSTE, {"schedule": "cosin"}),
+        (MultiFC, {"hyper_weight_decay": -1.0}),
+    ],
 )
-def test_annealed_estimators_refuse_values_out_of_range(kind: Any, bad: dict[str, float]) -> None:
+def test_settings_from_papers_refuse_values_out_of_range(kind: Any, bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*, expected"):
         kind.Config(**bad)
 

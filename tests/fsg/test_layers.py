@@ -1,10 +1,16 @@
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from fsg.estimators import FSG, STE, GradientEstimator
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize, quantized_layers
-from fsg.quantizers import Sign
+from fsg.optimizers import SGD
+from fsg.quantizers import BaseQuantizer, Sign
+from fsg.trainer import train_step
 
 
 def small() -> nn.Sequential:
@@ -86,6 +92,81 @@ def test_a_pattern_without_a_layer_is_refused_and_changes_nothing() -> None:
     assert type(model[0]) is nn.Conv2d
     with pytest.raises(ValueError, match="no layer to quantize"):
         quantize(model, Sign(), ["*"])
+
+
+@dataclass(frozen=True)
+class Growing(BaseQuantizer):
+    """±size, which grows from 1 to 2."""
+
+    size: float = 3.0
+
+    def quantize(self, prequantized: torch.Tensor) -> torch.Tensor:
+        return self.size * super().quantize(prequantized)
+
+    def at(self, progress: float) -> "Growing":
+        return Growing(1 + progress)
+
+
+class OfOnesOwn(GradientEstimator):
+    """As docs/library.md has one: it knows of no annealing."""
+
+    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, torch.Tensor]:
+        self.quantized = {
+            f"{name}.weight": layer.quantizer(layer.weight.detach()).requires_grad_()
+            for name, layer in self.layers.items()
+        }
+        return self.quantized
+
+    def update(self, model: nn.Module) -> bool:
+        for name, layer in self.layers.items():
+            layer.weight.grad = self.quantized[f"{name}.weight"].grad
+        return True
+
+
+@pytest.mark.parametrize(
+    "build", [STE.Config().build, FSG.Config(hidden=4).build, OfOnesOwn], ids=["ste", "fsg", "own"]
+)
+def test_an_annealed_quantizer_is_that_of_the_moment_in_training_and_evaluation(build: Any) -> None:
+    model = quantize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), Growing())
+    model[0].weight.requires_grad_(False)
+    assert set(model[1].quantizer(model[1].weight).abs().unique().tolist()) == {3.0}
+    estimator, optimizer = build(model), SGD(lr=0.1).build(model)
+    for progress in (0.0, 0.5, 0.25):
+        images, labels = torch.randn(5, 3), torch.arange(5) % 2
+        train_step(model, estimator, optimizer, images, labels, lr=0.1, progress=progress)
+        assert set(estimator.quantized_weights()[0].abs().unique().tolist()) == {1 + progress}
+        for layer in model:
+            torch.testing.assert_close(layer.quantized_weight().abs(), torch.full_like(layer.weight, 1 + progress))
+    weights = estimator.propose(model, lr=0.1, progress=0.75)  # in a loop of one's own
+    assert isinstance(estimator, OfOnesOwn) or weights["1.weight"].abs().max() == 1.75
+    dequantize(model)
+    assert {"quantizer", "given_quantizer"} & {name for layer in model for name in dir(layer)} == set()
+
+
+def test_a_layer_may_be_given_a_quantizer_of_its_own() -> None:
+    model = quantize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), Growing())
+    model[1].quantizer = Sign()
+    estimator, optimizer = STE.Config().build(model), SGD(lr=0.1).build(model)
+    train_step(model, estimator, optimizer, torch.randn(4, 3), torch.arange(4) % 2, lr=0.1, progress=0.5)
+    assert [layer.quantized_weight().abs().max().item() for layer in model] == [1.5, 1.0]
+
+
+def test_a_quantizer_without_annealing_stays_the_same_object_and_needs_no_method_for_it() -> None:
+    class Plain:
+        def __getattr__(self, name: str) -> Any:
+            if name in ("at", "scale_gradient"):
+                raise AttributeError(name)
+            return getattr(Sign(), name)
+
+        def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+            return Sign()(weight)
+
+    for quantizer in (Sign(), Plain()):
+        model = quantize(nn.Sequential(nn.Linear(3, 2)), quantizer)  # type: ignore[arg-type]
+        estimator, optimizer = STE.Config().build(model), SGD(lr=0.1).build(model)
+        train_step(model, estimator, optimizer, torch.randn(4, 3), torch.arange(4) % 2, lr=0.1, progress=0.5)
+        assert model[0].quantizer is quantizer
+        assert torch.isfinite(model[0].weight).all()
 
 
 def test_dequantize_is_the_inverse_of_quantize() -> None:

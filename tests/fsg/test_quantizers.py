@@ -53,7 +53,8 @@ def test_an_all_zero_tensor_quantizes_to_something_finite() -> None:
     assert torch.equal(DoReFa().calibration(zeros), torch.ones(3, 3)), "from where it can be trained"
 
 
-def test_sign_of_zero_is_plus_one() -> None:
+def test_sign_of_zero_is_plus_one_and_dorefas_minus_one() -> None:
+    assert DoReFa()(torch.tensor([-0.5, 0.0, 0.5])).tolist() == [-1.0, -1.0, 1.0]
     assert Sign()(torch.tensor([-0.5, 0.0, 0.5])).tolist() == [-1.0, 1.0, 1.0]
     assert Sign().calibration(torch.tensor([0.2])).tolist() == [1.0]
 
@@ -118,7 +119,48 @@ def test_recu_clamps_the_tails_at_the_quantiles_of_a_laplace_distribution() -> N
         np.testing.assert_array_equal(ReCU(tau=tau)(weight).numpy().reshape(8, -1), np.where(free >= 0, 1, -1))
 
 
-EVERY = [DoReFa(), DoReFa(weight_bits=2), DoReFa(weight_bits=4), Sign(), BWN(), BWN(scale="layer"), Libra(), ReCU()]
+def test_only_bwn_with_the_scaled_gradient_calibrates_with_alpha() -> None:
+    """MetaQuant's learned gradient has no α, and its straight-through one has; Bi-Real Net's has none either."""
+    weight = torch.from_numpy(WEIGHTS)
+    alpha = np.abs(WEIGHTS).mean()
+    for settings, learned, straight in (
+        ({}, alpha, alpha),
+        ({"gradient": "through_scale"}, alpha, alpha),
+        ({"gradient": "unscaled"}, 1.0, 1.0),
+        ({"calibrate": False}, 1.0, alpha),
+        ({"gradient": "through_scale", "calibrate": False}, 1.0, alpha),
+    ):
+        quantizer = BWN(scale="layer", **settings)  # type: ignore[arg-type]
+        ones = torch.ones_like(weight)
+        for measured, expected in (
+            (quantizer.calibration(weight), learned),
+            (quantizer.pull_back(weight, ones), straight),
+        ):
+            np.testing.assert_allclose(measured.numpy(), np.full(weight.shape, expected), rtol=1e-13)
+
+
+def test_recu_anneals_tau_towards_the_one_that_it_has_outside_of_a_training() -> None:
+    annealed = ReCU(tau_start=0.85, tau=0.99)
+    weight = torch.from_numpy(WEIGHTS)
+    for progress, tau in ((0.0, 0.85), (0.5, 0.902855693631734), (1.0, 0.99)):
+        assert annealed.at(progress).tau == pytest.approx(tau, rel=1e-12)
+        assert torch.equal(
+            annealed.at(progress).prequantize(weight), ReCU(tau=annealed.at(progress).tau).prequantize(weight)
+        )
+    assert torch.equal(annealed.prequantize(weight), ReCU(tau=0.99).prequantize(weight))
+    assert ReCU(tau=0.9).at(0.3) == ReCU(tau=0.9)
+
+
+def test_new_settings_at_their_defaults_are_in_no_identity() -> None:
+    assert BWN().identity() == {"name": "bwn", "scale": "channel"}
+    assert ReCU().identity() == {"name": "recu", "tau": 0.99}
+    assert BWN(gradient="unscaled").identity() == {"name": "bwn", "scale": "channel", "gradient": "unscaled"}
+
+
+EVERY = [
+    DoReFa(), DoReFa(weight_bits=2), DoReFa(weight_bits=4), Sign(), BWN(), BWN(scale="layer"), Libra(), ReCU(),
+    BWN(gradient="unscaled"), BWN(gradient="through_scale"), BWN(calibrate=False), ReCU(tau_start=0.85),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("quantizer", EVERY, ids=str)
@@ -144,3 +186,5 @@ def test_memory_format_changes_no_quantized_weight(quantizer: Any) -> None:
 def test_recu_refuses_a_tau_that_is_no_upper_quantile(tau: float) -> None:
     with pytest.raises(ValueError, match=r"tau is .*, expected"):
         ReCU(tau=tau)
+    with pytest.raises(ValueError, match=r"tau_start is .*, expected"):
+        ReCU(tau_start=tau)

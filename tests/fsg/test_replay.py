@@ -78,6 +78,14 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fcgrad, relu, adam": (config_of("fcgrad", nonlinearity="relu", hidden=3), {}),
     "fcgrad, bwn, tanh": (config_of("fcgrad", quantizer="bwn", nonlinearity="tanh", optimizer="sgd", lr=0.5), {}),
     "lstmfc, bwn, sgd": (config_of("lstmfc", quantizer="bwn", optimizer="sgd", lr=0.5, hidden=2), {}),
+    "fcgrad, MetaQuant's own bwn, sgd": (
+        config_of("fcgrad", quantizer="metaquant_bwn", optimizer="sgd", lr=0.5, hyper_weight_decay=0.1),
+        {},
+    ),
+    "lstmfc, MetaQuant's own bwn, adam": (
+        config_of("lstmfc", quantizer="metaquant_bwn", hyper_weight_decay=5e-4, hidden=2),
+        {"seed": 3},
+    ),
     "lstmfc, three bits": (config_of("lstmfc", weight_bits=3, hidden=1, steps=3), {"batch": 5, "size": 6}),
 }
 

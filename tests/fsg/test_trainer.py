@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from fsg.layers import QuantConv2d, QuantLinear
 from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
-from fsg.quantizers import BWN, Libra
+from fsg.quantizers import BWN, Libra, ReCU
 from fsg.schedules import Constant, Cosine, Step
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import Row, TrainConfig, Training, pretraining, train
@@ -116,6 +116,39 @@ def test_a_training_resumed_at_any_step_ends_with_the_same_bytes_rows_and_tables
     assert rows == ran(config).rows
     assert tables == ran(config).tables
     assert len(tables) == 3
+
+
+@pytest.mark.parametrize("anneal", ["step", "epoch"])
+def test_what_is_annealed_moves_at_every_step_or_once_an_epoch_also_where_a_training_was_resumed(
+    config: TrainConfig, anneal: Any
+) -> None:
+    config = replace(config, quantizer=ReCU(tau_start=0.85), estimator=EDE.Config(t_min=1e-3), anneal=anneal)
+    training, seen = Training(config, 1), []
+    while not training.done:
+        training.advance()
+        seen.append((training.estimator.progress, tau_of(training)))  # type: ignore[attr-defined]
+        if training.step in (3, 5, 12):
+            saved, evaluated = to_bytes(training.state_dict()), tau_of(training)
+            training = Training(config, 1)
+            assert tau_of(training) == pytest.approx(0.85, rel=1e-15)
+            training.load_state_dict(from_bytes(saved))
+            assert tau_of(training) == evaluated
+    passed = [t / 15 if anneal == "step" else (t // 5) / 3 for t in range(15)]
+    assert [progress for progress, _ in seen] == passed
+    expected = [0.85 + 0.14 * (math.exp(p) - 1) / (math.e - 1) for p in passed]
+    assert [tau for _, tau in seen] == pytest.approx(expected, rel=1e-14)
+    assert digest(training.state_dict()) == ran(config).state
+
+
+def tau_of(training: Training) -> float:
+    return training.model.get_submodule("layer1.0.conv1").quantizer.tau  # type: ignore[union-attr, return-value]
+
+
+def test_annealing_is_in_no_identity_at_its_default_and_pretrainings_share_theirs(config: TrainConfig) -> None:
+    assert "anneal" not in config.identity()
+    assert replace(config, anneal="epoch").identity()["anneal"] == "epoch"
+    one, other = (replace(config, init=Pretrain(epochs=1), anneal=anneal) for anneal in ("step", "epoch"))
+    assert pretraining(one) == pretraining(other)
 
 
 def test_a_checkpoint_of_another_kind_of_device_is_refused_before_anything_changes(

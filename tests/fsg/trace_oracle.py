@@ -35,11 +35,13 @@ def prequantized(w: Tensor, config: dict[str, Any]) -> Tensor:
 def quantized(w: Tensor, config: dict[str, Any]) -> Tensor:
     if config["quantizer"] == "bwn":
         return Rounding.apply(w, 0.0)
+    if config["quantizer"] == "metaquant_bwn":
+        return w.detach().abs().mean() * Rounding.apply(w, 0.0)
     return 2 * Rounding.apply(w, 2.0 ** config["weight_bits"] - 1) - 1
 
 
 def calibration(w: Tensor, config: dict[str, Any]) -> Tensor:
-    if config["quantizer"] == "bwn":
+    if config["quantizer"] in ("bwn", "metaquant_bwn"):
         return torch.ones_like(w)
     squashed = torch.tanh(w.detach())
     return (1 - squashed**2) / squashed.abs().max()
@@ -127,7 +129,8 @@ class Recording:
         for part, lr in rates.items():
             for tensor in parts[part].values():
                 tensor.requires_grad_()
-            self.adams[part] = torch.optim.Adam(parts[part].values(), lr=lr)
+            decay = config.get("hyper_weight_decay", 0.0)
+            self.adams[part] = torch.optim.Adam(parts[part].values(), lr=lr, weight_decay=decay)
         self.found: dict[str, Any] = {f"init/{part}/{n}": w.detach().clone() for part in parts for n, w in parts[part].items()}  # fmt: skip  # noqa: E501
 
     def generate(self, layer: str) -> dict[str, Tensor]:

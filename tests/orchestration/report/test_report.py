@@ -479,7 +479,9 @@ def test_row_of_no_interest_is_ignored(tmp_path: Path) -> None:
 def test_published_figures_stand_beside_with_their_source_and_in_no_test(tmp_path: Path) -> None:
     spec = spec_of(("fsg", "a", "ste"), (0, 1), epochs=12, validation=0)
     stated = {
-        "a": Published(mean=80.745, variance=2.113, runs=5, source="Table 2 of <their paper>"),
+        "a": Published(
+            mean=80.745, variance=2.113, runs=5, source="Table 2 of <their paper>", protocol={"data.validation": 0}
+        ),
         "ste": Published(mean=79.5, sd=0.4, source="Table 2 of <their paper>"),
     }
     report = build(trained(tmp_path / "x", replace(spec, report=replace(spec.report, published=stated))))
@@ -488,6 +490,8 @@ def test_published_figures_stand_beside_with_their_source_and_in_no_test(tmp_pat
     assert "79.50\u00a0±\u00a00.40" in page.words
     assert page.words.count("Table 2 of <their paper>") >= 1
     assert "of 5 runs" in page.words
+    assert "The runs have the figures' own data.validation." in page.words
+    assert "No protocol is stated for ste: the conditions may be others." in page.words
     plain = build(trained(tmp_path / "y", spec))
     assert plain.verdict == report.verdict
     assert "Published" not in page_of(plain)[1].words

@@ -447,7 +447,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "misspelt figure": (
         report("published: {two: {meen: 90, mean: 90, source: them}}"),
         "8:57: report.published.two.meen: two has no such field "
-        "(expected one of mean, variance, sd, runs, source; did you mean mean?)",
+        "(expected one of mean, variance, sd, runs, source, protocol; did you mean mean?)",
     ),
     "figure that is no number": (
         report("published: {two: {mean: ninety, source: them}}"),
@@ -456,6 +456,20 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "spread said twice": (
         report("published: {two: {mean: 90, sd: 1, variance: 1, source: them}}"),
         "8:51: report.published.two: variance and sd are one number said twice (expected one of them)",
+    ),
+    "figure of another protocol": (
+        report("published: {two: {mean: 90, source: them, protocol: {epochs: 10, quantizer: sign}}}"),
+        "8:104: report.published.two.protocol.quantizer: two has quantizer.name dorefa, the figure sign "
+        "(expected runs of the figure's protocol, or no figure beside them)",
+    ),
+    "figure of no setting": (
+        report("published: {two: {mean: 90, source: them, protocol: {epohcs: 10}}}"),
+        "8:92: report.published.two.protocol.epohcs: train has no such field "
+        f"(expected one of {_names(TrainConfig)}; did you mean epochs?)",
+    ),
+    "figure with a setting out of range": (
+        report("published: {two: {mean: 90, source: them, protocol: {epochs: -1}}}"),
+        "8:100: report.published.two.protocol.epochs: got -1 (expected a whole number ≥ 0)",
     ),
     "figure that is no mapping": (
         report("published: {two: 90}"),
@@ -675,6 +689,27 @@ def test_a_report_says_what_is_tested_and_what_a_paper_states() -> None:
     )
     assert json.loads(json.dumps(spec.resolved()))["report"]["published"]["one"]["mean"] == 80.745
     problems = jsonschema.Draft7Validator(json_schema()).iter_errors(YAML(typ="safe").load(text))
+    assert list(problems) == []
+
+
+def test_a_published_figure_stands_beside_runs_of_its_protocol_alone() -> None:
+    figure = "{mean: 90, source: them, protocol: {optimizer.lr: 1.0e-3, quantizer: {name: dorefa, weight_bits: 1}}}"
+    grid = "grid: {optimizer.lr: [1.0e-3, 0.2]}\n"
+    beside_one, beside_all = (
+        report(f"published: {{{line}: {figure}}}") for line in ("'one · optimizer.lr=0.001'", "one")
+    )
+    assert load(beside_all).report.published is not None
+    assert len(load(beside_one + grid).points) == 4
+    assert [line.partition(": ")[2] for line in lines(beside_all + grid)] == [
+        "report.published.one.protocol.optimizer.lr: one · optimizer.lr=0.2 has optimizer.lr 0.2, the figure 0.001 "
+        "(expected runs of the figure's protocol, or no figure beside them)"
+    ]
+    tuned = beside_all + "tuning: {budget: 4, space: {optimizer.lr: {low: 0.01, high: 1}}}\n"
+    assert [line.partition(": ")[2] for line in lines(tuned)] == [
+        "report.published.one.protocol.optimizer.lr: optimizer.lr is searched "
+        "(expected runs of the figure's protocol, or no figure beside them)"
+    ]
+    problems = jsonschema.Draft7Validator(json_schema()).iter_errors(YAML(typ="safe").load(beside_all))
     assert list(problems) == []
 
 
