@@ -19,11 +19,23 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class QuantizedLayer(nn.Module):
-    """`quantizer` is that of the moment, `given_quantizer` the one it comes from: they differ where it is annealed."""
-
     weight: Tensor
-    quantizer: Quantizer
     given_quantizer: Quantizer
+    current_quantizer: Quantizer
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The one that was given to the layer, as it is at this moment of a training."""
+        return self.current_quantizer
+
+    @quantizer.setter
+    def quantizer(self, given: Quantizer) -> None:
+        self.given_quantizer = self.current_quantizer = given
+
+    def anneal(self, progress: float) -> None:
+        """Let the quantizer be that of the part of a training that is over, in [0, 1], where it has an `at`."""
+        if (at := getattr(self.given_quantizer, "at", None)) is not None:
+            self.current_quantizer = at(progress)
 
     def quantized_weight(self) -> Tensor:
         latent = isinstance(self.weight, nn.Parameter)
@@ -119,8 +131,7 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
     for module in layers.values():
         if type(module) in _QUANTIZED and id(module) not in kept:
             module.__class__ = _QUANTIZED[type(module)]
-            for attribute in ("quantizer", "given_quantizer"):
-                setattr(module, attribute, quantizer)  # a Module types its attributes as tensors
+            setattr(module, "quantizer", quantizer)  # noqa: B010  # a Module types its attributes as tensors
     if not any(True for _ in quantized_layers(model)):
         raise ValueError("the model has no layer to quantize: expected at least one convolution or nn.Linear")
     for module in model.modules():
@@ -156,24 +167,19 @@ def dequantize(model: nn.Module) -> nn.Module:
     plain = {quantized: original for original, quantized in _QUANTIZED.items()}
     for module in model.modules():
         if type(module) in plain:
-            del module.quantizer, module.given_quantizer
+            del module.given_quantizer, module.current_quantizer
             module.__class__ = plain[type(module)]
     return model
 
 
 def anneal(model: nn.Module, progress: float) -> None:
-    """Give every quantized layer its quantizer's `at(progress)`; one that has no `at` stays as it is.
+    """Let every quantized layer's quantizer be that of the part of a training that is over, in [0, 1].
 
-    `progress` is the part of the training that is over, in [0, 1]. `train_step` and the estimators of fsg do this.
+    `train_step` does this; in a loop of one's own fsg's estimators do it for the layers that they train.
     """
-    moments: dict[int, Quantizer] = {}
     for layer in model.modules():
-        if isinstance(layer, QuantizedLayer) and (at := getattr(layer.given_quantizer, "at", None)):
-            key = id(layer.given_quantizer)
-            if key not in moments:
-                moments[key] = at(progress)
-            if layer.quantizer is not moments[key]:
-                layer.quantizer = moments[key]
+        if isinstance(layer, QuantizedLayer):
+            layer.anneal(progress)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fsg.estimators.protocol import GradientEstimator
 from fsg.estimators.quantization import Quantizers
 from fsg.flat import FlatLayout, Unpacked
-from fsg.layers import anneal
 from fsg.optimizers import applied_direction
 
 
@@ -86,7 +85,7 @@ class LookAhead(GradientEstimator):
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.lr = lr
-        anneal(model, progress)
+        self.anneal(progress)
         proposed = self.biases(lr) if self.ready else {}
         with torch.no_grad():
             self.effective = self.look_ahead(lr) if self.ready else self.latent()

@@ -41,8 +41,13 @@ class GradientEstimator(ABC):
         """The quantized weights Ŵ that the forward pass shall use, by parameter name, and what else it shall.
 
         `lr` is the learning rate of this step, `progress` the part of the training that is over, in [0, 1]: what is
-        annealed follows it (a quantizer by `fsg.layers.anneal`).
+        annealed follows it (a quantizer by `anneal`).
         """
+
+    def anneal(self, progress: float) -> None:
+        """Let the layers' quantizers be those of this moment."""
+        for layer in self.layers.values():
+            layer.anneal(progress)
 
     @abstractmethod
     def update(self, model: nn.Module) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fsg.config import Settings, choice, setting
 from fsg.estimators.protocol import GradientEstimator
 from fsg.estimators.quantization import Quantizers, clipped
-from fsg.layers import anneal
 
 
 class StraightThrough(GradientEstimator):
@@ -36,7 +35,7 @@ class StraightThrough(GradientEstimator):
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
         self.progress = progress
-        anneal(model, progress)
+        self.anneal(progress)
         with torch.no_grad():
             self.quantization = self.quantizers.of(self.weights)
             self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]

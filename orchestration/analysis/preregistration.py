@@ -1,11 +1,36 @@
-"""The preregistered plan: seeds and comparisons as they were declared before results could be seen."""
+"""The preregistered plan: seeds and comparisons as they were declared before results could be seen.
+
+What came first is told from the order of the launches, which the ends of attempts name; no clock is read.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from orchestration.analysis.comparisons import Trial
 from orchestration.spec.fields import Sequential
+
+_CHANGED = "seeds, variants, settings, code or data"
+_LOST = {"done": "", "diverged": " (diverged)", "damaged": " (its end is damaged)", "missing": " (missing)"}
+
+
+class Result(NamedTuple):
+    """A training that came to its end at some time, under a name that it had in a table.
+
+    `launch` is the number of the first launch in which it ended, `listed` of the last whose table has it by this name.
+    It `counts` in the table of today by this name, or is `gone`: neither its name nor its cell is there. `before` says
+    what other result an earlier attempt at it had.
+    """
+
+    cell: str
+    variant: str
+    name: str
+    seed: int
+    state: str
+    launch: int
+    listed: int
+    counts: bool = True
+    gone: bool = False
+    before: str = ""
 
 
 @dataclass(frozen=True)
@@ -13,7 +38,7 @@ class SeedPlan:
     """The planned seeds in their order, those added and those dropped since, and the rule for looks in force, if any.
 
     A seed that was dropped stays in the plan, so what it was to be part of is never complete. `late_rule` says that the
-    spec's rule came, changed or went when it was too late; `late` says so of what is compared, in words.
+    spec's rule came, changed or went when it was too late; `breaches` say, each in a sentence, why nothing is claimed.
     """
 
     seeds: tuple[int, ...]
@@ -21,29 +46,70 @@ class SeedPlan:
     dropped: tuple[int, ...] = ()
     rule: Sequential | None = None
     late_rule: bool = False
-    late: tuple[str, ...] = ()
+    breaches: tuple[str, ...] = ()
 
 
-def seed_plan(launches: Sequence[Mapping[str, Any]], trials: Sequence[Trial], baseline: str) -> SeedPlan:
-    """The plan of the last launch that began before results could be seen.
+def seed_plan(
+    launches: Sequence[Mapping[str, Any]], results: Sequence[Result], problems: Sequence[str] = ()
+) -> SeedPlan:
+    """The plan of the launch in which results could first be seen; before that, of the last.
 
-    Results count as seen once the baseline and another variant have finished the same seed, whether or not anybody
-    looked: a ledger cannot prove that nobody did. A group-sequential rule declared by then plans all of its seeds.
+    Results count as seen once two variants have each a training that came to its end, whether or not anybody looked: a
+    ledger cannot prove that nobody did. A group-sequential rule declared by then plans all of its seeds. `problems` are
+    the launches whose records do not hold.
     """
-    seen = _first_comparison(trials, baseline)
-    before = [one for one in launches if seen is None or one["started"] <= seen]
+    seen = _first_comparison(launches, results)
+    before = [one for one in launches if seen is None or one["number"] <= seen]
     then, now = (before or launches[:1])[-1]["spec"], launches[-1]["spec"]
     rule, rule_now = then["report"].get("sequential"), now["report"].get("sequential")
-    more = now["seeds"] if rule is not None and rule == rule_now else ()
-    planned = dict.fromkeys([*then["seeds"], *more])  # whatever order they have by now
+    more = now["seeds"] if rule is not None and rule == rule_now and before else ()
+    early = {one.seed for one in results if seen is not None and one.launch <= seen}
+    declared = [seed for seed in then["seeds"] if before or seed in early]  # without its record, what had come in
+    planned = dict.fromkeys([*declared, *more])  # whatever order they have by now
     return SeedPlan(
         seeds=tuple(planned),
         added=tuple(seed for seed in now["seeds"] if seed not in planned),
         dropped=tuple(seed for seed in then["seeds"] if seed not in now["seeds"]),
         rule=None if rule is None else Sequential(**rule),
         late_rule=rule != rule_now,
-        late=tuple(_late(then, now)),
+        breaches=tuple(_breaches(then, now, results, seen, problems)),
     )
+
+
+def _first_comparison(launches: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> int | None:
+    """The number of the first launch by whose end two variants had results.
+
+    A launch that ended as done had them all, even where the ledger has lost them.
+    """
+    variants = {one.cell: one.variant for one in reversed(results)}  # a variant that was renamed is no second one
+    first: dict[str, int] = {}
+    for one in results:
+        variant = variants[one.cell]
+        first[variant] = min(first.get(variant, one.launch), one.launch)
+    ends = sorted(first.values())[1:2]
+    ends += [
+        one["number"] for one in launches if one.get("exit_status") == 0 and len(one["spec"].get("variants", ())) > 1
+    ]
+    return min(ends, default=None)
+
+
+def _breaches(
+    then: Mapping[str, Any],
+    now: Mapping[str, Any],
+    results: Sequence[Result],
+    seen: int | None,
+    problems: Sequence[str],
+) -> Iterable[str]:
+    if problems:
+        yield f"What was declared cannot be known, as {', '.join(problems)}."
+    if late := list(_late(then, now)):
+        yield f"What is compared was changed when results could be seen: {'; '.join(late)}."
+    lost = [one for one in results if one.gone or (not one.counts and seen is not None and one.listed >= seen)]
+    if lost:
+        yield f"Results that could be seen were dropped, as {_CHANGED} changed: {_named(lost)}."
+    replaced = [f"{one.name} · seed {one.seed} ({one.before})" for one in results if one.before]
+    if replaced:
+        yield f"Trainings that had ended were trained again, and ended otherwise: {', '.join(replaced)}."
 
 
 def _late(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
@@ -61,12 +127,12 @@ def _text(value: str | Sequence[str] | None) -> str:
     return value if isinstance(value, str) else "not said" if value is None else ", ".join(value)
 
 
-def _first_comparison(trials: Sequence[Trial], baseline: str) -> int | None:
-    """When the first seed of the baseline and of another variant were both over, in milliseconds."""
-    over: dict[int, dict[bool, int]] = {}
-    for trial in trials:
-        if trial.state in ("done", "diverged") and trial.outcome.finished_ms is not None:
-            ends = over.setdefault(trial.cell.seed, {})
-            which = trial.cell.variant == baseline
-            ends[which] = min(ends.get(which, trial.outcome.finished_ms), trial.outcome.finished_ms)
-    return min((max(ends.values()) for ends in over.values() if len(ends) == 2), default=None)
+def _named(results: Sequence[Result]) -> str:
+    """`fsg · seeds 0, 1 (diverged); ste · seed 0`."""
+    by_name: dict[str, dict[int, str]] = {}
+    for one in results:
+        by_name.setdefault(one.name, {})[one.seed] = f"{one.seed}{_LOST[one.state]}"
+    return "; ".join(
+        f"{name} · seed{'s' * (len(seeds) > 1)} {', '.join(seeds[seed] for seed in sorted(seeds))}"
+        for name, seeds in sorted(by_name.items())
+    )

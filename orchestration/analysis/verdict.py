@@ -28,7 +28,7 @@ class Contrast:
     """A variant's comparison with the baseline; `adjusted` is what p is after correction, None where nothing is tested.
 
     `level` is what it is held to, and its interval's is one minus that. `planned` is the number of pairs that it waits
-    for; it is not `declared` where what is compared was changed when results could be seen.
+    for; it is not `declared` where the plan was not kept.
     """
 
     variant: str
@@ -40,6 +40,7 @@ class Contrast:
     look: Look | None = None
     planned: int = 0
     declared: bool = True
+    infinite: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -107,6 +108,10 @@ class Verdict(NamedTuple):
     consequence: str
     shown: bool = False
 
+    @property
+    def text(self) -> str:
+        return f"{self.headline}. {self.sentence} {self.consequence}".strip()
+
 
 def contrasts_of(lines: Sequence[Line], asked: Report, plan: SeedPlan, primary: str | None) -> list[Contrast]:
     """Every variant's comparison with the baseline, in the order of the lines.
@@ -115,18 +120,24 @@ def contrasts_of(lines: Sequence[Line], asked: Report, plan: SeedPlan, primary: 
     the primary one is tested at each look, and the family once, at the last. Nothing is claimed of a part of the plan:
     to stop where it looks good is to look more than once.
     """
-    found, planned, declared = [], len(plan.seeds), not plan.late
+    found, planned, declared = [], len(plan.seeds), not plan.breaches
     for variant in dict.fromkeys(line.variant for line in lines if line.variant != asked.baseline):
         points = [line for line in lines if line.variant == variant and line.comparison is not None]
         comparison = _averaged(lines, points, asked.baseline)
-        if variant == primary:
-            test = Contrast(variant, "primary", comparison, len(points), planned=planned, declared=declared)
-            found.append(_primary(test, plan))
-        else:
-            inside = asked.family is None or variant in asked.family or variant == asked.primary
-            role: Role = "family" if inside else "untested"
-            found.append(Contrast(variant, role, comparison, len(points), planned=planned, declared=declared))
+        inside = asked.family is None or variant in asked.family or variant == asked.primary
+        role: Role = "primary" if variant == primary else "family" if inside else "untested"
+        test = Contrast(variant, role, comparison, len(points), planned=planned, declared=declared)
+        test = replace(test, infinite=tuple(_infinite_in(lines, test, asked.baseline)))
+        found.append(_primary(test, plan) if role == "primary" else test)
     return _corrected(found, plan)
+
+
+def _infinite_in(lines: Sequence[Line], test: Contrast, baseline: str) -> Iterable[str]:
+    """The cells that make a comparison infinite, by name."""
+    for line in lines:
+        if line.variant in (test.variant, baseline):
+            lost = [seed for seed in test.comparison.seeds if not math.isfinite(line.values.get(seed, 0.0))]
+            yield from (f"{line.label} · seed {seed}" for seed in lost)
 
 
 def _averaged(lines: Sequence[Line], points: Sequence[Line], baseline: str) -> Comparison:
@@ -176,13 +187,13 @@ def _corrected(tests: Iterable[Contrast], plan: SeedPlan) -> list[Contrast]:
 def best_of(lines: Sequence[Line], unit: Unit, plan: SeedPlan) -> Best | None:
     """The line with the best mean, held against each other line by the test and the interval.
 
-    None before all lines have all planned seeds, so that it is looked for once, or where the plan was changed late.
+    None before all lines have all planned seeds, so that it is looked for once, or where the plan was not kept.
 
     Telling the best of many from the runner-up at 5 % calls a wrong one best with 5 % at most, without a correction:
     Gutmann and Maymin, Annals of Statistics 15, 1987.
     """
     whole = [line for line in lines if len(line.values) >= len(plan.seeds) and math.isfinite(line.metric.mean)]
-    if len(whole) < max(2, len(lines)) or plan.late:
+    if len(whole) < max(2, len(lines)) or plan.breaches:
         return None
     best = max(whole, key=lambda line: line.metric.mean * (1 if unit.higher_is_better else -1))
     others = [line for line in whole if line is not best]
@@ -196,12 +207,21 @@ def _apart(ours: Line, theirs: Line) -> bool:
 
 
 def judge(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) -> Verdict:
-    """What the primary comparison shows, never more than its interval and its test do."""
+    """What the primary comparison shows: no more than its interval and its test do, and nothing of a broken plan."""
+    found = _judged(tests, unit, asked, plan)
+    if not plan.breaches:
+        return found
+    why = " ".join([*plan.breaches, "A new experiment can test it."])
+    return Verdict("Exploratory: nothing is claimed", found.sentence, why)
+
+
+def _judged(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) -> Verdict:
     primary, baseline = asked.primary, asked.baseline
     pairs = f"{primary} and {baseline}"
     test = next((one for one in tests if one.role == "primary"), None)
     if test is None or test.comparison.n == 0:
-        return Verdict("No verdict yet", f"No seed has finished both {pairs}.", "")
+        which = "planned seed" if plan.added else "seed"
+        return Verdict("No verdict yet", f"No {which} has finished both {pairs}.", "")
     comparison, points = test.comparison, test.points
     seeds = f"{comparison.n} paired seeds" if comparison.n > 1 else "one seed"
     planned = len(plan.seeds)
@@ -209,7 +229,7 @@ def judge(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) 
     seeds += f" (look {test.look.number} of {test.look.of})" if test.look else ""
     over = f"over {seeds}" + (f", averaged over {points} grid points" if points > 1 else "")
     if not comparison.finite:
-        return Verdict("Not comparable", f"A seed of {pairs} diverged, and its {unit.name} is infinite ({over}).", "")
+        return Verdict("Not comparable", f"{_infinite(test, unit)} ({over}).", "")
     size = f"{unit.write(abs(comparison.mean))} {unit.difference}".strip()
     side = "higher" if comparison.mean > 0 else "lower"
     sentence = f"{primary} has {size} {side} {unit.name} than {baseline} {over}"
@@ -228,9 +248,6 @@ def judge(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) 
     zero = "excludes" if interval.excludes_zero else "includes"
     confidence = f"{100 * (1 - test.level):.3g}\u00a0%"
     sentence += f" ({confidence} interval {ends}, {exact}{held}): the interval {zero} zero."
-    if not test.declared:
-        changed = f"What is compared was changed when results could be seen ({'; '.join(plan.late)})"
-        return Verdict("Exploratory: nothing is claimed", sentence, f"{changed}. A new experiment can test it.")
     if not test.complete:
         part = f"{comparison.n} of {planned} planned pairs are over, and a difference is claimed of all or not at all:"
         return Verdict("No verdict yet", sentence, f"{part} to stop where it looks good errs in more than 5\u00a0%.")
@@ -239,6 +256,12 @@ def judge(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan) 
     return Verdict(
         "No difference shown", sentence, f"{_why_not(test, interval)} {_seeds_needed(test, unit, asked)}".strip()
     )
+
+
+def _infinite(test: Contrast, unit: Unit) -> str:
+    """Which seeds diverged, of the variant or the baseline or both."""
+    names = " and ".join(test.infinite)
+    return f"{names} diverged, and {'its' if len(test.infinite) == 1 else 'their'} {unit.name} is infinite"
 
 
 def _why_not(test: Contrast, interval: statistics.Interval) -> str:

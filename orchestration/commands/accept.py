@@ -37,7 +37,8 @@ def accept(folder: Path, console: Console | None = None) -> int:
     ledger = Ledger(folder)
     launches = ledger.launches()
     if not launches:
-        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        why = "; ".join(ledger.launch_problems()) or "no launch is recorded there"
+        print(f"{folder}: {why}", file=sys.stderr)
         return BAD_INPUT
     device = "cuda" if launches[-1]["spec"]["resources"]["gpus"] else "cpu"
     import_own_code(ledger)

@@ -95,7 +95,7 @@ def pack(folder: Path, target: Path | None = None) -> Path:
         "format": FORMAT,
         "experiment": folder.resolve().name,
         "question": report.question,
-        "verdict": report.verdict.sentence,
+        "verdict": report.verdict.text,
         "profile": launch.get("profile"),
         "sets": launch.get("sets", []),
         "cells": {state: states.count(state) for state in sorted(set(states))},

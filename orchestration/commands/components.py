@@ -108,6 +108,10 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
 
 def _try_quantizer(quantizer: Any) -> None:
     """Each of its functions, for a weight [2, 3]. Raises ValueError where one returns another shape."""
+    if hasattr(quantizer, "at"):
+        quantizer = quantizer.at(0.0)
+        if not hasattr(quantizer, "prequantize"):
+            raise ValueError(f"at(0.0) returned {kind_of(quantizer)} (expected the quantizer for that progress)")
     weight = torch.linspace(-1, 1, 6, device="cpu").reshape(2, 3)
     prequantized = quantizer.prequantize(weight)
     found = {
@@ -118,6 +122,8 @@ def _try_quantizer(quantizer: Any) -> None:
         "pull_back": quantizer.pull_back(weight, weight),
         "a call": quantizer(weight),
     }
+    if hasattr(quantizer, "scale_gradient") and (gradient := quantizer.scale_gradient(weight, weight)) is not None:
+        found["scale_gradient"] = gradient
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} returned {kind_of(tensor)} (expected a tensor)")

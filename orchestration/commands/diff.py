@@ -45,11 +45,12 @@ class MetricChange(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Everything that two experiments differ in, under headings, and the moves of a metric."""
+    """Everything that two experiments differ in, under headings, the moves of a metric, and why a plan is `broken`."""
 
     changes: dict[str, list[Change]]
     metric_changes: list[MetricChange]
     unit: Unit
+    broken: tuple[str, ...] = ()
 
 
 def differences(before: Ledger, after: Ledger) -> Differences:
@@ -65,7 +66,9 @@ def differences(before: Ledger, after: Ledger) -> Differences:
             {"versions": b["versions"], "hardware": b["hardware"]},
         ),
     }
-    return Differences(changes, list(metric_changes(*reports)), reports[1].unit)
+    broken = [f"{name}: {one.verdict.headline}. {why}" for name, one in zip("AB", reports, strict=True)
+              for why in one.plan.breaches]  # fmt: skip
+    return Differences(changes, list(metric_changes(*reports)), reports[1].unit, tuple(broken))
 
 
 def changed(before: Any, after: Any, path: str = "") -> list[Change]:
@@ -144,6 +147,7 @@ def render(found: Differences) -> RenderableType:
         parts += [Text(line, no_wrap=True, overflow="fold") for one in changes for line in _lines(one)]
     parts.append(Text(f"{found.unit.name} {found.unit.value}".strip(), style="bold"))
     parts.append(_table(found) if found.metric_changes else Text("  no variant is in both"))
+    parts += [Text(line) for line in found.broken]
     return Group(*parts)
 
 

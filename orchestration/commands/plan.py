@@ -159,6 +159,7 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
             )
     request.console.print(plan_table(found.spec, statuses))
     request.say(found.summary)
+    say_damage(request, found)
     waiting = Counter(one.cell.depends_on for one in statuses if one.cell.depends_on and not one.over)
     before = [one for one in statuses if one.cell.id in waiting and not one.over]
     if before:
@@ -174,6 +175,15 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
         said = f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data"
         request.console.print(f"{said}: {changed}" if changed else said, style="yellow", markup=False)
     return DONE
+
+
+def say_damage(request: LaunchRequest, plan: ExperimentPlan) -> None:
+    """A line for each finished cell that has lost a part, and for each record of a launch that does not hold."""
+    for status in plan.statuses:
+        if status.outcome.damaged:
+            request.say(f"{status.cell.label} is trained again: {status.outcome.reason}")
+    for problem in plan.ledger.launch_problems():
+        request.say(f"{plan.ledger.folder}: {problem}: the verdict of the report claims nothing")
 
 
 def plan_table(spec: ExperimentSpec, statuses: Sequence[CellStatus]) -> Table:

@@ -22,7 +22,8 @@ def sync(folder: Path, tracking_uri: str | None = None) -> int:
         print(first_line(error), file=sys.stderr)
         return BAD_INPUT
     if not launches:
-        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        why = "; ".join(ledger.launch_problems()) or "no launch is recorded there"
+        print(f"{folder}: {why}", file=sys.stderr)
         return BAD_INPUT
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or launches[-1].get("tracking_uri")
     if uri and ":***@" in uri:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import fsg
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.tables import missing_cells
 from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import (
@@ -71,12 +72,15 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     ledger = Ledger(folder)
     launches = ledger.launches()
     if not launches:
-        print(f"{folder}: no launch is recorded there", file=sys.stderr)
+        why = "; ".join(ledger.launch_problems()) or "no launch is recorded there"
+        print(f"{folder}: {why}", file=sys.stderr)
         return BAD_INPUT
     every = {cell.id: cell for cell in ledger.cells()}
     outcomes = {i: ledger.outcome(i) for i in launches[-1]["cells"]}
     done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
-    lost = [f"{i}: its record is missing or damaged" for i in outcomes if i not in every]
+    names = {cell.id: cell.label for cell in missing_cells(ledger, launches[-1])}
+    lost = [f"{names.get(i, i)}: its record is missing or damaged" for i in outcomes if i not in every]
+    lost += ledger.launch_problems()
     lost += [f"{every[i].label}: {o.reason}" for i, o in outcomes.items() if o.damaged and i in every]
     if not done:
         for line in lost:

@@ -30,11 +30,20 @@ class Superseded(Exception):
 class Attempt:
     """The writing side of one attempt. `resume` is what it goes on from, if anything.
 
-    `passed_over` names the newer checkpoints that it could not go on from, damaged as they are.
+    `passed_over` names the newer checkpoints that it could not go on from, damaged as they are. `launch` is the number
+    of its launch, where it has one.
     """
 
-    def __init__(self, folder: Path, number: int, resume: ResumePoint | None, passed_over: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        resume: ResumePoint | None,
+        passed_over: Sequence[str] = (),
+        launch: int | None = None,
+    ) -> None:
         self.folder, self.number, self.resume, self.passed_over = folder, number, resume, tuple(passed_over)
+        self.launch = launch
         self._buffer: list[LedgerRow] = []
         self._segments = 0
         self._step = resume.step if resume else 0
@@ -113,6 +122,7 @@ class Attempt:
             {
                 "state": state,
                 "reason": reason,
+                "launch": self.launch,
                 "digest": digest,
                 "step": self._step if step is None else max(step, self._step),
                 "segments": self._segments,

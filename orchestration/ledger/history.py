@@ -47,7 +47,7 @@ class AttemptView:
         """None without a record that holds. What was seen `before` is not looked at again: no file ever changes."""
         if before is not None and before.end is not None:
             return before
-        record = read_sealed(folder / "attempt.json") if before is None else before.record
+        record = attempt_record(folder) if before is None else before.record
         if record is None:
             return None
         names = store.of(folder).names(folder)
@@ -167,6 +167,12 @@ class History:
                     return ResumePoint(piece.view.number, step, path, commit["seconds"]), damaged
                 damaged.append(f"{path.parent.name}/{path.name}")
         return None, damaged
+
+
+def attempt_record(folder: Path) -> dict[str, Any] | None:
+    """The record of an attempt, if it holds and is one at the cell whose folder it lies in."""
+    record = read_sealed(folder / "attempt.json")
+    return record if record is not None and record.get("cell", folder.parent.name) == folder.parent.name else None
 
 
 def segment_paths(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -1,23 +1,38 @@
 """The launches and plans of an experiment, each a numbered record, and the lock that admits one launch at a time."""
 
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from orchestration.ledger import store
-from orchestration.ledger.sealed import read_sealed, write_sealed
+from orchestration.ledger.endings import Ending, Endings
+from orchestration.ledger.sealed import digest_of_record, read_sealed, write_sealed
 from orchestration.spec.fields import meant
 
 
 class LaunchRecords:
-    """What was launched and planned in an experiment's folder. Constructing it touches nothing."""
+    """What was launched and planned in an experiment's folder. Constructing it touches nothing.
+
+    `launch` is the number of the launch that this object has recorded: its attempts are that launch's.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = store.resolve_path(folder)
+        self.launch: int | None = None
+        self._endings = Endings(self.folder)
 
     def record_launch(self, record: dict[str, Any]) -> int:
-        """Keep what is launched; returns the launch's number."""
-        return self._numbered("launches", record)
+        """Keep what is launched; returns the launch's number: no number that anything speaks of is given again."""
+        number = max(self._numbers_told(), default=0)
+        while True:
+            number += 1
+            try:
+                write_sealed(self.folder / "launches" / f"{number:04d}.json", record | {"number": number})
+            except FileExistsError:
+                continue
+            self.launch = number
+            return number
 
     def record_launch_end(self, number: int, record: dict[str, Any]) -> None:
         """Keep how a launch ended: it joins the launch's record."""
@@ -38,17 +53,28 @@ class LaunchRecords:
         return self.folder / "launches" / f"{number:04d}-stop"
 
     def launches(self) -> list[dict[str, Any]]:
-        """The records of the launches, oldest first."""
-        found = []
-        for path in store.matching(self.folder / "launches", "[0-9]*.json"):
-            record = read_sealed(path) if path.stem.isdigit() else None
-            if record is not None:
-                found.append(record | (read_sealed(path.with_name(f"{path.stem}-end.json")) or {}))
-        return found
+        """The records of the launches that can be read, oldest first, each with its `number`."""
+        return self._records()[0]
+
+    def launch_problems(self) -> list[str]:
+        """A line for each record of a launch that is damaged, missing, or there twice: none of them counts."""
+        found, problems = self._records()
+        whole = {record["number"] for record in found}
+        for number in range(1, max(self._numbers_told(), default=0) + 1):
+            name = f"{number:04d}.json"
+            if number not in whole and not store.exists(self.folder / "launches" / name):
+                problems.append(f"launches/{name} is missing")
+        return sorted(problems)
+
+    def endings(self) -> list[Ending]:
+        """The attempts that came to a result, by cell and attempt."""
+        return self._endings.all()
 
     def last_launch(self) -> dict[str, Any]:
         """The record of the newest launch. Raises ValueError where nothing was ever launched."""
-        launches = self.launches()
+        launches, problems = self._records()
+        if problems and not launches:
+            raise ValueError(f"{self.folder}: no launch can be read: {'; '.join(problems)}")
         if not launches:
             hint = f"expected the folder of an experiment{_nearest_experiment(self.folder)}"
             raise ValueError(f"{self.folder}: no launch is recorded there ({hint})")
@@ -58,17 +84,35 @@ class LaunchRecords:
         """Hold the experiment: one launch at a time. Raises LockedError, saying who holds it and since when."""
         return store.of(self.folder).lock(self.folder)
 
-    def _numbered(self, kind: str, record: dict[str, Any]) -> int:
-        folder = self.folder / kind
-        found = (path.stem for path in store.matching(folder, "[0-9]*.json"))
-        number = max((int(stem) for stem in found if stem.isdigit()), default=0)
-        while True:
-            number += 1
-            try:
-                write_sealed(folder / f"{number:04d}.json", record)
-                return number
-            except FileExistsError:
+    def _records(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The records that count, by number, and a line for each that does not."""
+        found: dict[int, dict[str, Any]] = {}
+        seals: dict[str, int] = {}
+        problems = []
+        for path in store.matching(self.folder / "launches", "[0-9]*.json"):
+            if not _RECORD.fullmatch(path.name):
                 continue
+            record, number = read_sealed(path), int(path.stem)
+            if record is None:
+                problems.append(f"launches/{path.name} is damaged")
+                continue
+            first = seals.setdefault(digest_of_record(record), number)
+            if (said := record.get("number", first)) != number or path.stem != f"{number:04d}":
+                problems.append(f"launches/{path.name} is a copy of the record of launch {said}")
+                continue
+            end = read_sealed(path.with_name(f"{path.stem}-end.json")) or {}
+            found[number] = record | end | {"number": number}
+        return [found[number] for number in sorted(found)], problems
+
+    def _numbers_told(self) -> set[int]:
+        """The numbers of launches that a file of theirs, or the end of an attempt, speaks of."""
+        names = store.of(self.folder).names(self.folder / "launches")
+        files = {int(match[1]) for name in names if (match := _FILE.fullmatch(name))}
+        return files | {one.launch for one in self.endings() if one.launch is not None}
+
+
+_RECORD = re.compile(r"[0-9]{1,6}\.json")
+_FILE = re.compile(r"([0-9]{1,6})(\.json|-end\.json|-stop|-log\.txt)")
 
 
 def _nearest_experiment(folder: Path) -> str:

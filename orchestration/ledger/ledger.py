@@ -13,7 +13,7 @@
         checkpoint-00000200.json             ... which this seals and commits; it covers the segments it counts
         diagnostics-00000195.json            the diagnostics of the epoch that ended there, layer by layer
         best-00000190.pt, final.pt           the network's weights
-        end.json                             how the attempt ended; it covers the segments it counts
+        end.json                             how the attempt ended, in which launch; it covers the segments it counts
         log.txt                              the traceback, if there was one
 
 Every file appears whole and durable, or not at all (`store` explains how, on a disk and in an object store). Nothing is
@@ -37,7 +37,7 @@ from typing import Any
 
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt
-from orchestration.ledger.history import AttemptView, History, LedgerRow, ResumePoint, attempt_numbers
+from orchestration.ledger.history import AttemptView, History, LedgerRow, ResumePoint, attempt_numbers, attempt_record
 from orchestration.ledger.launches import LaunchRecords
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import read_sealed, write_sealed
@@ -122,7 +122,7 @@ class Ledger(LaunchRecords):
     # attempts
 
     def claim(self, cell_id: str, record: dict[str, Any], unreadable: Collection[Path] = ()) -> Attempt:
-        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`.
+        """A new attempt at a cell, this process its only writer; `record` joins `attempt.json`, and names its `launch`.
 
         `unreadable` are checkpoints that it shall not go on from.
         """
@@ -138,7 +138,9 @@ class Ledger(LaunchRecords):
         history = self._history(cell_id, before=number)
         resume, passed_over = history.resume_point(unreadable)
         last = history.pieces[-1].view.number if history.pieces and history.reached >= 0 else None
+        record = {"launch": self.launch} | record
         about = {
+            "cell": cell_id,
             "started_at": now_ms(),
             **this_process(),
             "resumed_from": resume and {"attempt": resume.attempt, "step": resume.step, "seconds": resume.seconds},
@@ -153,7 +155,7 @@ class Ledger(LaunchRecords):
                     folder
                 )  # no writer has it: an attempt without a record would hide the rows before it
             raise
-        return Attempt(folder, number, resume, passed_over)
+        return Attempt(folder, number, resume, passed_over, record["launch"])
 
     def attempts(self, cell_id: str) -> list[dict[str, Any]]:
         """The records of the attempts at a cell, oldest first, each with its `number` and, if it ended, its `end`."""
@@ -230,7 +232,8 @@ class Ledger(LaunchRecords):
         paths = sorted(
             store.matching(self._cell_folder(cell_id), "cell*.json"), key=lambda path: (len(path.name), path.name)
         )
-        return next((record for path in reversed(paths) if (record := read_sealed(path)) is not None), None), len(paths)
+        records = (read_sealed(path) for path in reversed(paths))
+        return next((one for one in records if one is not None and one["id"] == cell_id), None), len(paths)
 
     def _history(self, cell_id: str, before: int | None = None) -> History:
         folder = self._cell_folder(self.origin(cell_id) if before is None else cell_id)
@@ -245,6 +248,12 @@ class Ledger(LaunchRecords):
         return view
 
     def _never_tried(self, cell_id: str) -> Outcome:
+        folder = self._cell_folder(self.origin(cell_id))
+        for number in reversed(attempt_numbers(folder)):
+            attempt = folder / f"{number:04d}"
+            # in this order: it may just have been written
+            if store.exists(attempt / "attempt.json") and attempt_record(attempt) is None:
+                return Outcome("waiting", f"the record of attempt {number} is damaged or another's", damaged=True)
         cell, _ = self._cell_record(cell_id)
         if cell is not None and cell["depends_on"]:
             before = self.outcome(cell["depends_on"])

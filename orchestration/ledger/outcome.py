@@ -1,10 +1,10 @@
-"""Where a cell stands: waiting, running, or how it ended."""
+"""Where a cell stands: waiting, running, how it ended, or missing: planned, and without a record that holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted", "pruned"]
+State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted", "pruned", "missing"]
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,19 @@ from orchestration.analysis.preregistration import SeedPlan, seed_plan
 from orchestration.analysis.units import Unit
 from orchestration.analysis.verdict import Best, Contrast, Family, Verdict, best_of, contrasts_of, judge
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.study_records import planned_cells
+from orchestration.ledger.tables import missing_cells
 from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
+from orchestration.report.evidence import every_result
 from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
 from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
 from orchestration.spec.fields import Report as Asked
 from orchestration.util import provenance
 
-_UNFINISHED = ("diverged", "failed", "interrupted", "running", "waiting")
+_UNFINISHED = ("missing", "diverged", "failed", "interrupted", "running", "waiting")
 
 
 class Measured(NamedTuple):
@@ -114,9 +117,9 @@ def build(ledger: Ledger) -> Report:
     launches, spec = ledger.launches(), launch["spec"]
     asked = adapter(Asked).validate_python(spec["report"])
     assert isinstance(asked, Asked)
-    planned = planned_cells(ledger, launch)
-    trials = [Trial(cell, ledger.outcome(cell.id), tuple(ledger.rows(cell.id))) for cell in planned]
-    plan = seed_plan(launches, [trial for trial in trials if trial.cell.kind == "train"], asked.baseline)
+    trials, problems = _trials(ledger, launch), ledger.launch_problems()
+    planned = [trial.cell for trial in trials]
+    plan = seed_plan(launches, every_result(ledger, launches, planned), problems)
     trials = [trial.marked(trial.cell.seed in plan.added) for trial in trials]
     trained = [trial for trial in trials if trial.cell.kind == "train"]
     measured = tuple(_measured(trained, asked, plan))
@@ -136,6 +139,7 @@ def build(ledger: Ledger) -> Report:
         warnings=(
             *_warnings(lines, trials, asked.metric, asked.baseline),
             *_about_seeds(plan),
+            *_about_launches(launch, problems),
             *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
             *unlike_pairs(ledger, trained, asked.baseline),
             *_left_out(ledger.orphans(planned)),
@@ -150,6 +154,18 @@ def build(ledger: Ledger) -> Report:
         command=launch["command"],
         forecast=tuple(forecast_accuracy(ledger, trials)),
     )
+
+
+def _trials(ledger: Ledger, launch: dict[str, Any]) -> list[Trial]:
+    """The cells of a launch's table in its order; one whose record is lost stands in it as missing."""
+    order = {cell_id: place for place, cell_id in enumerate(launch["cells"])}
+    found = [
+        Trial(cell, ledger.outcome(cell.id), tuple(ledger.rows(cell.id))) for cell in planned_cells(ledger, launch)
+    ]
+    for cell in missing_cells(ledger, launch):
+        lost = f"trials/{cell.id}/cell.json is missing or damaged; to launch again enters it anew"
+        found.append(Trial(cell, Outcome("missing", lost), ()))
+    return sorted(found, key=lambda trial: order.get(trial.cell.id, len(order)))
 
 
 def _diagnostics(ledger: Ledger, line: Line) -> list[list[dict[str, Any]]]:
@@ -174,13 +190,17 @@ def _nothing_measured(lines: Sequence[Line], baseline: str) -> str:
         return ""
     if not compared and any(line.done for line in lines):
         return ""
-    return f"Nothing is measured: no pair of a variant and {baseline} has a training that came to its end"
+    pair = "planned pair" if any(line.added for line in lines) else "pair"
+    return f"Nothing is measured: no {pair} of a variant and {baseline} has a training that came to its end"
 
 
 def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str, baseline: str) -> Iterable[str]:
-    missing = sum(trial.state not in ("done", "diverged") for trial in trials)
+    unfinished = sum(trial.state not in ("done", "diverged") for trial in trials)
+    if unfinished:
+        yield f"{unfinished} of {len(trials)} cells are not done: this is what there is so far; they are named below."
+    missing = [trial.cell.label for trial in trials if trial.state == "missing"]
     if missing:
-        yield f"{missing} of {len(trials)} cells are not done: this is what there is so far; they are named below."
+        yield f"Missing, as the record of the cell is lost or damaged, and in no number: {', '.join(missing)}."
     if nothing := _nothing_measured(lines, baseline):
         yield f"{nothing}."
     diverged = [trial.cell.label for trial in trials if trial.state == "diverged"]
@@ -199,26 +219,26 @@ def _warnings(lines: Sequence[Line], trials: Sequence[Trial], metric: str, basel
 def _about_seeds(plan: SeedPlan) -> Iterable[str]:
     if plan.added:
         yield (
-            f"Exploratory: seeds {_listed(plan.added)} were added when results could be seen. They are shown apart, as "
-            "hollow points and in rows of their own; no mean, interval or test of the planned seeds has them."
+            f"Exploratory: {_were(plan.added)} added when results could be seen. They are shown apart, as hollow "
+            "points and in rows of their own; no mean, interval or test of the planned seeds has them."
         )
     if plan.dropped:
         yield (
-            f"Seeds {_listed(plan.dropped)} were planned, and left out when results could be seen: the plan is not "
-            "complete without them, and no difference is claimed."
+            f"Of the plan, {_were(plan.dropped)} left out when results could be seen: it is not complete without, and "
+            "no difference is claimed."
         )
     if plan.late_rule:
         held = "that of the plan is applied" if plan.rule else "it is not applied"
         yield f"The rule for looks was declared, or changed, when results could be seen: {held}."
-    if plan.late:
-        yield (
-            f"What is compared was changed when results could be seen: {'; '.join(plan.late)}. All of it is "
-            "exploratory, and no difference is claimed."
-        )
 
 
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+def _about_launches(launch: Mapping[str, Any], problems: Sequence[str]) -> Iterable[str]:
+    for problem in problems:
+        yield f"The record {problem}: it is passed over. The table is that of launch {launch['number']}."
+
+
+def _were(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {'were' if len(seeds) > 1 else 'was'}"
 
 
 def _left_out(orphaned: Sequence[Cell]) -> Iterable[str]:
@@ -240,7 +260,7 @@ _COMPARED = {
 def _mixed(ledger: Ledger, launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Mapping[str, Sequence[str]]:
     """What differs between the cells of the table; where an attempt says nothing of itself, its launch does."""
     seen: dict[str, set[str]] = {"threads": {str(trial.cell.train.threads) for trial in trials}}
-    by_number = dict(enumerate(launches, start=1))
+    by_number = {launch["number"]: launch for launch in launches}
     for trial in trials:
         for attempt in ledger.attempts(trial.cell.id):
             launch = by_number.get(attempt.get("launch", 0), {})
@@ -257,7 +277,7 @@ def _provenance(launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> 
     launch = launches[-1]
     changed = ", with changes that are not committed (below)" if launch["git_diff_sha256"] else ""
     return {
-        "Launched": _when(launch["started"]) + (f" (launch {len(launches)})" if len(launches) > 1 else ""),
+        "Launched": _when(launch["started"]) + (f" (launch {launch['number']})" if launch["number"] > 1 else ""),
         "Commit": (launch["git_commit"] or "none: not run from a git checkout") + changed,
         "Training code": f"SHA-256 {launch['fsg_source_sha256']}",
         **_own_code(trials),

@@ -394,6 +394,10 @@ def _captions(report: Report) -> Iterable[str]:
         yield report.nothing_measured
     if any(line.diverged for line in report.lines):
         yield f"✗ diverged, counted as {report.unit.lost_text}"
+    for breach in report.plan.breaches:
+        yield f"exploratory, nothing is claimed: {breach}"
+    if missing := [trial.cell.label for trial in report.trials if trial.state == "missing"]:
+        yield f"missing, as the record of the cell is lost or damaged: {', '.join(missing)}"
     if report.plan.added:
         yield f"+{len(report.plan.added)} exploratory: seeds added when results could be seen, in no number here"
     if report.mixed:

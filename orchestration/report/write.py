@@ -147,13 +147,11 @@ def _dots(report: Report, line: Line, low: float, high: float) -> dict[str, Any]
 
 def latex(report: Report) -> str:
     """The tables of results and tests as LaTeX, for `\\usepackage{booktabs}`."""
-    verdict = report.verdict
     lines = [f"% {report.name}: made by fsg report; \\usepackage{{booktabs}}", ""]
     for made in (tables.results(report), tables.tests(report)):
         caption = " ".join([f"{report.name}: {made.title.lower()}.", *made.notes])
         lines += [*_latex_table(made, caption), ""]
-    text = f"{verdict.headline}. {verdict.sentence} {verdict.consequence}".strip()
-    return "\n".join([*lines, f"% Verdict: {_one_line(text)}", ""])
+    return "\n".join([*lines, f"% Verdict: {_one_line(report.verdict.text)}", ""])
 
 
 def _latex_table(made: TextTable, caption: str) -> Iterable[str]:

@@ -40,7 +40,7 @@ def _slow_nets(settings: Settings) -> Iterator[Mamba]:
 
 def elsewhere(ledger: Ledger, cell: Cell, device: str) -> list[str]:
     """What is other here than where the attempts at a cell were made; what one of them does not say is unknown."""
-    launches = dict(enumerate(ledger.launches(), start=1))
+    launches = {launch["number"]: launch for launch in ledger.launches()}
     here = _flat(determinants(cell.train, device)) | {"threads": str(cell.train.threads)}
     here |= {"NUMERICS": fsg.NUMERICS, "source of fsg": provenance.code()["fsg_source_sha256"]}
     found: dict[str, None] = {}

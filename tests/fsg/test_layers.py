@@ -137,9 +137,18 @@ def test_an_annealed_quantizer_is_that_of_the_moment_in_training_and_evaluation(
         assert set(estimator.quantized_weights()[0].abs().unique().tolist()) == {1 + progress}
         for layer in model:
             torch.testing.assert_close(layer.quantized_weight().abs(), torch.full_like(layer.weight, 1 + progress))
+    weights = estimator.propose(model, lr=0.1, progress=0.75)  # in a loop of one's own
+    assert isinstance(estimator, OfOnesOwn) or weights["1.weight"].abs().max() == 1.75
     dequantize(model)
-    assert not hasattr(model[0], "quantizer")
-    assert not hasattr(model[0], "given_quantizer")
+    assert {"quantizer", "given_quantizer"} & {name for layer in model for name in dir(layer)} == set()
+
+
+def test_a_layer_may_be_given_a_quantizer_of_its_own() -> None:
+    model = quantize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), Growing())
+    model[1].quantizer = Sign()
+    estimator, optimizer = STE.Config().build(model), SGD(lr=0.1).build(model)
+    train_step(model, estimator, optimizer, torch.randn(4, 3), torch.arange(4) % 2, lr=0.1, progress=0.5)
+    assert [layer.quantized_weight().abs().max().item() for layer in model] == [1.5, 1.0]
 
 
 def test_a_quantizer_without_annealing_stays_the_same_object_and_needs_no_method_for_it() -> None:

@@ -82,7 +82,7 @@ def _id(point: Point, seed: int, numerics: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def launched(folder: Path, spec: ExperimentSpec, cells: Sequence[Cell]) -> Ledger:
+def launched(folder: Path, spec: ExperimentSpec, cells: Sequence[Cell], **record: Any) -> Ledger:
     """The ledger of an experiment of which no cell has begun."""
     ledger = Ledger(folder)
     for cell in cells:
@@ -97,6 +97,7 @@ def launched(folder: Path, spec: ExperimentSpec, cells: Sequence[Cell]) -> Ledge
             "cells": [cell.id for cell in cells],
             "started": 1_790_000_000_000,
             **RECORD,
+            **record,
         }
     )
     return ledger

@@ -11,7 +11,7 @@ from benchmarks.claims import claimed, experiments
 from fsg.trainer import TrainConfig
 from orchestration.analysis import statistics
 from orchestration.analysis.comparisons import Line, Measure, Trial, lines_of
-from orchestration.analysis.preregistration import SeedPlan, seed_plan
+from orchestration.analysis.preregistration import Result, SeedPlan, seed_plan
 from orchestration.analysis.units import Unit
 from orchestration.analysis.verdict import Contrast, Family, best_of, contrasts_of, judge
 from orchestration.ledger.history import LedgerRow
@@ -108,7 +108,19 @@ def test_a_loss_that_is_infinite_is_in_no_test() -> None:
     report = Report(baseline="ste", primary="fsg", metric="test/loss")
     (test,) = contrasts_of(made, report, SeedPlan((0, 1, 2)), "fsg")
     assert (test.adjusted, test.shown) == (None, False)
-    assert judge([test], LOSS, report, SeedPlan((0, 1, 2))).headline == "Not comparable"
+    verdict = judge([test], LOSS, report, SeedPlan((0, 1, 2)))
+    assert verdict[:2] == (
+        "Not comparable",
+        "fsg · seed 1 diverged, and its test loss is infinite (over 3 paired seeds).",
+    )
+
+
+def test_of_an_infinite_loss_each_training_that_diverged_is_named_and_no_other() -> None:
+    made = lines({"fsg": [0.5, 0.4, None], "a": [None, 0.4, 0.4], "ste": [0.7, None, 0.7]}, "test/loss")
+    report = Report(baseline="ste", primary="fsg", metric="test/loss")
+    tests = contrasts_of(made, report, SeedPlan((0, 1, 2)), "fsg")
+    told = judge(tests, LOSS, report, SeedPlan((0, 1, 2))).sentence
+    assert told == "fsg · seed 2 and ste · seed 1 diverged, and their test loss is infinite (over 3 paired seeds)."
 
 
 # Looks
@@ -239,57 +251,82 @@ def test_of_accuracies_a_line_that_diverged_is_a_loser() -> None:
 
 
 def launch(
-    started: int, seeds: Sequence[int], rule: Sequential | None = None, variants: str = "fsg ste", **report: Any
+    number: int, seeds: Sequence[int], rule: Sequential | None = None, variants: str = "fsg ste", **report: Any
 ) -> dict[str, Any]:
     sequential = None if rule is None else {"looks": rule.looks, "boundary": rule.boundary}
     spec = {"seeds": list(seeds), "variants": variants.split(), "report": {"sequential": sequential} | report}
-    return {"started": started, "spec": spec}
+    return {"number": number, "spec": spec}
 
 
-def over(seeds: Sequence[int], at: int) -> list[Trial]:
-    return [trial(name, seed, 0.7, finished_ms=at) for name in ("fsg", "ste") for seed in seeds]
+def result(variant: str, seed: int, ended: int, **more: Any) -> Result:
+    cell = f"{variant}-{seed}"
+    return Result(cell, variant, variant, seed, **{"state": "done", "launch": ended, "listed": ended} | more)
+
+
+def over(seeds: Sequence[int], ended: int) -> list[Result]:
+    return [result(name, seed, ended) for name in ("fsg", "ste") for seed in seeds]
 
 
 def test_seeds_added_after_a_comparison_was_there_are_exploratory() -> None:
-    plan = seed_plan([launch(0, [0, 1]), launch(100, [0, 1, 2, 3])], over([0, 1], 50) + over([2, 3], 150), "ste")
-    assert (plan.seeds, plan.added) == ((0, 1), (2, 3))
+    plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 1, 2, 3])], over([0, 1], 1) + over([2, 3], 2))
+    assert (plan.seeds, plan.added, plan.breaches) == ((0, 1), (2, 3), ())
 
 
 def test_seeds_added_before_any_comparison_are_planned() -> None:
-    plan = seed_plan([launch(0, [0, 1]), launch(40, [0, 1, 2])], over([0, 1, 2], 50), "ste")
+    plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 1, 2])], over([0, 1, 2], 2))
     assert (plan.seeds, plan.added) == ((0, 1, 2), ())
-    baseline_alone = [one for one in over([0], 20) if one.cell.variant == "ste"]
-    plan = seed_plan([launch(0, [0, 1]), launch(40, [0, 1, 2])], baseline_alone + over([1, 2], 50), "ste")
+    baseline_alone = [result("ste", 0, 1)]
+    plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 1, 2])], baseline_alone + over([1, 2], 2))
     assert plan.added == ()
 
 
+def test_two_variants_are_seen_together_also_with_other_seeds_and_whichever_is_the_baseline() -> None:
+    first = [result("a", 0, 1), result("fsg", 1, 1)]
+    plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 1, 2])], first + over([1, 2], 2))
+    assert plan.added == (2,)
+
+
+def test_a_cell_that_was_renamed_is_no_second_variant() -> None:
+    renamed = [result("ste", 0, 1), result("ste", 0, 1)._replace(variant="baseline", name="baseline")]
+    assert seed_plan([launch(1, [0]), launch(2, [0, 1])], renamed).added == ()
+
+
+def test_a_launch_that_was_done_had_all_its_results_even_where_they_are_lost() -> None:
+    done = launch(1, [0]) | {"exit_status": 0}
+    assert seed_plan([done, launch(2, [0, 1])], []).added == (1,)
+    alone = launch(1, [0], variants="ste") | {"exit_status": 0}
+    assert seed_plan([alone, launch(2, [0, 1])], []).added == ()
+    stopped = launch(1, [0]) | {"exit_status": 130}
+    assert seed_plan([stopped, launch(2, [0, 1])], []).added == ()
+
+
 def test_launching_the_same_again_plans_the_same() -> None:
-    plan = seed_plan([launch(0, [0, 1]), launch(100, [0, 1])], over([0, 1], 50), "ste")
+    plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 1])], over([0, 1], 1))
     assert (plan.seeds, plan.added, plan.dropped) == ((0, 1), (), ())
 
 
 def test_seeds_left_out_after_a_comparison_are_told_and_stay_in_the_plan() -> None:
-    plan = seed_plan([launch(0, [0, 1, 2]), launch(100, [0, 2])], over([0, 1, 2], 50), "ste")
+    plan = seed_plan([launch(1, [0, 1, 2]), launch(2, [0, 2])], over([0, 1, 2], 1))
     assert (plan.seeds, plan.dropped) == ((0, 1, 2), (1,))
 
 
 def test_a_rule_for_looks_that_was_declared_in_time_plans_all_its_seeds() -> None:
-    plan = seed_plan([launch(0, range(6), RULE), launch(100, range(10), RULE)], over(range(10), 50), "ste")
+    plan = seed_plan([launch(1, range(6), RULE), launch(2, range(10), RULE)], over(range(10), 1))
     assert (plan.seeds, plan.added, plan.rule) == (tuple(range(10)), (), RULE)
 
 
 def test_a_rule_declared_too_late_is_not_in_force() -> None:
-    plan = seed_plan([launch(0, range(6)), launch(100, range(10), RULE)], over(range(10), 50), "ste")
+    plan = seed_plan([launch(1, range(6)), launch(2, range(10), RULE)], over(range(10), 1))
     assert (plan.seeds, plan.added, plan.rule, plan.late_rule) == (tuple(range(6)), (6, 7, 8, 9), None, True)
 
 
 def test_a_rule_stays_in_force_where_it_is_taken_out_after_a_look() -> None:
-    plan = seed_plan([launch(0, range(6), RULE), launch(100, range(6))], over(range(6), 50), "ste")
+    plan = seed_plan([launch(1, range(6), RULE), launch(2, range(6))], over(range(6), 1))
     assert (plan.rule, plan.late_rule) == (RULE, True)
 
 
 def test_looks_are_at_the_seeds_that_were_planned_first_whatever_order_they_have_by_now() -> None:
-    plan = seed_plan([launch(0, [0, 1, 2], RULE), launch(100, [9, 2, 1, 0], RULE)], over([0, 1, 2], 50), "ste")
+    plan = seed_plan([launch(1, [0, 1, 2], RULE), launch(2, [9, 2, 1, 0], RULE)], over([0, 1, 2], 1))
     assert plan.seeds == (0, 1, 2, 9)
 
 
@@ -297,6 +334,7 @@ def test_looks_are_at_the_seeds_that_were_planned_first_whatever_order_they_have
     ("later", "said"),
     [
         ({"primary": "a"}, "primary was fsg, is a"),
+        ({"baseline": "a"}, "baseline was ste, is a"),
         ({"metric": "test/loss"}, "metric was test/accuracy, is test/loss"),
         ({"family": ["a"]}, "family was not said, is a"),
         ({"variants": "fsg ste"}, "a left out"),
@@ -305,11 +343,13 @@ def test_looks_are_at_the_seeds_that_were_planned_first_whatever_order_they_have
 def test_a_comparison_that_was_chosen_when_results_could_be_seen_claims_nothing(
     later: dict[str, Any], said: str
 ) -> None:
-    declared: dict[str, Any] = {"primary": "fsg", "metric": "test/accuracy", "variants": "fsg a ste"}
-    before = [launch(0, range(8), **declared), launch(40, range(8), **declared | later)]
-    assert seed_plan(before, over(range(8), 50), "ste").late == ()
-    plan = seed_plan(before, over(range(8), 30), "ste")
-    assert plan.late == (said,)
+    declared: dict[str, Any] = {
+        "baseline": "ste", "primary": "fsg", "metric": "test/accuracy", "variants": "fsg a ste"
+    }  # fmt: skip
+    before = [launch(1, range(8), **declared), launch(2, range(8), **declared | later)]
+    assert seed_plan(before, over(range(8), 2)).breaches == ()
+    plan = seed_plan(before, over(range(8), 1))
+    assert plan.breaches == (f"What is compared was changed when results could be seen: {said}.",)
     made = lines({"fsg": alike(8, 0.1), "ste": [0.7] * 8})
     report = Report(baseline="ste", primary="fsg")
     tests = contrasts_of(made, report, plan, "fsg")
@@ -318,6 +358,20 @@ def test_a_comparison_that_was_chosen_when_results_could_be_seen_claims_nothing(
     assert (verdict.headline, verdict.shown) == ("Exploratory: nothing is claimed", False)
     assert said in verdict.consequence
     assert best_of(made, ACCURACY, plan) is None
+
+
+def test_results_that_were_dropped_are_named_by_variant_and_seed() -> None:
+    gone = [result("fsg", 1, 1, state="diverged", counts=False, gone=True), result("fsg", 0, 1, counts=False)]
+    plan = seed_plan([launch(1, [0, 1]), launch(2, [0, 2])], [*over([0, 2], 1), *gone])
+    assert plan.breaches == (
+        "Results that could be seen were dropped, as seeds, variants, settings, code or data changed: fsg · seeds 0, "
+        "1 (diverged).",
+    )
+
+
+def test_what_was_trained_with_other_settings_before_any_comparison_is_no_breach() -> None:
+    orphan = result("ste", 0, 1, counts=False)
+    assert seed_plan([launch(1, [0]), launch(2, [0])], [orphan, *over([0], 2)]).breaches == ()
 
 
 def test_exploratory_seeds_are_in_no_number_of_the_plan() -> None:

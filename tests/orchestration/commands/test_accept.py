@@ -222,6 +222,7 @@ def test_cell_from_before_a_setting_existed_is_accepted(
     old = cells._id(identity, one.seed, one.train.data.fingerprint(), "", fsg.NUMERICS - 1, one.train.test)
     shutil.move(ledger.folder / "trials" / one.id, ledger.folder / "trials" / old)
     tamper(ledger.folder / "trials" / old / "cell.json", id=old, train=recorded)
+    tamper(ledger.folder / "trials" / old / "0001" / "attempt.json", cell=old)
     assert accept(ledger.folder) == 0
     assert "accepted pretrain · seed 0" in capsys.readouterr().out
     assert ledger.origin(cell_id(one.train, one.seed)) == old

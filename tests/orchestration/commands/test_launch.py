@@ -42,6 +42,8 @@ def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch
     }, one.text
     assert attempts["raises"] == attempts["diverges"] == 1, "the same code would end the same way"
     assert attempts["dies_once"] == 2
+    ends = [attempt["end"] for cell in planned for attempt in ledger.attempts(cell.id) if attempt["end"]]
+    assert {end["launch"] for end in ends} == {1}, "those of workers and those of the driver"
     assert outcomes["raises"].reason == "ValueError: an idea that does not work"
     log = outcomes["raises"].log
     assert log is not None
@@ -99,6 +101,28 @@ def test_launch_that_measures_no_pair_has_failed(
     (record,) = ledger_of(folder).folder.glob("launches/0001-end.json")
     assert f'"exit_status": {status}' in record.read_text()
     assert launch_here(request) == status, "again, with all of it done"
+    assert {one.launch for one in ledger_of(folder).endings()} == {1}
+
+
+@pytest.mark.usefixtures("mlflow_gives_up")
+def test_a_launch_whose_record_is_damaged_or_missing_is_told_by_plan_and_launch(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestration.commands.launch.train", lambda *rest: 1)
+    monkeypatch.setattr("orchestration.commands.launch._conclude", lambda *rest: None)
+    request = LaunchRequest(Path("tiny.yaml"), tracking_uri=NO_MLFLOW[1])
+    for _ in range(3):
+        assert launch_here(request) == 1
+    assert "launches/" not in capsys.readouterr().out
+    launches = ledger_of(folder).folder / "launches"
+    (launches / "0002.json").write_text("{")
+    (launches / "0003.json").unlink()
+    for run in (lambda: plan(request, with_pilot=False), lambda: launch_here(request)):
+        run()
+        told = " ".join(capsys.readouterr().out.split())
+        for problem in ("0002.json is damaged", "0003.json is missing"):
+            assert told.count(f"launches/{problem}: the verdict of the report claims nothing") == 1
+    assert (launches / "0004.json").exists(), "0003-end.json speaks of a third launch"
 
 
 def test_results_that_cannot_be_written_to_are_refused_in_one_line(

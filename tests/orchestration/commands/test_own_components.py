@@ -190,6 +190,16 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "@settings\nclass Mine(BaseQuantizer, Settings):\n    def position(self, w): return w.mean()\n",
         "position made [] of a weight [2, 3] (expected its shape)",
     ),
+    "a quantizer whose annealed self is nothing": (
+        "quantizer",
+        "@settings\nclass Mine(BaseQuantizer, Settings):\n    def at(self, progress): pass\n",
+        "at(0.0) returned nothing (expected the quantizer for that progress)",
+    ),
+    "a quantizer whose scale has a gradient of another shape": (
+        "quantizer",
+        "@settings\nclass Mine(BaseQuantizer, Settings):\n    def scale_gradient(self, w, g): return (w * g).sum()\n",
+        "scale_gradient made [] of a weight [2, 3] (expected its shape)",
+    ),
     "a schedule that returns nothing": (
         "lr_schedule",
         "@settings\nclass Mine(Settings):\n    def factor(self, epoch, epochs): pass\n",

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,9 @@ from orchestration.ledger import attempt as attempts
 from orchestration.ledger import ledger as ledgers
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt, Superseded
+from orchestration.ledger.endings import Ending
 from orchestration.ledger.ledger import Ledger
-from orchestration.ledger.sealed import write_new
+from orchestration.ledger.sealed import write_new, write_sealed
 from orchestration.ledger.stores import local
 from orchestration.ledger.stores import lock as locks
 from orchestration.ledger.stores.errors import LockedError, Unreachable, Unwritable
@@ -711,8 +713,50 @@ def test_launch_records_are_numbered_and_joined_with_their_ends(ledger: Ledger) 
     ledger.record_launch_end(second, {"finished": 3, "exit_status": 0})
     assert (first, second) == (1, 2)
     assert ledger.launches() == [
-        {"spec": {"name": "a"}, "started": 1},
-        {"spec": {"name": "a"}, "started": 2, "finished": 3, "exit_status": 0},
+        {"spec": {"name": "a"}, "started": 1, "number": 1},
+        {"spec": {"name": "a"}, "started": 2, "number": 2, "finished": 3, "exit_status": 0},
+    ]
+    assert ledger.launch_problems() == []
+
+
+def test_every_end_names_its_launch(ledger: Ledger) -> None:
+    for own in (None, 7):
+        ledger.record_launch({})
+        ledger.claim(ID, {} if own is None else {"launch": own}).finish("done", digest="d")
+    ledger.claim(ID, {}).finish("failed")
+    Ledger(ledger.folder).claim(ID, {}).finish("diverged")
+    assert [attempt["end"]["launch"] for attempt in ledger.attempts(ID)] == [1, 7, 2, None]
+    assert ledger.endings() == [
+        Ending(ID, 1, 1, "done", "d"),
+        Ending(ID, 2, 7, "done", "d"),
+        Ending(ID, 4, None, "diverged", None),
+    ]
+
+
+def test_no_number_of_a_launch_is_given_twice(ledger: Ledger) -> None:
+    ledger.record_launch({})
+    ledger.claim(ID, {"launch": 4}).finish("done")
+    assert ledger.record_launch({}) == 5, "an end speaks of four"
+    ledger.record_launch_end(8, {"exit_status": 0})
+    assert ledger.record_launch({}) == 9
+
+
+def test_records_of_launches_that_do_not_hold_are_named_and_do_not_count(on_disk: Ledger) -> None:
+    folder = on_disk.folder / "launches"
+    for started in (1, 2, 3, 4):
+        write_sealed(folder / f"000{started}.json", {"started": started})  # as an earlier version did, without a number
+    shutil.copy(folder / "0001.json", folder / "0005.json")
+    shutil.copy(folder / "0002.json", folder / "2.json")
+    damage(folder / "0003.json")
+    (folder / "0004.json").rename(folder / "0007.json")
+    (folder / "20261130-notes.json").write_text("not ours")
+    assert [(launch["number"], launch["started"]) for launch in on_disk.launches()] == [(1, 1), (2, 2), (7, 4)]
+    assert on_disk.launch_problems() == [
+        "launches/0003.json is damaged",
+        "launches/0004.json is missing",
+        "launches/0005.json is a copy of the record of launch 1",
+        "launches/0006.json is missing",
+        "launches/2.json is a copy of the record of launch 2",
     ]
 
 
