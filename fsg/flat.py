@@ -55,8 +55,8 @@ class FlatLayout:
 
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...]:
-    """The dimensions from the outermost in memory on; those of one element, which have no place there, come last."""
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: (tensor.shape[dim] == 1, -tensor.stride(dim))))
+    """The dimensions from the outermost in memory on; one of a single element is within another of the same stride."""
+    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), tensor.shape[dim] == 1)))
 
 
 def _in_order(piece: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
