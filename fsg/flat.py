@@ -1,7 +1,7 @@
 """Tensors of several shapes in one vector: what is elementwise is then one kernel for all of them."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -21,15 +21,19 @@ class FlatLayout:
     That order keeps a view of the vector in the memory format of its tensor, and packing free of permutations.
     """
 
-    def __init__(self, like: Sequence[Tensor]) -> None:
-        self.device = like[0].device
-        self.shapes = [tensor.shape for tensor in like]
-        self.orders = [_memory_order(tensor) for tensor in like]
-        self.sizes = [tensor.numel() for tensor in like]
+    def __init__(self, shapes: Sequence[torch.Size], strides: Sequence[tuple[int, ...]], device: torch.device) -> None:
+        self.device, self.shapes = device, shapes
+        self.orders = [_memory_order(shape, stride) for shape, stride in zip(shapes, strides, strict=True)]
+        self.sizes = [shape.numel() for shape in shapes]
+
+    @staticmethod
+    def like(tensors: Sequence[Tensor]) -> "FlatLayout":
+        """The layout of tensors such as these: the same object for the same shapes, strides and device."""
+        return _layout(tuple(x.shape for x in tensors), tuple(x.stride() for x in tensors), tensors[0].device)
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of these shapes → [N]; the vector itself of those that were unpacked alike."""
-        if isinstance(tensors, Unpacked) and tensors.layout.orders == self.orders:
+        if isinstance(tensors, Unpacked) and tensors.layout.lies_like(self):
             return tensors.vector
         return torch.cat([x.permute(order).reshape(-1) for x, order in zip(tensors, self.orders, strict=True)])
 
@@ -37,6 +41,10 @@ class FlatLayout:
         """[N] → a view for each tensor, in its shape and memory format."""
         each = zip(torch.split(vector, self.sizes), self.shapes, self.orders, strict=True)
         return Unpacked([_in_order(piece, shape, order) for piece, shape, order in each], vector, self)
+
+    def lies_like(self, other: "FlatLayout") -> bool:
+        """Whether a vector of the one is a vector of the other."""
+        return self.shapes == other.shapes and self.orders == other.orders
 
     def spread(self, values: Tensor) -> Tensor:
         """A number for each tensor, given to each of its elements: [L] → [N]."""
@@ -54,9 +62,14 @@ class FlatLayout:
         return torch.cat([places.reshape(-1) for places in each])
 
 
-def _memory_order(tensor: Tensor) -> tuple[int, ...]:
+@lru_cache(maxsize=8)
+def _layout(shapes: tuple[torch.Size, ...], strides: tuple[tuple[int, ...], ...], device: torch.device) -> FlatLayout:
+    return FlatLayout(shapes, strides, device)
+
+
+def _memory_order(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from the outermost in memory on; one of a single element is within another of the same stride."""
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), tensor.shape[dim] == 1)))
+    return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], shape[dim] == 1)))
 
 
 def _in_order(piece: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:

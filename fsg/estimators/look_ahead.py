@@ -33,7 +33,7 @@ class LookAhead(GradientEstimator):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.quantizers = Quantizers(list(self.layers.values()))
-        self.flat = FlatLayout(self.weights)
+        self.flat = FlatLayout.like(self.weights)
         self.prequantized = [torch.zeros_like(w) for w in self.weights]
         self.nets: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}

@@ -1,6 +1,6 @@
 """The weights of all layers as their quantizers see them, and how a gradient goes back through that."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -149,7 +149,7 @@ class Quantization:
         """Of the parts, in the order of the layers."""
         if len(found) == 1:
             return found[0]
-        layers = {}
+        layers: dict[int, Tensor] = {}
         for (of, _), tensors in zip(self._parts, found, strict=True):
             layers |= dict(zip(of, tensors, strict=True))
         return [layers[i] for i in range(len(layers))]
@@ -160,7 +160,6 @@ class Quantizers:
 
     def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
         self._layers = layers
-        self._layouts: dict[Hashable, FlatLayout] = {}
 
     @torch.no_grad()
     def of(self, weights: Sequence[Tensor]) -> Quantization:
@@ -176,6 +175,5 @@ class Quantizers:
     def _part(self, quantizer: Quantizer, weights: Sequence[Tensor]) -> _Part:
         if "flat" not in vars(type(quantizer)):  # one that is inherited is of another quantizer
             return _OneByOne(quantizer, [weight.detach() for weight in weights])
-        key = tuple((weight.shape, weight.stride(), weight.device) for weight in weights)
-        layout = self._layouts.setdefault(key, FlatLayout(weights))
+        layout = FlatLayout.like(weights)
         return _AllAtOnce(quantizer.flat(layout, weights), layout)  # type: ignore[attr-defined]
