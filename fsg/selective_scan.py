@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 256
+BLOCK = 256  # tokens
+ELEMENTS = 1 << 24  # tokens x channels x states
 
 
 def selective_scan(
@@ -56,40 +57,58 @@ def reference(
 def blocked(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
-    """Blocks of BLOCK tokens, each scanned in log₂ BLOCK doublings; the backward pass recomputes a block's states.
+    """Blocks of tokens, each scanned in log₂ block doublings; the backward pass recomputes a block's states.
 
-    All sequences are one: where a new one begins, the decay is zero.
+    All sequences are one: where a new one begins, the decay is zero. A block has BLOCK tokens on the CPU, whose cache
+    holds its states; on a device, where each operation costs a launch, as many as make ELEMENTS states.
     """
-    first = torch.zeros(len(x), dtype=torch.bool)
-    wanted = torch.zeros(len(x), dtype=torch.bool)
-    row = torch.zeros(len(x), dtype=torch.long)
-    t = m = 0
-    for length, tail in zip(lengths, tails, strict=True):
-        first[t] = True
-        t += length
-        wanted[t - tail : t] = True
-        row[t - tail : t] = torch.arange(m, m + tail)
-        m += tail
-    first = first.to(x.device)
+    size = BLOCK if x.device.type == "cpu" else max(BLOCK, ELEMENTS // A.numel())
     state = torch.zeros_like(A)
     outputs: list[Tensor] = []
-    for start in range(0, len(x), BLOCK):
-        part = slice(start, start + BLOCK)
-        here = wanted[part].nonzero().flatten()
-        rows = row[part][here].to(x.device)
-        arguments = (x[part], delta[part], A, B[part], C[rows], D, first[part], here.to(x.device), state)
-        y, state = checkpoint(_scan_block, *arguments, use_reentrant=False)
+    for part, first, here, rows in _blocks(tuple(lengths), tuple(tails), size, x.device):
+        arguments = (x[part], delta[part], A, B[part], C[rows], D, first, here, state, max(lengths))
+        y, state = checkpoint(_scan_block, *arguments, use_reentrant=False, preserve_rng_state=False)
         outputs.append(y)
     return torch.cat(outputs)
 
 
+@functools.lru_cache(maxsize=16)
+def _blocks(
+    lengths: tuple[int, ...], tails: tuple[int, ...], size: int, device: torch.device
+) -> list[tuple[slice, Tensor, Tensor, slice]]:
+    """Of each block: its tokens, which of them begin a sequence, which have an output, and the outputs' rows."""
+    tokens = sum(lengths)
+    first, wanted = torch.zeros(tokens, dtype=torch.bool), torch.zeros(tokens, dtype=torch.bool)
+    t = 0
+    for length, tail in zip(lengths, tails, strict=True):
+        first[t] = True
+        t += length
+        wanted[t - tail : t] = True
+    blocks, row = [], 0
+    for start in range(0, tokens, size):
+        part = slice(start, start + size)
+        here = wanted[part].nonzero().flatten()
+        blocks.append((part, first[part].to(device), here.to(device), slice(row, row + len(here))))
+        row += len(here)
+    return blocks
+
+
 def _scan_block(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, first: Tensor, wanted: Tensor, state: Tensor
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    first: Tensor,
+    wanted: Tensor,
+    state: Tensor,
+    longest: int,
 ) -> tuple[Tensor, Tensor]:
     decay = torch.exp(delta[:, :, None] * A).masked_fill(first[:, None, None], 0)
     h = (delta * x)[:, :, None] * B[:, None, :]
     reach = 1
-    while reach < len(x):
+    while reach < min(len(x), longest):
         h = torch.cat([h[:reach], h[reach:] + decay[reach:] * h[:-reach]])
         decay = torch.cat([decay[:reach], decay[reach:] * decay[:-reach]])
         reach *= 2
