@@ -1,7 +1,8 @@
 """The slow net's Mamba block, over many sequences at once.
 
-Two ways to the same numbers: in torch, on any device, around `selective_scan`; and in C++ on the CPU (`mamba.cpp`),
-which makes what is of the size tokens x inner a channel at a time, and needs hardly more memory than u and the output.
+Two ways to the same numbers: in torch, on any device, around `selective_scan`, on CUDA with the convolution in Triton;
+and in C++ on the CPU (`mamba.cpp`), which makes what is of the size tokens x inner a channel at a time, and needs
+hardly more memory than u and the output.
 """
 
 import ctypes
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 from fsg import native
 from fsg.config import Settings, setting
 from fsg.history import Sequences
-from fsg.selective_scan import kernel as scan_kernel
-from fsg.selective_scan import selective_scan
+from fsg.selective_scan import selective_scan, way_on
 
 VECTOR_BYTES, MOST_VECTORS = 64, 16  # as in mamba.cpp: a vector of states, and how many of them it takes for a channel
 
@@ -80,25 +80,27 @@ class MambaBlock(nn.Module):
         return gated.T
 
     def composed(self, u: Tensor, sequences: Sequences) -> Tensor:
-        """The same by torch's operators."""
+        """The same by torch's operators, those on CUDA that are ours among them."""
         inner, states = self.A_log.shape
         to_x, to_z = torch.split(self.in_proj.weight, inner)
-        x = F.silu(self._convolve(F.linear(u, to_x), sequences.position))
+        x = self._convolved(F.linear(u, to_x), sequences.position)
         to_delta, to_B, to_C = torch.split(self.x_proj.weight, [self.dt_proj.in_features, states, states])
         delta = F.softplus(self.dt_proj(F.linear(x, to_delta)))
         B, C = F.linear(x, to_B), F.linear(x.index_select(0, sequences.tail), to_C)
         y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, sequences.lengths, sequences.tails)
         return y * F.silu(F.linear(u.index_select(0, sequences.tail), to_z))
 
-    def _convolve(self, x: Tensor, position: Tensor) -> Tensor:
-        """Σⱼ kernel[d_conv − 1 − j]·x_{t−j} + bias, where x is zero before a sequence's first token."""
+    def _convolved(self, x: Tensor, position: Tensor) -> Tensor:
+        """silu(Σⱼ kernel[d_conv − 1 − j]·x_{t−j} + bias), where x is zero before a sequence's first token."""
         kernel, bias, taps = self.conv1d.weight[:, 0], self.conv1d.bias, self.conv1d.kernel_size[0]
         assert bias is not None
+        if way_on(x.device.type) == "triton":
+            return torch.ops.fsg.triton_convolve(x.contiguous(), kernel.contiguous(), bias, position)
         convolved = torch.addcmul(bias, x, kernel[:, -1])
         for back in range(1, min(taps, len(x))):
             earlier = x[:-back] * (position[back:, None] >= back)
             convolved = convolved + F.pad(earlier * kernel[:, taps - 1 - back], (0, 0, back, 0))
-        return convolved
+        return F.silu(convolved)
 
 
 def suits_native(u: Tensor, A_log: Tensor) -> bool:
@@ -109,9 +111,11 @@ def suits_native(u: Tensor, A_log: Tensor) -> bool:
 
 
 def kernel(config: Mamba, device: str) -> str:
-    """What computes such a block's scan on a device in float32: the native library, mamba-ssm's kernel or torch."""
+    """What computes such a block's scan on a device in float32: the native library, Triton, mamba-ssm or torch."""
     if device != "cpu":
-        return "torch" if scan_kernel() is None else f"mamba-ssm {version('mamba-ssm')}"
+        way = way_on(torch.device(device).type)
+        found = way if way == "torch" else f"{way} {version(way)}"
+        return f"{found} (other bits in every run)" if way == "mamba-ssm" else found
     if suits_native(torch.empty(0, dtype=torch.float32), torch.empty(0, config.d_state, dtype=torch.float32)):
         return f"native: {native.build('mamba').how}"
     few = config.d_state <= MOST_VECTORS * VECTOR_BYTES // 4

@@ -34,7 +34,7 @@ def evaluate(model: nn.Module, batches: Batches) -> tuple[float, float]:
 
 
 class _PlainAverage:
-    """Gives the t-th call of a batch norm the momentum 1/t: what `momentum=None` does by reading a counter on the GPU."""
+    """Gives a batch norm the momentum 1/t at its t-th call: `momentum=None` does so by a counter, and waits for it."""
 
     calls = 0
 

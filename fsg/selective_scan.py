@@ -13,19 +13,22 @@ The sequences lie one behind the other along the first dimension, and y is wante
 `lengths[i]` tokens belong to sequence i, the last `tails[i]` of which have an output: T = Σ lengths, M = Σ tails.
 Gu and Dao, Mamba, 2023 (arXiv:2312.00752).
 
-Three ways to the same numbers: `reference` to read, `blocked` in torch on any device, `fused`, mamba-ssm's kernel, on
-CUDA. On the CPU `mamba.cpp` has the scan within the block around it.
+Four ways to the same numbers: `reference` to read, `blocked` in torch on any device, `in_triton` on CUDA, and
+`fused`, mamba-ssm's kernel, on CUDA as well. On the CPU `mamba.cpp` has the scan within the block around it.
 """
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Way = Literal["triton", "torch", "mamba-ssm"]
 BLOCK = 256  # tokens
 ELEMENTS = 1 << 24  # tokens x channels x states
 
@@ -33,9 +36,27 @@ ELEMENTS = 1 << 24  # tokens x channels x states
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
-    """The scan by the fastest way that this machine has. Shapes as in the module's docstring."""
-    way = fused if x.is_cuda and kernel() is not None else blocked
-    return way(x, delta, A, B, C, D, lengths, tails)
+    """The scan by the way of this device, `way_on`. Shapes as in the module's docstring."""
+    ways: dict[Way, Callable[..., Tensor]] = {"mamba-ssm": fused, "triton": in_triton, "torch": blocked}
+    return ways[way_on(x.device.type)](x, delta, A, B, C, D, lengths, tails)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def way_on(device: str) -> Way:
+    """What computes the scan on a kind of device: on CUDA Triton where it is installed, otherwise torch.
+
+    `FSG_SCAN` in the environment chooses another on CUDA. `mamba-ssm` adds atomically in its backward pass, so that no
+    two runs have the same bits: it is there to be measured against, and never taken unasked.
+    Raises ValueError where that is none of them, or not installed.
+    """
+    if device != "cuda":
+        return "torch"
+    wanted = os.environ.get("FSG_SCAN") or ("triton" if has_triton() else "torch")
+    if wanted not in get_args(Way):
+        raise ValueError(f"FSG_SCAN is {wanted!r}, expected one of {', '.join(get_args(Way))}")
+    if (wanted == "triton" and not has_triton()) or (wanted == "mamba-ssm" and kernel() is None):
+        raise ValueError(f"FSG_SCAN is {wanted!r}, which is not installed here: expected another, or none")
+    return cast(Way, wanted)
 
 
 def reference(
@@ -115,6 +136,31 @@ def _scan_block(
     h = h + decay * state
     y = torch.einsum("men,mn->me", h[wanted], C) + D * x[wanted]
     return y, h[-1]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_triton() -> bool:
+    """Whether Triton is installed; then the operators of `triton_mamba.py` are there. Not so beside torch for CPUs."""
+    try:
+        importlib.import_module("fsg.triton_mamba")
+    except ImportError:
+        return False
+    return True
+
+
+def in_triton(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
+) -> Tensor:
+    """By our own kernels, all sequences at once, in float32 or float64.
+
+    Raises RuntimeError where Triton is not installed.
+    """
+    if not has_triton():
+        raise RuntimeError("triton is not installed: its kernels cannot be compiled")
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    tensors = [tensor.to(dtype).contiguous() for tensor in (x, delta, A, B, C, D)]
+    y: Tensor = torch.ops.fsg.triton_scan(*tensors, list(lengths), list(tails))[0]
+    return y.to(x.dtype)
 
 
 @functools.cache

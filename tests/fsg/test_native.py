@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsg import mamba, native
+from fsg import mamba, native, selective_scan
 from fsg.mamba import Mamba, MambaBlock
 
 
@@ -85,9 +85,30 @@ def test_doing_without_is_recorded_and_no_warning(
     assert caplog.records == []
 
 
-def test_on_a_gpu_the_kernel_is_that_of_mamba_ssm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mamba, "scan_kernel", lambda: None)
+def test_on_a_gpu_the_kernel_is_tritons_and_mamba_ssms_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FSG_SCAN", raising=False)
+    monkeypatch.setattr(mamba, "version", lambda name: {"mamba-ssm": "2.3", "triton": "3.8"}[name])
+    monkeypatch.setattr(selective_scan, "has_triton", lambda: True)
+    monkeypatch.setattr(selective_scan, "kernel", lambda: print)
+    assert mamba.kernel(Mamba(), "cuda:1") == "triton 3.8"
+    monkeypatch.setenv("FSG_SCAN", "mamba-ssm")
+    assert mamba.kernel(Mamba(), "cuda") == "mamba-ssm 2.3 (other bits in every run)"
+    assert mamba.kernel(Mamba(), "meta") == "torch"
+    monkeypatch.setenv("FSG_SCAN", "mamba")
+    with pytest.raises(ValueError, match="FSG_SCAN is 'mamba', expected one of triton, torch, mamba-ssm"):
+        mamba.kernel(Mamba(), "cuda")
+
+
+def test_without_triton_the_kernel_is_torchs_and_what_is_not_installed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FSG_SCAN", raising=False)
+    monkeypatch.setattr(selective_scan, "has_triton", lambda: False)
+    monkeypatch.setattr(selective_scan, "kernel", lambda: None)
     assert mamba.kernel(Mamba(), "cuda") == "torch"
-    monkeypatch.setattr(mamba, "scan_kernel", lambda: print)
-    monkeypatch.setattr(mamba, "version", lambda name: {"mamba-ssm": "2.3"}[name])
-    assert mamba.kernel(Mamba(), "cuda") == "mamba-ssm 2.3"
+    for wanted in ("triton", "mamba-ssm"):
+        monkeypatch.setenv("FSG_SCAN", wanted)
+        with pytest.raises(ValueError, match="not installed here"):
+            mamba.kernel(Mamba(), "cuda")
