@@ -33,7 +33,8 @@ test-browser: .venv/.installed  ## MLflow's pages and Optuna's in a real browser
 	tests/browser/with_chromium $(BIN)/python -m pytest -q -m browser tests/browser
 
 test-accelerator: .venv/.installed  ## what a GPU would refuse or wait for, on a simulated one; Triton's kernels, interpreted and compiled
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m accelerator --durations=5 tests/accelerator
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m accelerator -n 2 --dist worksteal --durations=5 tests/accelerator
+	$(BIN)/python tests/accelerator/compile_offline.py
 
 test-versions: .venv/.installed  ## an experiment under the oldest and the newest Ray, MLflow, Optuna and pydantic supported
 	$(BIN)/python -m pytest -q -m versions --durations=0 tests/versions

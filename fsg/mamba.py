@@ -9,7 +9,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions
 from typing import Any, Literal
 
 import torch
@@ -95,6 +95,8 @@ class MambaBlock(nn.Module):
         kernel, bias, taps = self.conv1d.weight[:, 0], self.conv1d.bias, self.conv1d.kernel_size[0]
         assert bias is not None
         if way_on(x.device.type) == "triton":
+            import fsg.triton_mamba  # noqa: F401  # only where it is used: Triton takes a second to import
+
             return torch.ops.fsg.triton_convolve(x.contiguous(), kernel.contiguous(), bias, position)
         convolved = torch.addcmul(bias, x, kernel[:, -1])
         for back in range(1, min(taps, len(x))):
@@ -114,8 +116,11 @@ def kernel(config: Mamba, device: str) -> str:
     """What computes such a block's scan on a device in float32: the native library, Triton, mamba-ssm or torch."""
     if device != "cpu":
         way = way_on(torch.device(device).type)
-        found = way if way == "torch" else f"{way} {version(way)}"
-        return f"{found} (other bits in every run)" if way == "mamba-ssm" else found
+        if way == "torch":
+            return way
+        versions = [found.version for found in distributions(name=way)]  # none: Triton has other names elsewhere
+        named = " ".join([way, *versions[:1]])
+        return f"{named} (other bits in every run)" if way == "mamba-ssm" else named
     if suits_native(torch.empty(0, dtype=torch.float32), torch.empty(0, config.d_state, dtype=torch.float32)):
         return f"native: {native.build('mamba').how}"
     few = config.d_state <= MOST_VECTORS * VECTOR_BYTES // 4

@@ -19,16 +19,17 @@ Four ways to the same numbers: `reference` to read, `blocked` in torch on any de
 
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Way = Literal["triton", "torch", "mamba-ssm"]
+WAYS = ("triton", "torch", "mamba-ssm")
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it is beside torch's builds for CUDA
 BLOCK = 256  # tokens
 ELEMENTS = 1 << 24  # tokens x channels x states
 
@@ -37,12 +38,11 @@ def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
     """The scan by the way of this device, `way_on`. Shapes as in the module's docstring."""
-    ways: dict[Way, Callable[..., Tensor]] = {"mamba-ssm": fused, "triton": in_triton, "torch": blocked}
+    ways = {"mamba-ssm": fused, "triton": in_triton, "torch": blocked}
     return ways[way_on(x.device.type)](x, delta, A, B, C, D, lengths, tails)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def way_on(device: str) -> Way:
+def way_on(device: str) -> str:
     """What computes the scan on a kind of device: on CUDA Triton where it is installed, otherwise torch.
 
     `FSG_SCAN` in the environment chooses another on CUDA. `mamba-ssm` adds atomically in its backward pass, so that no
@@ -51,12 +51,12 @@ def way_on(device: str) -> Way:
     """
     if device != "cuda":
         return "torch"
-    wanted = os.environ.get("FSG_SCAN") or ("triton" if has_triton() else "torch")
-    if wanted not in get_args(Way):
-        raise ValueError(f"FSG_SCAN is {wanted!r}, expected one of {', '.join(get_args(Way))}")
-    if (wanted == "triton" and not has_triton()) or (wanted == "mamba-ssm" and kernel() is None):
+    wanted = os.environ.get("FSG_SCAN") or ("triton" if HAS_TRITON else "torch")
+    if wanted not in WAYS:
+        raise ValueError(f"FSG_SCAN is {wanted!r}, expected one of {', '.join(WAYS)}")
+    if (wanted == "triton" and not HAS_TRITON) or (wanted == "mamba-ssm" and kernel() is None):
         raise ValueError(f"FSG_SCAN is {wanted!r}, which is not installed here: expected another, or none")
-    return cast(Way, wanted)
+    return wanted
 
 
 def reference(
@@ -138,16 +138,6 @@ def _scan_block(
     return y, h[-1]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def has_triton() -> bool:
-    """Whether Triton is installed; then the operators of `triton_mamba.py` are there. Not so beside torch for CPUs."""
-    try:
-        importlib.import_module("fsg.triton_mamba")
-    except ImportError:
-        return False
-    return True
-
-
 def in_triton(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
@@ -155,8 +145,10 @@ def in_triton(
 
     Raises RuntimeError where Triton is not installed.
     """
-    if not has_triton():
+    if not HAS_TRITON:
         raise RuntimeError("triton is not installed: its kernels cannot be compiled")
+    import fsg.triton_mamba  # noqa: F401  # only where it is used: Triton takes a second to import
+
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     tensors = [tensor.to(dtype).contiguous() for tensor in (x, delta, A, B, C, D)]
     y: Tensor = torch.ops.fsg.triton_scan(*tensors, list(lengths), list(tails))[0]

@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,12 +90,14 @@ def test_on_a_gpu_the_kernel_is_tritons_and_mamba_ssms_only_where_it_is_asked_fo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("FSG_SCAN", raising=False)
-    monkeypatch.setattr(mamba, "version", lambda name: {"mamba-ssm": "2.3", "triton": "3.8"}[name])
-    monkeypatch.setattr(selective_scan, "has_triton", lambda: True)
+    versions = {"mamba-ssm": "2.3", "triton": "3.8"}
+    monkeypatch.setattr(mamba, "distributions", lambda name: [SimpleNamespace(version=versions[name])])
+    monkeypatch.setattr(selective_scan, "HAS_TRITON", True)
     monkeypatch.setattr(selective_scan, "kernel", lambda: print)
     assert mamba.kernel(Mamba(), "cuda:1") == "triton 3.8"
     monkeypatch.setenv("FSG_SCAN", "mamba-ssm")
     assert mamba.kernel(Mamba(), "cuda") == "mamba-ssm 2.3 (other bits in every run)"
+    monkeypatch.setattr(mamba, "distributions", lambda name: [])
     assert mamba.kernel(Mamba(), "meta") == "torch"
     monkeypatch.setenv("FSG_SCAN", "mamba")
     with pytest.raises(ValueError, match="FSG_SCAN is 'mamba', expected one of triton, torch, mamba-ssm"):
@@ -105,7 +108,7 @@ def test_without_triton_the_kernel_is_torchs_and_what_is_not_installed_is_refuse
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("FSG_SCAN", raising=False)
-    monkeypatch.setattr(selective_scan, "has_triton", lambda: False)
+    monkeypatch.setattr(selective_scan, "HAS_TRITON", False)
     monkeypatch.setattr(selective_scan, "kernel", lambda: None)
     assert mamba.kernel(Mamba(), "cuda") == "torch"
     for wanted in ("triton", "mamba-ssm"):

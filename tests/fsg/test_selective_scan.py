@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsg import selective_scan
-from fsg.selective_scan import BLOCK, blocked, fused, has_triton, in_triton, kernel, reference
+from fsg.selective_scan import BLOCK, HAS_TRITON, blocked, fused, in_triton, kernel, reference
 
 LENGTHS, TAILS = (4, BLOCK + 70, 1, 131), (2, 65, 1, 131)
 SCANS = [reference, blocked]
@@ -80,7 +80,7 @@ def test_blocked_scan_agrees_with_the_reference_forward_and_backward(dtype: torc
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or not has_triton(), reason="NOT RUN: Triton's kernels need CUDA and Triton"
+    not torch.cuda.is_available() or not HAS_TRITON, reason="NOT RUN: Triton's kernels need CUDA and Triton"
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 5e-6)])
 def test_tritons_scan_agrees_with_the_reference_on_a_gpu_and_twice_has_the_same_bits(
@@ -119,7 +119,7 @@ def test_without_mamba_ssm_its_kernel_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_triton_our_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selective_scan, "has_triton", lambda: False)
+    monkeypatch.setattr(selective_scan, "HAS_TRITON", False)
     with pytest.raises(RuntimeError, match="triton is not installed"):
         in_triton(*problem((2,), (1,), 2, 2, torch.float32), (2,), (1,))
 
