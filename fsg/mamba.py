@@ -76,7 +76,8 @@ class MambaBlock(nn.Module):
         """
         kernel, x_proj, to_delta = self.conv1d.weight[:, 0], self.x_proj.weight, self.dt_proj
         tensors = (u, self.in_proj.weight, kernel, self.conv1d.bias, x_proj, to_delta.weight, to_delta.bias)
-        gated = _NativeBlock.apply(sequences.lengths, sequences.tails, *tensors, -self.A_log.exp(), self.D)
+        layout = list(sequences.lengths), list(sequences.tails)
+        gated, _ = native_mamba(*tensors, -self.A_log.exp(), self.D, *layout)
         return gated.T
 
     def composed(self, u: Tensor, sequences: Sequences) -> Tensor:
@@ -127,41 +128,86 @@ def kernel(config: Mamba, device: str) -> str:
     return f"torch ({native.build('mamba').how if few else f'd_state {config.d_state}'})"
 
 
-class _NativeBlock(torch.autograd.Function):
-    """u [T, width] and parameters → y ⊙ silu(z) [inner, M]: a channel's tokens lie side by side."""
+@torch.library.custom_op("fsg::native_mamba", mutates_args=(), device_types="cpu")
+def native_mamba(
+    u: Tensor,
+    in_proj: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    lengths: list[int],
+    tails: list[int],
+) -> tuple[Tensor, Tensor]:
+    """u [T, width] and parameters → y ⊙ silu(z) [inner, M]: a channel's tokens lie side by side.
 
-    @staticmethod
-    def forward(context: Any, lengths: tuple[int, ...], tails: tuple[int, ...], *inputs: Tensor) -> Tensor:
-        tensors = tuple(tensor.detach().contiguous() for tensor in inputs)
-        u, in_proj, kernel, _, x_proj, dt_proj, _, A, _ = tensors
-        (tokens, width), (inner, states), rank = u.shape, A.shape, dt_proj.shape[1]
-        lanes = VECTOR_BYTES // u.element_size()
-        padded = -(-states // lanes) * lanes
-        kept = u.new_empty((width + rank) * (tokens + lanes) + (tokens + sum(tails)) * padded)
-        assert in_proj.shape == (2 * inner, width)
-        assert x_proj.shape == (rank + 2 * states, inner)
-        sizes = [len(lengths), tokens, sum(tails), width, inner, states, rank, kernel.shape[1], torch.get_num_threads()]
-        context.sizes = sizes, lengths, tails
-        context.save_for_backward(*tensors, kept)
-        gated = u.new_empty(inner, sum(tails))
-        _call("forward", context.sizes, (*tensors, kept), ctypes.c_void_p(gated.data_ptr()))
-        return gated
-
-    @staticmethod
-    def backward(context: Any, dgated: Tensor) -> Any:
-        tensors = context.saved_tensors
-        gradients = tuple(torch.zeros_like(tensor) for tensor in tensors[:-1])
-        dgated = dgated.contiguous()
-        _call("backward", context.sizes, tensors, ctypes.c_void_p(dgated.data_ptr()), _pointers(gradients))
-        return (None, None, *gradients)
+    Second, what the backward pass reads.
+    """
+    tensors = tuple(tensor.contiguous() for tensor in (u, in_proj, kernel, bias, x_proj, dt_proj, dt_bias, A, D))
+    kept, gated = u.new_empty(_kept(u, A, dt_proj, tails)), u.new_empty(len(A), sum(tails))
+    _call("forward", (*tensors, kept), lengths, tails, ctypes.c_void_p(gated.data_ptr()))
+    return gated, kept
 
 
-def _call(function: str, sizes: tuple[Any, Any, Any], tensors: Sequence[Tensor], *rest: Any) -> None:
+@torch.library.custom_op("fsg::native_mamba_backward", mutates_args=(), device_types="cpu")
+def _native_mamba_backward(
+    dgated: Tensor, tensors: list[Tensor], kept: Tensor, lengths: list[int], tails: list[int]
+) -> list[Tensor]:
+    inputs = [tensor.contiguous() for tensor in tensors]
+    gradients = [torch.zeros_like(tensor) for tensor in inputs]
+    given = dgated.contiguous()
+    _call("backward", (*inputs, kept), lengths, tails, ctypes.c_void_p(given.data_ptr()), _pointers(gradients))
+    return gradients
+
+
+@native_mamba.register_fake
+def _(u: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, dt_proj, _, A, _, _, tails = others
+    return u.new_empty(len(A), sum(tails)), u.new_empty(_kept(u, A, dt_proj, tails))
+
+
+@_native_mamba_backward.register_fake
+def _(dgated: Tensor, tensors: list[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.lengths, ctx.tails = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)  # what is kept has no gradient
+
+
+def _back(ctx: Any, dgated: Tensor | None, _: None) -> tuple[Any, ...]:
+    if dgated is None:  # autograd's word for zero
+        return (None,) * len(ctx.needs_input_grad)
+    *tensors, kept = ctx.saved_tensors
+    return (*_native_mamba_backward(dgated, tensors, kept, ctx.lengths, ctx.tails), None, None)
+
+
+native_mamba.register_autograd(_back, setup_context=_keep)
+
+
+def _kept(u: Tensor, A: Tensor, dt_proj: Tensor, tails: Sequence[int]) -> int:
+    """Numbers that the backward pass reads: u transposed, what Δ is made of, B and C."""
+    (tokens, width), rank, lanes = u.shape, dt_proj.shape[1], VECTOR_BYTES // u.element_size()
+    padded = -(-A.shape[1] // lanes) * lanes
+    return (width + rank) * (tokens + lanes) + (tokens + sum(tails)) * padded
+
+
+def _call(function: str, tensors: Sequence[Tensor], lengths: Sequence[int], tails: Sequence[int], *rest: Any) -> None:
     library = native.library("mamba")
     if library is None:
         raise RuntimeError("the native Mamba block needs a C++ compiler, and none works here")
-    integers = [(ctypes.c_int64 * len(values))(*values) for values in sizes]
-    suffix = {torch.float32: "float", torch.float64: "double"}[tensors[0].dtype]
+    u, in_proj, kernel, _, x_proj, dt_proj, _, A, *_ = tensors
+    (tokens, width), (inner, states), rank = u.shape, A.shape, dt_proj.shape[1]
+    assert in_proj.shape == (2 * inner, width)
+    assert x_proj.shape == (rank + 2 * states, inner)
+    sizes = [len(lengths), tokens, sum(tails), width, inner, states, rank, kernel.shape[1], torch.get_num_threads()]
+    integers = [(ctypes.c_int64 * len(values))(*values) for values in (sizes, lengths, tails)]
+    suffix = {torch.float32: "float", torch.float64: "double"}[u.dtype]
     getattr(library, f"{function}_{suffix}")(*integers, _pointers(tensors), *rest)
 
 

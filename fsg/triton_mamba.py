@@ -147,10 +147,13 @@ def _(dy: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
 def _keep_for_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.lengths, ctx.tails = inputs
     ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)  # what is kept has no gradient
 
 
-def _back_through_scan(context: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-    gradients = _scan_backward(dy.contiguous(), *context.saved_tensors, context.lengths, context.tails)
+def _back_through_scan(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if dy is None:  # autograd's word for zero
+        return (None,) * len(ctx.needs_input_grad)
+    gradients = _scan_backward(dy.contiguous(), *ctx.saved_tensors, ctx.lengths, ctx.tails)
     return (*gradients, None, None)
 
 

@@ -17,9 +17,9 @@ from fsg.mamba import Mamba, MambaBlock
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a process that has compiled nothing."""
-    native.build.cache_clear()
+    native.BUILT.clear()
     yield
-    native.build.cache_clear()
+    native.BUILT.clear()
 
 
 def compiler(folder: Path, script: str) -> str:
@@ -72,7 +72,7 @@ def test_another_version_of_the_compiler_compiles_anew(monkeypatch: pytest.Monke
     monkeypatch.setattr(native, "_compile", lambda compiler, source, target: built.append(target))
     for version in ("one", "one", "two"):
         monkeypatch.setenv("CXX", compiler(tmp_path, f"echo {version}"))
-        native.build.cache_clear()
+        native.BUILT.clear()
         with pytest.warns(UserWarning, match="cannot be compiled"):  # nothing was written
             native.build("mamba")
     assert built[0] == built[1] != built[2]
