@@ -199,6 +199,8 @@ def _set_up() -> None:
         return
     module = _DummyBackendModule()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    module.get_rng_state = lambda *_: torch.get_rng_state()  # what is random here comes from the CPU's generator
+    module.set_rng_state = lambda state, *_: torch.set_rng_state(state)
     _setup_privateuseone_for_python_backend(rename=NAME, backend_module=module)
     aten, every = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     for key, names, way in (("PrivateUse1", _FROM_NONE, _run), ("AutocastPrivateUse1", _HALVED, _in_half)):

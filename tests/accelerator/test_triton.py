@@ -1,5 +1,6 @@
 """Triton's kernels without a GPU: interpreted on the CPU, against the same oracles as the other scans."""
 
+import importlib
 import os
 
 import numpy as np
@@ -112,6 +113,7 @@ def test_a_block_with_our_convolution_and_scan_is_the_composed_one(
 
 def test_the_operators_keep_torchs_rules_for_operators() -> None:
     """Their shapes without data, their derivatives' registration, and nothing that is written to or aliased."""
+    importlib.import_module("fsg.triton_mamba")
     lengths, tails = [3, 2], [1, 2]
     tensors = problem(tuple(lengths), tuple(tails), 2, 3)
     torch.library.opcheck(torch.ops.fsg.triton_scan.default, (*tensors, lengths, tails))
