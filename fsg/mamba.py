@@ -95,7 +95,7 @@ class MambaBlock(nn.Module):
         """silu(Σⱼ kernel[d_conv − 1 − j]·x_{t−j} + bias), where x is zero before a sequence's first token."""
         kernel, bias, taps = self.conv1d.weight[:, 0], self.conv1d.bias, self.conv1d.kernel_size[0]
         assert bias is not None
-        if way_on(x.device.type) == "triton":
+        if way_on(x.device.type) == "triton" and x.dtype in (torch.float32, torch.float64):
             import fsg.triton_mamba  # noqa: F401  # only where it is used: Triton takes a second to import
 
             return torch.ops.fsg.triton_convolve(x.contiguous(), kernel.contiguous(), bias, position)
