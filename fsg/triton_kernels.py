@@ -141,7 +141,8 @@ def backward(
     silent, top = tl.load(skip + chunk), tl.load(row + chunk)
     h = tl.load(states + chunk * E * N + here, mask=both, other=0.0)
     kept = tl.zeros([PARTS, BLOCK_E, BLOCK_N], dtype=A.dtype.element_ty)
-    for part in range(0, PARTS):
+    used = (count + STEP - 1) // STEP
+    for part in range(0, used):
         kept = tl.where((parts == part)[:, None, None], h[None, :, :], kept)
         for i in tl.static_range(STEP):
             t, inside = first + part * STEP + i, part * STEP + i < count
@@ -152,8 +153,8 @@ def backward(
     g = tl.load(gradients + chunk * E * N + here, mask=both, other=0.0)
     of_A = tl.zeros([BLOCK_E, BLOCK_N], dtype=A.dtype.element_ty)
     of_D = tl.zeros([BLOCK_E], dtype=A.dtype.element_ty)
-    for reverse in range(0, PARTS):
-        part = PARTS - 1 - reverse
+    for reverse in range(0, used):
+        part = used - 1 - reverse
         h = tl.sum(tl.where((parts == part)[:, None, None], kept, 0.0), 0)
         before = ()
         for i in tl.static_range(STEP):

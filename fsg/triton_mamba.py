@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fsg import triton_kernels as kernels
 
-STEP, PARTS = 8, 8
+STEP, PARTS = 4, 16
 CHUNK = STEP * PARTS  # tokens
-STATES = 128  # that one warp holds: four a thread
+STATES = 64  # that one warp holds, two a thread: with more, the backward pass no longer keeps to registers
 BLOCK_T, MOST_E = 32, 32  # of the convolution
 
 

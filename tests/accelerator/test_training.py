@@ -4,6 +4,7 @@ Between two rows of the log the host must neither wait for the device nor upload
 """
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from simulated_accelerator import NAME, Accelerator
 
 import fsg
-from fsg import checkpoint, history
+from fsg import checkpoint, history, mamba, selective_scan
 from fsg.data import FashionMNISTSubset
 from fsg.hypernetworks import EMA, LSTM
 from fsg.mamba import Mamba
@@ -193,6 +194,23 @@ def test_the_torch_scan_is_few_kernels() -> None:
         gpu.reset()
         training.advance()
         assert gpu.kernels <= 2500
+
+
+@pytest.mark.skipif(
+    not selective_scan.HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="NOT RUN: Triton and TRITON_INTERPRET=1, which make test-accelerator sets, are needed",
+)
+def test_a_step_with_tritons_kernels_neither_mixes_devices_nor_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (mamba, selective_scan):
+        monkeypatch.setattr(module, "way_on", lambda device: "triton")
+    few = replace(SMALL, chunk_size=1024, layer_embedding_dim=2, slow_net=Mamba(d_state=4))
+    with Accelerator(FSG) as gpu:
+        training = after(3, replace(BASE, estimator=few, diagnostics=False))
+        strictly(gpu, training.advance)
+        ours = {name for name in gpu.launches if "triton" in name}
+        assert {name.removeprefix("fsg::triton_") for name in ours} == {
+            "scan", "scan_backward", "convolve", "convolve_backward",
+        }  # fmt: skip
 
 
 def test_it_would_notice_an_index_left_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ pytestmark = [
         os.environ.get("TRITON_INTERPRET") != "1", reason="NOT RUN: make test-accelerator sets TRITON_INTERPRET=1"
     ),
 ]
-# lengths, outputs, channels, states; chunks have 64 tokens, a program 128 states of a few channels
+# lengths, outputs, channels, states; chunks have 64 tokens, a program 64 states of a few channels
 SCANS = {
     "many layers": ((3, 71, 1, 130), (1, 66, 1, 3), 3, 5),
     "two blocks of channels": ((20, 64), (4, 64), 11, 16),
