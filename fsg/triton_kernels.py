@@ -122,6 +122,15 @@ def gradients_to_beginnings(
 
 
 @triton.jit
+def after(h, x, delta, a, B, t, e, n, E, N, inside):
+    """The state after token t; h where that is not `inside`."""
+    d = tl.load(delta + t * E + e, mask=(e < E) & inside, other=0.0)
+    step = d * tl.load(x + t * E + e, mask=(e < E) & inside, other=0.0)
+    b = tl.load(B + t * N + n, mask=(n < N) & inside, other=0.0)
+    return tl.exp(d[:, None] * a) * h + step[:, None] * b[None, :]
+
+
+@triton.jit
 def backward(
     x, delta, A, B, C, D, states, gradients, dy, dx, ddelta, dA, dB, dC, dD, start, length, skip, row, T, M, E, N,
     BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, STEP: tl.constexpr, PARTS: tl.constexpr,
@@ -146,10 +155,7 @@ def backward(
         kept = tl.where((parts == part)[:, None, None], h[None, :, :], kept)
         for i in tl.static_range(STEP):
             t, inside = first + part * STEP + i, part * STEP + i < count
-            d = tl.load(delta + t * E + e, mask=within & inside, other=0.0)
-            step = d * tl.load(x + t * E + e, mask=within & inside, other=0.0)
-            b = tl.load(B + t * N + n, mask=(n < N) & inside, other=0.0)
-            h = tl.exp(d[:, None] * a) * h + step[:, None] * b[None, :]
+            h = after(h, x, delta, a, B, t, e, n, E, N, inside)
     g = tl.load(gradients + chunk * E * N + here, mask=both, other=0.0)
     of_A = tl.zeros([BLOCK_E, BLOCK_N], dtype=A.dtype.element_ty)
     of_D = tl.zeros([BLOCK_E], dtype=A.dtype.element_ty)
@@ -159,11 +165,8 @@ def backward(
         before = ()
         for i in tl.static_range(STEP):
             t, inside = first + part * STEP + i, part * STEP + i < count
-            d = tl.load(delta + t * E + e, mask=within & inside, other=0.0)
-            step = d * tl.load(x + t * E + e, mask=within & inside, other=0.0)
-            b = tl.load(B + t * N + n, mask=(n < N) & inside, other=0.0)
             before = before + (h,)
-            h = tl.exp(d[:, None] * a) * h + step[:, None] * b[None, :]
+            h = after(h, x, delta, a, B, t, e, n, E, N, inside)
         before = before + (h,)
         for back in tl.static_range(STEP):
             at = part * STEP + STEP - 1 - back
