@@ -1,6 +1,6 @@
 """Mamba's scan and convolution on a GPU, by the kernels of `triton_kernels.py`, as operators that torch can compile.
 
-The same bits in every run on one type of GPU with one set of versions: nothing is added atomically, and block sizes
+By design the same bits in every run on one type of GPU with one set of versions: nothing is added atomically, and block sizes
 follow from the shapes alone. Importing this file raises ImportError where Triton is not installed.
 """
 
