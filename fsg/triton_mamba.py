@@ -1,7 +1,7 @@
 """Mamba's scan and convolution on a GPU, by the kernels of `triton_kernels.py`, as operators that torch can compile.
 
-By design the same bits in every run on one type of GPU with one set of versions: nothing is added atomically, and block sizes
-follow from the shapes alone. Importing this file raises ImportError where Triton is not installed.
+By design the same bits in every run on one type of GPU with one set of versions: nothing is added atomically, and block
+sizes follow from the shapes alone. Importing this file raises ImportError where Triton is not installed.
 """
 
 import functools
