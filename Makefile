@@ -4,7 +4,7 @@ RESULTS ?= results
 KILLS ?= 20
 BIN := .venv/bin
 
-.PHONY: help run test mutations test-slow test-browser test-cluster test-versions cluster-up cluster-down lint types schema chaos bench-checkpoints bench bench-record \
+.PHONY: help run test mutations test-slow test-browser test-cluster test-versions test-accelerator cluster-up cluster-down lint types schema chaos bench-checkpoints bench bench-record \
   lock clean
 
 help:  ## this list
@@ -31,6 +31,10 @@ cluster-down:  ## stop it; its volumes stay
 
 test-browser: .venv/.installed  ## MLflow's pages and Optuna's in a real browser, Debian's chromium; pictures in .ci/out/browser
 	tests/browser/with_chromium $(BIN)/python -m pytest -q -m browser tests/browser
+
+test-accelerator: .venv/.installed  ## what a GPU would refuse or wait for, on a simulated one; Triton's kernels, interpreted and compiled
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m accelerator -n 2 --dist worksteal --durations=5 tests/accelerator
+	$(BIN)/python tests/accelerator/compile_offline.py
 
 test-versions: .venv/.installed  ## an experiment under the oldest and the newest Ray, MLflow, Optuna and pydantic supported
 	$(BIN)/python -m pytest -q -m versions --durations=0 tests/versions

@@ -24,6 +24,7 @@ class Watch:
         self.names, self.parameters = names, parameters
         self.step = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
         self.seen = torch.zeros(1 + len(parameters), device=parameters[0].device)
+        self.news = False  # whether a step came since the last check that found nothing
 
     @torch.no_grad()
     def see(self, step: int, loss: Tensor) -> None:
@@ -33,11 +34,15 @@ class Watch:
         first = (self.step == 0) & ~torch.isfinite(seen).all()
         self.seen = torch.where(first, seen, self.seen)
         self.step = torch.where(first, step, self.step)
+        self.news = True
 
     def check(self) -> tuple[int, str] | None:
         """The first step that was not finite and what was not; None where all were."""
+        if not self.news:
+            return None
         step = int(self.step)
         if not step:
+            self.news = False
             return None
         loss, *largest = self.seen.tolist()
         bad = [(name, value) for name, value in zip(self.names, largest, strict=True) if not _finite(value)]

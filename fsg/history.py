@@ -71,8 +71,7 @@ class ChunkLayout:
         """What brings each tensor of some rows to the norm of the same one in others: [M, 1], 0 where it is zero."""
         have, want = (torch.stack([tensor.norm() for tensor in self.unpack(each)]) for each in (rows, to))
         factors = torch.where(have > torch.finfo(have.dtype).tiny, want / have, 0.0)
-        chunks = torch.tensor(self.chunks, device=rows.device)
-        return factors.repeat_interleave(chunks, output_size=self.rows)[:, None]
+        return torch.cat([factor.expand(n) for factor, n in zip(factors, self.chunks, strict=True)])[:, None]
 
 
 @lru_cache(maxsize=4)

@@ -23,13 +23,24 @@ def evaluate(model: nn.Module, batches: Batches) -> tuple[float, float]:
     count = 0
     for images, labels in batches:
         logits = model(images)
-        loss = loss + F.cross_entropy(logits, labels, reduction="sum").double().cpu()
-        correct = correct + (logits.argmax(1) == labels).sum().double().cpu()
+        loss = loss + F.cross_entropy(logits, labels, reduction="sum").double()
+        correct = correct + (logits.argmax(1) == labels).sum().double()
         count += len(labels)
     model.train(was_training)
     if not count:
         raise ValueError("nothing to evaluate: no images")
-    return float(loss / count), float(correct / count)
+    mean_loss, accuracy = (torch.stack([loss, correct]) / count).tolist()  # the one time that a GPU is waited for
+    return mean_loss, accuracy
+
+
+class _PlainAverage:
+    """Gives a batch norm the momentum 1/t at its t-th call: `momentum=None` does so by a counter, and waits for it."""
+
+    calls = 0
+
+    def __call__(self, norm: nn.Module, _: object) -> None:
+        self.calls += 1
+        setattr(norm, "momentum", 1 / self.calls)  # noqa: B010  # a Module types its attributes as tensors
 
 
 @contextmanager
@@ -42,12 +53,14 @@ def recalibrated_batchnorm(model: nn.Module, batches: Batches) -> Iterator[None]
     kept = [({n: b.clone() for n, b in m.named_buffers(recurse=False)}, m.momentum) for m in norms]
     was_training = model.training
     model.train()
+    hooks = [norm.register_forward_pre_hook(_PlainAverage()) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the plain average
     with torch.no_grad():
         for images, _ in batches:
             model(images)
+    for hook in hooks:
+        hook.remove()
     model.train(was_training)
     try:
         yield

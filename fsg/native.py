@@ -1,7 +1,6 @@
 """C++ beside the Python: compiled once a machine, on first use, and done without where there is no compiler."""
 
 import ctypes
-import functools
 import hashlib
 import logging
 import os
@@ -26,17 +25,25 @@ class Built(NamedTuple):
     how: str
 
 
+BUILT: dict[str, Built] = {}
+
+
 def library(name: str) -> ctypes.CDLL | None:
     """The shared library of `fsg/<name>.cpp`, or None where it cannot be had."""
     return build(name).library
 
 
-@functools.cache
 def build(name: str) -> Built:
     """The shared library of `fsg/<name>.cpp`. Where it cannot be had, a warning and the log say so, once a process.
 
     `FSG_NATIVE=0` in the environment does without.
     """
+    if name not in BUILT:  # a dictionary, which torch.compile sees through: it does not through functools.cache
+        BUILT[name] = _build(name)
+    return BUILT[name]
+
+
+def _build(name: str) -> Built:
     if os.environ.get("FSG_NATIVE") == "0":
         return Built(None, "FSG_NATIVE=0")
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")

@@ -13,12 +13,14 @@ The sequences lie one behind the other along the first dimension, and y is wante
 `lengths[i]` tokens belong to sequence i, the last `tails[i]` of which have an output: T = Σ lengths, M = Σ tails.
 Gu and Dao, Mamba, 2023 (arXiv:2312.00752).
 
-Three ways to the same numbers: `reference` to read, `blocked` in torch on any device, `fused`, mamba-ssm's kernel, on
-CUDA. On the CPU `mamba.cpp` has the scan within the block around it.
+Four ways to the same numbers: `reference` to read, `blocked` in torch on any device, `in_triton` on CUDA, and
+`fused`, mamba-ssm's kernel, on CUDA as well. On the CPU `mamba.cpp` has the scan within the block around it.
 """
 
 import functools
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,15 +28,35 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 256
+WAYS = ("triton", "torch", "mamba-ssm")
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it is beside torch's builds for CUDA
+BLOCK = 256  # tokens
+ELEMENTS = 1 << 24  # tokens x channels x states
 
 
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
-    """The scan by the fastest way that this machine has. Shapes as in the module's docstring."""
-    way = fused if x.is_cuda and kernel() is not None else blocked
-    return way(x, delta, A, B, C, D, lengths, tails)
+    """The scan by the way of this device, `way_on`. Shapes as in the module's docstring."""
+    ways = {"mamba-ssm": fused, "triton": in_triton, "torch": blocked}
+    return ways[way_on(x.device.type)](x, delta, A, B, C, D, lengths, tails)
+
+
+def way_on(device: str) -> str:
+    """What computes the scan on a kind of device: on CUDA Triton where it is installed, otherwise torch.
+
+    `FSG_SCAN` in the environment chooses another on CUDA. `mamba-ssm` adds atomically in its backward pass, so that no
+    two runs have the same bits: it is there to be measured against, and never taken unasked.
+    Raises ValueError where that is none of them, or not installed.
+    """
+    if device != "cuda":
+        return "torch"
+    wanted = os.environ.get("FSG_SCAN") or ("triton" if HAS_TRITON else "torch")
+    if wanted not in WAYS:
+        raise ValueError(f"FSG_SCAN is {wanted!r}, expected one of {', '.join(WAYS)}")
+    if (wanted == "triton" and not HAS_TRITON) or (wanted == "mamba-ssm" and kernel() is None):
+        raise ValueError(f"FSG_SCAN is {wanted!r}, which is not installed here: expected another, or none")
+    return wanted
 
 
 def reference(
@@ -56,46 +78,81 @@ def reference(
 def blocked(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
 ) -> Tensor:
-    """Blocks of BLOCK tokens, each scanned in log₂ BLOCK doublings; the backward pass recomputes a block's states.
+    """Blocks of tokens, each scanned in log₂ block doublings; the backward pass recomputes a block's states.
 
-    All sequences are one: where a new one begins, the decay is zero.
+    All sequences are one: where a new one begins, the decay is zero. A block has BLOCK tokens on the CPU, whose cache
+    holds its states; on a device, where each operation costs a launch, as many as make ELEMENTS states.
     """
-    first = torch.zeros(len(x), dtype=torch.bool)
-    wanted = torch.zeros(len(x), dtype=torch.bool)
-    row = torch.zeros(len(x), dtype=torch.long)
-    t = m = 0
-    for length, tail in zip(lengths, tails, strict=True):
-        first[t] = True
-        t += length
-        wanted[t - tail : t] = True
-        row[t - tail : t] = torch.arange(m, m + tail)
-        m += tail
-    first = first.to(x.device)
+    size = BLOCK if x.device.type == "cpu" else max(BLOCK, ELEMENTS // A.numel())
     state = torch.zeros_like(A)
     outputs: list[Tensor] = []
-    for start in range(0, len(x), BLOCK):
-        part = slice(start, start + BLOCK)
-        here = wanted[part].nonzero().flatten()
-        rows = row[part][here].to(x.device)
-        arguments = (x[part], delta[part], A, B[part], C[rows], D, first[part], here.to(x.device), state)
-        y, state = checkpoint(_scan_block, *arguments, use_reentrant=False)
+    for part, first, here, rows in _blocks(tuple(lengths), tuple(tails), size, x.device):
+        arguments = (x[part], delta[part], A, B[part], C[rows], D, first, here, state, max(lengths))
+        y, state = checkpoint(_scan_block, *arguments, use_reentrant=False, preserve_rng_state=False)
         outputs.append(y)
     return torch.cat(outputs)
 
 
+@functools.lru_cache(maxsize=16)
+def _blocks(
+    lengths: tuple[int, ...], tails: tuple[int, ...], size: int, device: torch.device
+) -> list[tuple[slice, Tensor, Tensor, slice]]:
+    """Of each block: its tokens, which of them begin a sequence, which have an output, and the outputs' rows."""
+    tokens = sum(lengths)
+    first, wanted = torch.zeros(tokens, dtype=torch.bool), torch.zeros(tokens, dtype=torch.bool)
+    t = 0
+    for length, tail in zip(lengths, tails, strict=True):
+        first[t] = True
+        t += length
+        wanted[t - tail : t] = True
+    blocks, row = [], 0
+    for start in range(0, tokens, size):
+        part = slice(start, start + size)
+        here = wanted[part].nonzero().flatten()
+        blocks.append((part, first[part].to(device), here.to(device), slice(row, row + len(here))))
+        row += len(here)
+    return blocks
+
+
 def _scan_block(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, first: Tensor, wanted: Tensor, state: Tensor
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    first: Tensor,
+    wanted: Tensor,
+    state: Tensor,
+    longest: int,
 ) -> tuple[Tensor, Tensor]:
     decay = torch.exp(delta[:, :, None] * A).masked_fill(first[:, None, None], 0)
     h = (delta * x)[:, :, None] * B[:, None, :]
     reach = 1
-    while reach < len(x):
+    while reach < min(len(x), longest):
         h = torch.cat([h[:reach], h[reach:] + decay[reach:] * h[:-reach]])
         decay = torch.cat([decay[:reach], decay[reach:] * decay[:-reach]])
         reach *= 2
     h = h + decay * state
     y = torch.einsum("men,mn->me", h[wanted], C) + D * x[wanted]
     return y, h[-1]
+
+
+def in_triton(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, lengths: Sequence[int], tails: Sequence[int]
+) -> Tensor:
+    """By our own kernels, all sequences at once, in float32 or float64.
+
+    Raises RuntimeError where Triton is not installed.
+    """
+    if not HAS_TRITON:
+        raise RuntimeError("triton is not installed: its kernels cannot be compiled")
+    import fsg.triton_mamba  # noqa: F401  # only where it is used: Triton takes a second to import
+
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    tensors = [tensor.to(dtype).contiguous() for tensor in (x, delta, A, B, C, D)]
+    y: Tensor = torch.ops.fsg.triton_scan(*tensors, list(lengths), list(tails))[0]
+    return y.to(x.dtype)
 
 
 @functools.cache

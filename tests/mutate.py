@@ -63,7 +63,7 @@ def is_found(mutation: Mutation, folder: Path) -> bool:
     path = folder / mutation.file
     before = path.read_text()
     path.write_text(mutated(before, mutation))
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | {"PYTHONPATH": str(folder), "TRITON_INTERPRET": "1"}  # as `make test-accelerator` does
     try:
         return any(
             subprocess.run(

@@ -147,3 +147,24 @@ def test_without_a_compiler_the_native_block_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler"):
         block.native(u, sequences)
     assert torch.isfinite(block(u, sequences)).all()
+
+
+@needs_compiler
+def test_the_native_block_is_an_operator_that_torch_compiles_over_without_a_break() -> None:
+    block, u, sequences = problem(*SMALL[0], SMALL[1], torch.float32)
+    graph = torch.compile(block, fullgraph=True, backend="aot_eager")
+    weights = torch.randn(sum(sequences.tails), u.shape[1])
+    outputs = [way(u, sequences) for way in (block, graph)]
+    gradients = [torch.autograd.grad(y, [u, *block.parameters()], weights) for y in outputs]
+    assert torch.equal(*outputs)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@needs_compiler
+def test_the_native_operator_keeps_torchs_rules_for_operators() -> None:
+    """Its shapes without data, its derivative's registration, and nothing that is written to or aliased."""
+    block, u, sequences = problem(*SMALL[0], SMALL[1], torch.float64)
+    kernel, to_delta = block.conv1d.weight[:, 0], block.dt_proj
+    tensors = (u, block.in_proj.weight, kernel, block.conv1d.bias, block.x_proj.weight, to_delta.weight, to_delta.bias)
+    inputs = [t.detach().requires_grad_() for t in (*tensors, -block.A_log.exp(), block.D)]  # type: ignore[union-attr]
+    torch.library.opcheck(mamba.native_mamba, (*inputs, list(sequences.lengths), list(sequences.tails)))

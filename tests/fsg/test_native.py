@@ -5,20 +5,21 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fsg import mamba, native
+from fsg import mamba, native, selective_scan
 from fsg.mamba import Mamba, MambaBlock
 
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a process that has compiled nothing."""
-    native.build.cache_clear()
+    native.BUILT.clear()
     yield
-    native.build.cache_clear()
+    native.BUILT.clear()
 
 
 def compiler(folder: Path, script: str) -> str:
@@ -71,7 +72,7 @@ def test_another_version_of_the_compiler_compiles_anew(monkeypatch: pytest.Monke
     monkeypatch.setattr(native, "_compile", lambda compiler, source, target: built.append(target))
     for version in ("one", "one", "two"):
         monkeypatch.setenv("CXX", compiler(tmp_path, f"echo {version}"))
-        native.build.cache_clear()
+        native.BUILT.clear()
         with pytest.warns(UserWarning, match="cannot be compiled"):  # nothing was written
             native.build("mamba")
     assert built[0] == built[1] != built[2]
@@ -85,9 +86,32 @@ def test_doing_without_is_recorded_and_no_warning(
     assert caplog.records == []
 
 
-def test_on_a_gpu_the_kernel_is_that_of_mamba_ssm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mamba, "scan_kernel", lambda: None)
+def test_on_a_gpu_the_kernel_is_tritons_and_mamba_ssms_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FSG_SCAN", raising=False)
+    versions = {"mamba-ssm": "2.3", "triton": "3.8"}
+    monkeypatch.setattr(mamba, "distributions", lambda name: [SimpleNamespace(version=versions[name])])
+    monkeypatch.setattr(selective_scan, "HAS_TRITON", True)
+    monkeypatch.setattr(selective_scan, "kernel", lambda: print)
+    assert mamba.kernel(Mamba(), "cuda:1") == "triton 3.8"
+    monkeypatch.setenv("FSG_SCAN", "mamba-ssm")
+    assert mamba.kernel(Mamba(), "cuda") == "mamba-ssm 2.3 (other bits in every run)"
+    monkeypatch.setattr(mamba, "distributions", lambda name: [])
+    assert mamba.kernel(Mamba(), "meta") == "torch"
+    monkeypatch.setenv("FSG_SCAN", "mamba")
+    with pytest.raises(ValueError, match="FSG_SCAN is 'mamba', expected one of triton, torch, mamba-ssm"):
+        mamba.kernel(Mamba(), "cuda")
+
+
+def test_without_triton_the_kernel_is_torchs_and_what_is_not_installed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FSG_SCAN", raising=False)
+    monkeypatch.setattr(selective_scan, "HAS_TRITON", False)
+    monkeypatch.setattr(selective_scan, "kernel", lambda: None)
     assert mamba.kernel(Mamba(), "cuda") == "torch"
-    monkeypatch.setattr(mamba, "scan_kernel", lambda: print)
-    monkeypatch.setattr(mamba, "version", lambda name: {"mamba-ssm": "2.3"}[name])
-    assert mamba.kernel(Mamba(), "cuda") == "mamba-ssm 2.3"
+    for wanted in ("triton", "mamba-ssm"):
+        monkeypatch.setenv("FSG_SCAN", wanted)
+        with pytest.raises(ValueError, match="not installed here"):
+            mamba.kernel(Mamba(), "cuda")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsg import selective_scan
-from fsg.selective_scan import BLOCK, blocked, fused, kernel, reference
+from fsg.selective_scan import BLOCK, HAS_TRITON, blocked, fused, in_triton, kernel, reference
 
 LENGTHS, TAILS = (4, BLOCK + 70, 1, 131), (2, 65, 1, 131)
 SCANS = [reference, blocked]
@@ -79,6 +79,18 @@ def test_blocked_scan_agrees_with_the_reference_forward_and_backward(dtype: torc
     assert disagreement(blocked, dtype) < tolerance
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not HAS_TRITON, reason="NOT RUN: Triton's kernels need CUDA and Triton"
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 5e-6)])
+def test_tritons_scan_agrees_with_the_reference_on_a_gpu_and_twice_has_the_same_bits(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    errors = [disagreement(in_triton, dtype, "cuda") for _ in range(2)]
+    assert errors[0] < tolerance
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.skipif(without_cuda, reason="NOT RUN: mamba-ssm's kernel needs CUDA and mamba_ssm")
 def test_mamba_ssms_kernel_agrees_with_the_reference_forward_and_backward() -> None:
     assert disagreement(fused, torch.float32, "cuda") < 1e-4
@@ -104,3 +116,16 @@ def test_without_mamba_ssm_its_kernel_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(selective_scan, "kernel", lambda: None)
     with pytest.raises(RuntimeError, match="mamba_ssm is not installed"):
         fused(*problem((2,), (1,), 2, 2, torch.float32), (2,), (1,))
+
+
+def test_without_triton_our_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective_scan, "HAS_TRITON", False)
+    with pytest.raises(RuntimeError, match="triton is not installed"):
+        in_triton(*problem((2,), (1,), 2, 2, torch.float32), (2,), (1,))
+
+
+def test_on_a_device_the_blocked_scan_takes_larger_blocks_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective_scan, "BLOCK", 1 << 20)
+    assert disagreement(blocked, torch.float64) < 1e-13
+    monkeypatch.setattr(selective_scan, "BLOCK", 3)
+    assert disagreement(blocked, torch.float64) < 1e-13

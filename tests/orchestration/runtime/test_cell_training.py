@@ -646,11 +646,11 @@ def test_resuming_with_another_kernel_is_told(
     again.run_for(0.0)
     assert again.note == ""
     again.interrupt("enough")
-    native.build.cache_clear()
+    native.BUILT.clear()
     monkeypatch.setenv("FSG_NATIVE", "0")
     other = CellTraining(ledger, one)
     other.run_for(0.0)
-    native.build.cache_clear()
+    native.BUILT.clear()
     before = ledger.attempts(one.id)[0]["kernel"]
     told = f"slow net kernels torch (FSG_NATIVE=0) (before: {before})"
     assert other.note == f"resumed with other {told}: other bits are to be expected"
