@@ -320,6 +320,8 @@ def _checked(raw: RawImages, title: str) -> RawImages:
     unknown = np.setdiff1d(labels["test"], labels["train"])
     if len(unknown):
         raise DataError(f"{title}: test_labels have classes that train_labels lack: {_few(unknown)}")
+    if not largest:
+        raise DataError(f"{title}: train_labels have one class, expected two or more")
     return RawImages(images["train"], labels["train"], images["test"], labels["test"])
 
 

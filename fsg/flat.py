@@ -1,7 +1,8 @@
 """Tensors of several shapes in one vector: what is elementwise is then one kernel for all of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ class Unpacked(list[Tensor]):
 class FlatLayout:
     """How tensors lie in one vector [N]: behind each other, each in the order in which its memory has it.
 
-    That order keeps a view of the vector in the memory format of its tensor, and packing free of permutations.
+    So packing permutes nothing, and a view of the vector has the strides of its tensor. A convolution's choice of its
+    kernel, and so its bits, hang on them, also on those of dimensions of one element.
     """
 
     def __init__(self, shapes: Sequence[torch.Size], strides: Sequence[tuple[int, ...]], device: torch.device) -> None:
         self.device, self.shapes = device, shapes
+        self.strides = strides
         self.orders = [_memory_order(shape, stride) for shape, stride in zip(shapes, strides, strict=True)]
         self.sizes = [shape.numel() for shape in shapes]
 
@@ -31,16 +34,22 @@ class FlatLayout:
         """The layout of tensors such as these: the same object for the same shapes, strides and device."""
         return _layout(tuple(x.shape for x in tensors), tuple(x.stride() for x in tensors), tensors[0].device)
 
+    def after(self, function: Callable[[Tensor], Tensor]) -> "FlatLayout":
+        """That of a function's results, which may have other strides where a dimension has one element."""
+        return _after(self, function)
+
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of these shapes → [N]; the vector itself of those that were unpacked alike."""
         if isinstance(tensors, Unpacked) and tensors.layout.lies_like(self):
             return tensors.vector
         return torch.cat([x.permute(order).reshape(-1) for x, order in zip(tensors, self.orders, strict=True)])
 
+    @torch.no_grad()
     def unpack(self, vector: Tensor) -> Unpacked:
-        """[N] → a view for each tensor, in its shape and memory format."""
-        each = zip(torch.split(vector, self.sizes), self.shapes, self.orders, strict=True)
-        return Unpacked([_in_order(piece, shape, order) for piece, shape, order in each], vector, self)
+        """[N] → a view for each tensor, in its shape and memory format; nothing is differentiated."""
+        starts = accumulate(self.sizes, initial=int(vector.storage_offset()))
+        each = zip(self.shapes, self.strides, starts, strict=False)
+        return Unpacked([vector.as_strided(shape, stride, start) for shape, stride, start in each], vector, self)
 
     def lies_like(self, other: "FlatLayout") -> bool:
         """Whether a vector of the one is a vector of the other."""
@@ -67,12 +76,13 @@ def _layout(shapes: tuple[torch.Size, ...], strides: tuple[tuple[int, ...], ...]
     return FlatLayout(shapes, strides, device)
 
 
+@lru_cache(maxsize=8)
+def _after(layout: FlatLayout, function: Callable[[Tensor], Tensor]) -> FlatLayout:
+    each = zip(layout.shapes, layout.strides, strict=True)
+    strides = tuple(function(torch.empty_strided(shape, stride)).stride() for shape, stride in each)
+    return _layout(tuple(layout.shapes), strides, layout.device)
+
+
 def _memory_order(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from the outermost in memory on; one of a single element is within another of the same stride."""
     return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], shape[dim] == 1)))
-
-
-def _in_order(piece: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
-    """A piece of a vector as a tensor of a shape, whose dimensions its memory has in an order."""
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return piece.view([shape[dim] for dim in order]).permute(back)

@@ -49,6 +49,7 @@ class Flat:
     """Many weights in one vector [N], as a quantizer sees them: W̃ and c, each where it is asked for."""
 
     quantizer: Quantizer
+    layout: FlatLayout
     prequantized: Callable[[], Tensor]
     calibration: Callable[[], Tensor]
 
@@ -128,7 +129,8 @@ class DoReFa(BaseQuantizer, Settings):
         squashed = torch.tanh(layout.pack(weights))
         each = torch.stack(foreach.norm(layout.unpack(squashed), math.inf))
         largest = layout.spread(_positive(each))
-        return Flat(self, lambda: self._normalised(squashed, largest), lambda: self._slope(squashed, largest))
+        lies = layout.after(torch.tanh)
+        return Flat(self, lies, lambda: self._normalised(squashed, largest), lambda: self._slope(squashed, largest))
 
     @staticmethod
     def _normalised(squashed: Tensor, largest: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ class Sign(BaseQuantizer, Settings):
 
     def flat(self, layout: FlatLayout, weights: Sequence[Tensor]) -> Flat:
         packed = layout.pack(weights)
-        return Flat(self, lambda: packed, lambda: torch.ones_like(packed))
+        return Flat(self, layout, lambda: packed, lambda: torch.ones_like(packed))
 
 
 @dataclass(frozen=True, kw_only=True)

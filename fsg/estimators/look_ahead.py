@@ -47,7 +47,8 @@ class LookAhead(GradientEstimator):
     def teach(self, name: str, net: nn.Module, lr: float, weight_decay: float = 0.0) -> None:
         """Give a hypernetwork its own Adam (PyTorch's), and both a place in the state."""
         self.nets[name] = net.to(self.weights[0].detach())
-        self.optimizers[name] = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay)
+        # 0 and not 0.0 without a decay: torch's own default, which digests of recorded trainings have
+        self.optimizers[name] = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay or 0)
 
     @abstractmethod
     def remember(self, gradients: list[Tensor]) -> None:
@@ -153,8 +154,12 @@ class LookAhead(GradientEstimator):
         return self._biases()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was generated is not in it: it follows from the rest."""
-        directions = {name: self.direction(name, parameter) for name, parameter in self.directions()}
+        """What was generated is not in it: it follows from the rest.
+
+        Directions of biases that nothing looks ahead are in it as well, as in the digests of recorded trainings.
+        """
+        directions = {name: bias.grad for name, bias in self._biases()}
+        directions |= {name: self.direction(name, parameter) for name, parameter in self.directions()}
         return {
             "ready": self.ready,
             "prequantized": dict(zip(self.layers, self.prequantized, strict=True)),
@@ -168,9 +173,12 @@ class LookAhead(GradientEstimator):
         with torch.no_grad():
             for prequantized, name in zip(self.prequantized, self.layers, strict=True):
                 prequantized.copy_(state["prequantized"][name])
-        kept = [(name, parameter) for name, parameter in self.directions() if name in state["directions"]]
-        self.known = {name: torch.empty_like(p).copy_(state["directions"][name]) for name, p in kept}
-        self.before = {}
+        parameters = dict(self._biases() + self.directions())
+        kept = {name: torch.empty_like(parameters[name]).copy_(x) for name, x in state["directions"].items()}
+        followed = dict(self.directions())
+        self.known, self.before = {name: direction for name, direction in kept.items() if name in followed}, {}
+        for name in kept.keys() - followed.keys():
+            parameters[name].grad = kept[name]
         for name, net in self.nets.items():
             net.load_state_dict(state["nets"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])

@@ -83,8 +83,8 @@ class _OneByOne:
 class _AllAtOnce:
     """All layers in one vector."""
 
-    def __init__(self, flat: Flat, layout: FlatLayout) -> None:
-        self.flat, self.layout = flat, layout
+    def __init__(self, flat: Flat) -> None:
+        self.flat, self.layout = flat, flat.layout
 
     @cached_property
     def prequantized(self) -> list[Tensor]:
@@ -175,5 +175,4 @@ class Quantizers:
     def _part(self, quantizer: Quantizer, weights: Sequence[Tensor]) -> _Part:
         if "flat" not in vars(type(quantizer)):  # one that is inherited is of another quantizer
             return _OneByOne(quantizer, [weight.detach() for weight in weights])
-        layout = FlatLayout.like(weights)
-        return _AllAtOnce(quantizer.flat(layout, weights), layout)  # type: ignore[attr-defined]
+        return _AllAtOnce(quantizer.flat(FlatLayout.like(weights), weights))  # type: ignore[attr-defined]

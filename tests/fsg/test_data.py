@@ -437,6 +437,10 @@ def replaced(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Calla
             "test_labels have negative values: -1, expected classes counted from 0",
         ),
         (replaced("test_labels", lambda a: a + 5), "classes that train_labels lack: 5, 6, 7, 8, 9"),
+        (
+            lambda held: held | {f"{split}_labels": 0 * held[f"{split}_labels"] for split in ("train", "test")},
+            "train_labels have one class, expected two or more",
+        ),
         (replaced("train_labels", lambda a: a + np.uint64(2**40)), "train_labels go up to 1099511627780"),
         (
             replaced("train_labels", lambda a: a + 1),

@@ -55,7 +55,9 @@ def test_all_layers_at_once_are_each_layer_by_itself(
     seen = Quantizers(layers).of(weights)
     prequantized = [quantizer.prequantize(weight) for weight in weights]
     same(seen.prequantized, prequantized)
-    same(seen.quantized, [quantizer.quantize(w) for w in prequantized])
+    quantized = [quantizer.quantize(w) for w in prequantized]
+    same(seen.quantized, quantized)
+    assert [one.stride() for one in seen.quantized] == [one.stride() for one in quantized], "a convolution's kernel"
     same(seen.calibration, [quantizer.calibration(weight) for weight in weights])
     each = list(zip(prequantized, weights, strict=True))
     same(seen.derivative(surrogate), [derivative(quantizer, w, weight, surrogate) for w, weight in each])

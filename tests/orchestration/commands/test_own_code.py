@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scipy
@@ -159,8 +160,10 @@ def test_a_node_compares_the_files_with_the_drivers(moved: Path) -> None:
     sys.path.insert(0, str(moved))
     (record,) = nodes._own(Ledger(moved / "results" / "tiny").cells())
     (moved / HELPER).write_text("FACTOR = -2.0\n")
-    wanted = {"versions": {}, "record": str(moved), "results": "", "directory": "", "python_path": [], "inputs": []}
-    assert nodes._look(wanted | {"own": [record]}) == [f"own_estimator:Scaled: {HELPER} is another than the driver's"]
+    wanted: dict[str, Any] = {"versions": {}, "record": str(moved), "results": "", "directory": "", "python_path": []}
+    assert nodes._look(wanted | {"inputs": [], "bf16": False, "own": [record]}) == [
+        f"own_estimator:Scaled: {HELPER} is another than the driver's"
+    ]
 
 
 def test_an_edit_of_any_file_makes_another_cell(finished: Path, moved: Path) -> None:
