@@ -26,7 +26,7 @@ from fsg.imported import Imported
 from fsg.layers import anneal, quantize
 from fsg.lost_state import LostState
 from fsg.metrics import evaluate, recalibrated_batchnorm
-from fsg.models import ModelConfig, ResNet
+from fsg.models import ModelConfig, ResNet, Torchvision
 from fsg.optimizers import Adam, Optimizer, OptimizerConfig
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
@@ -80,7 +80,7 @@ class TrainConfig(Settings):
         object.__setattr__(self, "full_precision_layers", tuple(self.full_precision_layers))
         if self.full_precision_layers and not isinstance(self.model, Imported):
             with torch.device("meta"):
-                quantize(self.model.build((3, 32, 32), 2), self.quantizer, self.full_precision_layers)
+                quantize(self.model.build((3, 224, 224), 2), self.quantizer, self.full_precision_layers)
 
 
 class Row(NamedTuple):
@@ -468,7 +468,7 @@ class Training:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         if self.device.type != "cpu":  # on a CPU they are; to say so would import torch's compiler, seconds
-            own = isinstance(self.config.model, Imported)
+            own = isinstance(self.config.model, Imported | Torchvision.Config)
             torch.use_deterministic_algorithms(True, warn_only=own)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:

@@ -25,6 +25,7 @@ def find_problems(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), 
     """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
     problems = [
         *_data(spec),
+        *_networks(spec),
         *_starting_weights(spec),
         *_precision(spec, remote),
         *([] if remote else _resources(spec)),
@@ -111,6 +112,22 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             if not isinstance(train.data, Imported):
                 raise
             yield "train.data", f"{reason(error)} (expected images that can be loaded)"
+
+
+def _networks(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """Whether each network of ours can take its images; those of a user's own are built elsewhere."""
+    for train in _distinct(spec, lambda train: [to_dict(train.data), to_dict(train.model)]):
+        if isinstance(train.model, Imported):
+            continue
+        try:
+            dataset = train.data.load()
+        except Exception:  # `_data` tells it
+            continue
+        try:
+            with torch.device("meta"):
+                train.model.build(dataset.shape, dataset.classes)
+        except ValueError as error:
+            yield "train.model", one_line(error)
 
 
 def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:

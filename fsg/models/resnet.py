@@ -1,23 +1,32 @@
-"""The networks of the field: residual networks for small images."""
+"""Residual networks for small images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsg import config
 from fsg.activations import ActivationDerivative, SignActivation
 from fsg.config import choice, setting
-from fsg.imported import Imported
+
+Shortcut = Literal["A", "B", "pooled"]
 
 
 class ResNet(nn.Module):
     """A CIFAR ResNet of 6n + 2 layers: a 3x3 convolution, three stages of n basic blocks, a linear layer.
 
-    The stages have width, 2·width and 4·width channels, and the second and third halve height and width, where the
-    shortcut is a 1x1 convolution with batch norm (option B). Convolutions start from Kaiming's normal distribution
-    (fan out, for ReLU), batch norms from weight 1 and bias 0, the linear layer as torch has it.
-    Shapes: images [b, C, H, W] → logits [b, classes]. Raises ValueError for a depth that is not 6n + 2.
+    The stages have width, 2·width and 4·width channels. The second and third halve height and width, where the shortcut
+    is
+
+        A        every second pixel, and zero channels before and after: no parameter
+        B        a 1x1 convolution of stride 2 with batch norm
+        pooled   the mean of 2x2 pixels, a 1x1 convolution and batch norm, as in Bi-Real Net
+
+    `classifier_norm` puts a batch norm before the linear layer, as FSG's released ResNet-20 has it. Convolutions start
+    from Kaiming's normal distribution (fan out, for ReLU), batch norms from weight 1 and bias 0, the linear layer as
+    torch has it. Shapes: images [b, C, H, W] → logits [b, classes]. Raises ValueError for a depth that is not 6n + 2.
     He, Zhang, Ren and Sun, CVPR 2016 (arXiv:1512.03385), section 4.2; the initialisation: ICCV 2015 (arXiv:1502.01852).
 
     With 1-bit activations each 3x3 convolution of the stages sees signs, and has a shortcut of its own, as in Bi-Real
@@ -27,7 +36,7 @@ class ResNet(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Settings):
-        """A CIFAR ResNet of `depth` layers with 1x1-convolution shortcuts, its activations real or ±1."""
+        """A CIFAR ResNet of `depth` layers, its activations real or ±1."""
 
         name: Literal["resnet"] = "resnet"
         depth: Literal[8, 14, 20, 32, 44, 56, 110] = choice(20, "Number of layers: 6n + 2.")
@@ -35,6 +44,14 @@ class ResNet(nn.Module):
         activation_bits: Literal[32, 1] = choice(32, "1: what the 3x3 convolutions of the stages see is ±1.")
         activation_derivative: ActivationDerivative = choice(
             "approx_sign", "What stands in for the derivative of a 1-bit activation."
+        )
+        shortcut: Shortcut = choice(
+            "B",
+            "Where a stage begins: zero channels (A), a 1x1 convolution (B), or one after pooling (Bi-Real Net).",
+            identity="unless_default",
+        )
+        classifier_norm: bool = setting(
+            False, "Whether a batch norm stands before the classifier.", identity="unless_default"
         )
 
         def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -48,10 +65,17 @@ class ResNet(nn.Module):
             if classes < 2:
                 raise ValueError(f"ResNet: classes is {classes}, expected ≥ 2")
             derivative = self.activation_derivative if self.activation_bits == 1 else None
-            return ResNet(self.depth, self.width, channels, classes, derivative)
+            return ResNet(self.depth, self.width, channels, classes, derivative, self.shortcut, self.classifier_norm)
 
     def __init__(
-        self, depth: int, width: int, in_channels: int, classes: int, sign: ActivationDerivative | None = None
+        self,
+        depth: int,
+        width: int,
+        in_channels: int,
+        classes: int,
+        sign: ActivationDerivative | None = None,
+        shortcut: Shortcut = "B",
+        classifier_norm: bool = False,
     ) -> None:
         """`sign`, the surrogate of 1-bit activations' derivative; None for real ones."""
         super().__init__()
@@ -61,9 +85,10 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu: nn.Module = nn.ReLU() if sign is None else nn.Identity()
-        self.layer1 = _stage(blocks, width, width, 1, sign)
-        self.layer2 = _stage(blocks, width, 2 * width, 2, sign)
-        self.layer3 = _stage(blocks, 2 * width, 4 * width, 2, sign)
+        self.layer1 = _stage(blocks, width, width, 1, sign, shortcut)
+        self.layer2 = _stage(blocks, width, 2 * width, 2, sign, shortcut)
+        self.layer3 = _stage(blocks, 2 * width, 4 * width, 2, sign, shortcut)
+        self.norm: nn.Module = nn.BatchNorm1d(4 * width) if classifier_norm else nn.Identity()
         self.fc = nn.Linear(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -72,13 +97,13 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
-        return self.fc(features.mean((2, 3)))
+        return self.fc(self.norm(features.mean((2, 3))))
 
 
 class _Block(nn.Module):
     """relu(bn(conv(relu(bn(conv x)))) + shortcut x), [b, in, h, w] → [b, out, ⌈h/stride⌉, ⌈w/stride⌉]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -86,8 +111,7 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+            self.downsample = _SHORTCUTS[shortcut](in_channels, out_channels, stride)
 
     def forward(self, features: Tensor) -> Tensor:
         inner = self.bn1(self.conv1(features)).relu()
@@ -100,8 +124,10 @@ class _SignBlock(_Block):
     [b, in, h, w] → [b, out, ⌈h/stride⌉, ⌈w/stride⌉]; the second shortcut is the identity.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, derivative: ActivationDerivative) -> None:
-        super().__init__(in_channels, out_channels, stride)
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, derivative: ActivationDerivative
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, shortcut)
         self.sign = SignActivation(derivative)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -109,13 +135,37 @@ class _SignBlock(_Block):
         return self.bn2(self.conv2(self.sign(features))) + features
 
 
+class _Padded(nn.Module):
+    """Every second pixel, between as many channels of zeros before as after: [b, in, h, w] → [b, out, ⌈h/2⌉, ⌈w/2⌉]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def _projected(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+
+
+def _pooled(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """An odd border, which a convolution of this stride would see too, is a mean of what is there."""
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
+    return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
+_SHORTCUTS: dict[Shortcut, Callable[[int, int, int], nn.Module]] = {"A": _Padded, "B": _projected, "pooled": _pooled}
+
+
 def _stage(
-    blocks: int, in_channels: int, out_channels: int, stride: int, sign: ActivationDerivative | None
+    blocks: int, in_channels: int, out_channels: int, stride: int, sign: ActivationDerivative | None, shortcut: Shortcut
 ) -> nn.Sequential:
-    sizes = [(in_channels, stride), *[(out_channels, 1)] * (blocks - 1)]
+    sizes = [(in_channels, out_channels, stride), *[(out_channels, out_channels, 1)] * (blocks - 1)]
     return nn.Sequential(
-        *(_Block(i, out_channels, s) if sign is None else _SignBlock(i, out_channels, s, sign) for i, s in sizes)
+        *(_Block(*size, shortcut) if sign is None else _SignBlock(*size, shortcut, sign) for size in sizes)
     )
-
-
-ModelConfig = ResNet.Config | Imported
