@@ -13,7 +13,7 @@ finished training.
 import logging
 import os
 
-from fsg.activations import SignActivation
+from fsg.activations import RPReLU, SignActivation, SignActivations
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
 from fsg.optimizers import SGD, Adam, Bop
@@ -44,10 +44,12 @@ __all__ = [
     "MultiFC",
     "QuantConv2d",
     "QuantLinear",
+    "RPReLU",
     "ReCU",
     "ReSTE",
     "Sign",
     "SignActivation",
+    "SignActivations",
     "TrainConfig",
     "Training",
     "dequantize",

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 import fsg
 from fsg import host_generators
+from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
 from fsg.data import DataConfig, FashionMNISTSubset
@@ -45,6 +46,12 @@ class TrainConfig(Settings):
     quantizer: QuantizerConfig = choice(DoReFa, "What makes its weights binary.", discriminator="name")
     full_precision_layers: tuple[str, ...] = choice(
         (), "Layers that are not quantized, by name; * stands for anything, as in [conv1, '*.downsample.*', fc]."
+    )
+    activations: ActivationConfig = choice(
+        RealActivations,
+        "What the quantized layers see: real numbers, or signs.",
+        discriminator="name",
+        identity="unless_default",
     )
     estimator: EstimatorConfig = choice(STE.Config, "Where their gradient comes from.", discriminator="name")
     optimizer: OptimizerConfig = choice(Adam, "What is done with it.", discriminator="name")
@@ -81,6 +88,18 @@ class TrainConfig(Settings):
         if self.full_precision_layers and not isinstance(self.model, Imported):
             with torch.device("meta"):
                 quantize(self.model.build((3, 224, 224), 2), self.quantizer, self.full_precision_layers)
+        self._check_activations()
+
+    def _check_activations(self) -> None:
+        binary = not isinstance(self.activations, RealActivations)
+        if binary and isinstance(self.model, ResNet.Config) and self.model.activation_bits == 1:
+            raise ValueError("model.activation_bits is 1, and activations is sign (expected one of the two)")
+        if isinstance(self.init, Pretrain) and self.init.binary_activations and not binary:
+            raise ValueError("init.binary_activations is true, and activations is real (expected activations: sign)")
+
+    def quantized(self, model: nn.Module) -> nn.Module:
+        """The model with its layers quantized and its activations placed, in place."""
+        return quantize(model, self.quantizer, self.full_precision_layers, self.activations)
 
 
 class Row(NamedTuple):
@@ -151,7 +170,8 @@ def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterato
 def pretraining(config: TrainConfig) -> TrainConfig:
     """The full-precision training that `init: pretrain` implies: same images, network, threads and precision.
 
-    Quantizer and kept layers have no say in it, and are the defaults, so that trainings which differ in them share it.
+    Quantizer, activations and kept layers have no say in it, and are the defaults, so that trainings which differ in
+    them share it; with `binary_activations` the signs are placed as they will be.
     Raises ValueError for any other starting point.
     """
     init = config.init
@@ -160,7 +180,8 @@ def pretraining(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         quantizer=DoReFa(),
-        full_precision_layers=(),
+        full_precision_layers=config.full_precision_layers if init.binary_activations else (),
+        activations=config.activations if init.binary_activations else RealActivations(),
         estimator=FullPrecision.Config(),
         optimizer=init.optimizer,
         lr_schedule=init.lr_schedule,
@@ -226,10 +247,10 @@ class Training:
         self.dataset = config.data.load().to(device)
         seed_generators(derived_seed(seed, "network"))
         model = config.model.build(self.dataset.shape, self.dataset.classes)
+        anneal(config.quantized(model), 0.0)
         if start is not None:
-            load_into(model, start)
+            load_into(model, placed_state(model) | start)
         refuse_not_finite(model)
-        anneal(quantize(model, config.quantizer, config.full_precision_layers), 0.0)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)

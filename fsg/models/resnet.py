@@ -109,13 +109,15 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu1: nn.Module = nn.ReLU()
+        self.relu2: nn.Module = nn.ReLU()
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = _SHORTCUTS[shortcut](in_channels, out_channels, stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        inner = self.bn1(self.conv1(features)).relu()
-        return (self.bn2(self.conv2(inner)) + self.downsample(features)).relu()
+        inner = self.relu1(self.bn1(self.conv1(features)))
+        return self.relu2(self.bn2(self.conv2(inner)) + self.downsample(features))
 
 
 class _SignBlock(_Block):
@@ -128,6 +130,7 @@ class _SignBlock(_Block):
         self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, derivative: ActivationDerivative
     ) -> None:
         super().__init__(in_channels, out_channels, stride, shortcut)
+        self.relu1 = self.relu2 = nn.Identity()
         self.sign = SignActivation(derivative)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class VGGSmall(nn.Module):
 
         2×128C3 – MP2 – 2×256C3 – MP2 – 2×512C3 – MP2 – FC      for width 128
 
-    Behind each convolution come the max pool, where there is one, batch norm, and the nonlinearity. Convolutions have no
+    Behind each convolution come the max pool, where there is one, batch norm and the nonlinearity. Convolutions have no
     bias, and start as torch has it. Shapes: images [b, C, H, W] → logits [b, classes].
     Zhang, Yang, Ye and Hua, LQ-Nets, ECCV 2018 (arXiv:1807.10029), after Courbariaux et al., 2016 (arXiv:1602.02830),
     whose nonlinearity is the hard tanh.

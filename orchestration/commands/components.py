@@ -17,7 +17,6 @@ from fsg.config import kind_of, to_dict
 from fsg.data import Dataset
 from fsg.estimators import GradientEstimator
 from fsg.imported import Imported
-from fsg.layers import quantize
 from fsg.starting_points import Pretrain
 from fsg.trainer import TrainConfig
 from orchestration.spec.cells import imported
@@ -87,7 +86,7 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
     model = _called("model", train.model.build, dataset.shape, dataset.classes)
     _expect("model", model, nn.Module)
     try:
-        quantized = quantize(model, train.quantizer, train.full_precision_layers)
+        quantized = train.quantized(model)
     except Exception as error:
         named = "no layer is named" in str(error)
         raise _Unfit("full_precision_layers" if named else "model", reason(error)) from error

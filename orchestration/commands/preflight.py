@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fsg.activations import placed_state
 from fsg.config import to_dict
 from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
@@ -143,7 +144,7 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             continue
         try:
             if isinstance(train.init, File):
-                load_into(model, load_weights(train.init.path))
+                load_into(model, placed_state(train.quantized(model)) | load_weights(train.init.path))
         except (OSError, ValueError) as error:
             yield "train.init.path", one_line(error)
         try:
