@@ -1,5 +1,6 @@
 """Training: one step, an evaluation, and the whole as something that can be stopped and gone on with anywhere."""
 
+import functools
 import hashlib
 import itertools
 import time
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fsg
-from fsg import host_generators
+from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
@@ -24,7 +25,8 @@ from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimato
 from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.imported import Imported
-from fsg.layers import anneal, quantize
+from fsg.layers import anneal, dequantize, quantize
+from fsg.losses import CrossEntropy, Distillation, LossConfig
 from fsg.lost_state import LostState
 from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ModelConfig, ResNet, Torchvision
@@ -34,6 +36,7 @@ from fsg.schedules import Cosine, ScheduleConfig
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
 
 PAPERS_EPOCHS = 10
+NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
 SAMPLES = 8  # steps of an epoch whose gradients the diagnostics look at
 
 
@@ -56,6 +59,7 @@ class TrainConfig(Settings):
     estimator: EstimatorConfig = choice(STE.Config, "Where their gradient comes from.", discriminator="name")
     optimizer: OptimizerConfig = choice(Adam, "What is done with it.", discriminator="name")
     lr_schedule: ScheduleConfig = choice(Cosine, "How the learning rate changes.", discriminator="name")
+    loss: LossConfig = choice(CrossEntropy, "What is minimised.", discriminator="name", identity="unless_default")
     anneal: Literal["step", "epoch"] = choice(
         "step",
         "How often what is annealed (ede, reste, recu) moves: at every step, or once an epoch as in released code.",
@@ -89,6 +93,8 @@ class TrainConfig(Settings):
             with torch.device("meta"):
                 quantize(self.model.build((3, 224, 224), 2), self.quantizer, self.full_precision_layers)
         self._check_activations()
+        if isinstance(self.loss, Distillation) and not isinstance(self.init, Pretrain):
+            raise ValueError(NO_TEACHER.format(self.init.name))
 
     def _check_activations(self) -> None:
         binary = not isinstance(self.activations, RealActivations)
@@ -144,14 +150,10 @@ def train_step(
 
 
 def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if isinstance(optimizer, torch.optim.Optimizer):
+        torch_optimizer.step(optimizer, lr)
+    else:
         optimizer.step(lr)
-        return
-    if len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
-        raise ValueError("the optimizer's groups have several learning rates, expected one (or a loop of your own)")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
 
 
 def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterator[Row]:
@@ -185,6 +187,7 @@ def pretraining(config: TrainConfig) -> TrainConfig:
         estimator=FullPrecision.Config(),
         optimizer=init.optimizer,
         lr_schedule=init.lr_schedule,
+        loss=CrossEntropy(),
         init=Scratch(),
         epochs=init.epochs,
         batch_size=init.batch_size,
@@ -252,9 +255,13 @@ class Training:
             load_into(model, placed_state(model) | start)
         refuse_not_finite(model)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss: Callable[..., Tensor] = config.loss.build()
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.device)
+        self.teacher = self._teacher(start) if getattr(self.loss, "needs_teacher", False) else None
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
-        self.optimizer: Optimizer = config.optimizer.build(self.model)
+        self.optimizer: Optimizer = torch_optimizer.adapted(config.optimizer.build(self.model), self.model)
         self.lost_state = LostState(self.estimator, config.estimator.build)
         self._never_finite = {f"/model{name}" for name in not_finite(self.weights())}  # such as a mask of −∞
         seed_generators(derived_seed(seed, "training"))
@@ -271,6 +278,25 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def _teacher(self, start: dict[str, Tensor] | None) -> nn.Module:
+        """The pretrained network as it was evaluated. Raises ValueError where there is none."""
+        config = self.config
+        if start is None or not isinstance(config.init, Pretrain):
+            raise ValueError(NO_TEACHER.format(config.init.name))
+        teacher = config.model.build(self.dataset.shape, self.dataset.classes)
+        if config.init.binary_activations:
+            dequantize(config.quantized(teacher))
+        load_into(teacher, start)
+        teacher.eval().requires_grad_(False)
+        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
+        """The loss of a step, which knows what the teacher says about its images where there is one."""
+        if self.teacher is None:
+            return self.loss
+        with torch.no_grad(), self._arithmetic():
+            return functools.partial(self.loss, teacher=self.teacher(images))
 
     @property
     def epoch(self) -> int:
@@ -332,6 +358,8 @@ class Training:
         if bad := [name for name in not_finite(judged) if name not in self._never_finite]:
             raise Diverged(f"{bad[0].strip('/')} is not finite after step {self.step}")
         state["host_generators"] = host_generators.states(self._owners())
+        if isinstance(self.loss, nn.Module) and (kept := self.loss.state_dict()):
+            state["loss"] = kept
         return state | ({"diagnostics": self.diagnostics.state_dict()} if self.diagnostics is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -348,6 +376,8 @@ class Training:
         anneal(self.model, self.progress(max(0, self.step - 1)))  # as the last step left it
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
+        if isinstance(self.loss, nn.Module) and "loss" in state:
+            self.loss.load_state_dict(state["loss"])
         if self.diagnostics is not None:
             every = self.diagnostics.sample_every
             self.diagnostics = Diagnostics(self.estimator, sample_every=every)
@@ -365,7 +395,7 @@ class Training:
     def _owners(self) -> dict[str, Any]:
         """The objects whose attributes may be random generators."""
         modules = {f"model.{name}": module for name, module in self.model.named_modules()}
-        return {"estimator": self.estimator, "optimizer": self.optimizer, **modules}
+        return {"estimator": self.estimator, "optimizer": self.optimizer, "loss": self.loss, **modules}
 
     def _made_by(self) -> dict[str, Any]:
         return {"numerics": fsg.NUMERICS, "seed": self.seed, "config": self.config.identity()}
@@ -399,7 +429,8 @@ class Training:
         with self._watched_for_lost_state():
             loss = train_step(
                 self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=self.progress(self.step), arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+                lr=lr, progress=self.progress(self.step), loss_function=self._loss_of(images),
+                arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
             )  # fmt: skip
         self.loss_sum += loss
         self.step += 1

@@ -3,10 +3,11 @@
 It is built on torch's meta device, where nothing is computed; what cannot be built there is built on the CPU.
 """
 
+import functools
 import json
 import numbers
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fsg.data import Dataset
 from fsg.estimators import GradientEstimator
 from fsg.imported import Imported
 from fsg.starting_points import Pretrain
+from fsg.torch_optimizer import adapted
 from fsg.trainer import TrainConfig
 from orchestration.spec.cells import imported
 from orchestration.spec.components import KINDS
@@ -83,6 +85,8 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
             raise _Unfit("lr_schedule", f"factor(0.0, …) returned {kind_of(factor)} (expected a number)")
     if isinstance(train.quantizer, Imported):
         _called("quantizer", _try_quantizer, train.quantizer)
+    if isinstance(train.loss, Imported):
+        _try_loss(train, dataset.classes)
     model = _called("model", train.model.build, dataset.shape, dataset.classes)
     _expect("model", model, nn.Module)
     try:
@@ -94,7 +98,7 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
     _expect("estimator", estimator, GradientEstimator)
     if not hasattr(estimator, "layers"):
         raise _Unfit("estimator", "it has no layers (expected super().__init__(model) in its constructor)")
-    optimizer = _called("optimizer", train.optimizer.build, quantized)
+    optimizer = _called("optimizer", lambda: adapted(train.optimizer.build(quantized), quantized))
     if isinstance(train.optimizer, Imported):
         needed = (*KINDS["optimizer"].methods, "names", "parameters")
         missing = [name for name in needed if not hasattr(optimizer, name)]
@@ -103,6 +107,22 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
             raise _Unfit("optimizer", f"{what} (expected {KINDS['optimizer'].example})")
         if not isinstance(_called("optimizer", getattr, train.optimizer, "lr", None), numbers.Real):
             raise _Unfit("optimizer", "has no setting lr (expected one: the learning rate before the schedule)")
+
+
+def _try_loss(train: TrainConfig, classes: int) -> None:
+    """Raises _Unfit where it makes no number of logits and labels, or needs a teacher that there is not."""
+    with torch.device("cpu"):
+        loss = _called("loss", train.loss.build)
+        logits, labels = torch.zeros(2, classes, requires_grad=True), torch.arange(2)
+        _expect("loss", loss, Callable)  # type: ignore[arg-type]
+        teacher = {"teacher": torch.zeros(2, classes)} if getattr(loss, "needs_teacher", False) else {}
+        if teacher and not isinstance(train.init, Pretrain):
+            raise _Unfit("loss", trainer.NO_TEACHER.format(train.init.name))
+        value = _called("loss", functools.partial(loss, logits, labels, **teacher))
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+        what = "without a gradient" if isinstance(value, Tensor) and value.numel() == 1 else "for logits and labels"
+        raise _Unfit("loss", f"it returned {found} {what} (expected a number that depends on the logits)")
 
 
 def _try_quantizer(quantizer: Any) -> None:
