@@ -83,6 +83,8 @@ def _field(owner: str, parameter: inspect.Parameter, hint: Any) -> tuple[str, An
 
 
 def _is_scalar(hint: Any) -> bool:
+    if hint is NoneType or get_origin(hint) is tuple:  # which is written as a list
+        return False
     return all(kind in (*_SCALARS, NoneType) for kind in get_args(hint) or (hint,))
 
 

@@ -37,10 +37,8 @@ class _Unfit(Exception):
 
 def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
     """Variant, field below `train`, and what is wrong, for each training with a component that cannot be used."""
-    trainings = [(point.variant, point.train) for point in spec.points]
-    trainings += [(study.name, study.train) for study in spec.studies]
     seen: set[str] = set()
-    for variant, train in trainings:
+    for variant, train in _trainings(spec):
         key = json.dumps([to_dict(train) | {"epochs": 0, "batch_size": 0, "threads": 0}], sort_keys=True)
         if key in seen or not imported(train):
             continue
@@ -55,6 +53,32 @@ def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
             except _Unfit as wrong:
                 at_init = wrong.field.startswith(("optimizer", "lr_schedule"))
                 yield variant, f"init.{wrong.field}" if at_init else wrong.field, wrong.what
+
+
+def unfit_networks(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
+    """The same for each network of fsg's that cannot take the images."""
+    seen: set[str] = set()
+    for variant, train in _trainings(spec):
+        key = json.dumps([to_dict(train.data), to_dict(train.model)], sort_keys=True)
+        if key in seen or isinstance(train.model, Imported):
+            continue
+        seen.add(key)
+        try:
+            dataset = train.data.load()
+        except Exception:  # is told where the data is checked
+            continue
+        if not isinstance(dataset, Dataset):
+            continue
+        try:
+            with torch.device("meta"):
+                train.model.build(dataset.shape, dataset.classes)
+        except ValueError as error:
+            yield variant, "model", reason(error)
+
+
+def _trainings(spec: ExperimentSpec) -> list[tuple[str, TrainConfig]]:
+    points = [(point.variant, point.train) for point in spec.points]
+    return points + [(study.name, study.train) for study in spec.studies]
 
 
 def _build(train: TrainConfig) -> None:

@@ -11,7 +11,7 @@ from fsg.config import to_dict
 from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
 from fsg.trainer import TrainConfig, refuse_not_finite
-from orchestration.commands.components import unfit
+from orchestration.commands.components import unfit, unfit_networks
 from orchestration.ledger.ledger import Ledger
 from orchestration.search.compatibility import differences
 from orchestration.spec.cells import contaminated
@@ -26,7 +26,6 @@ def find_problems(spec: ExperimentSpec, source: Path, sets: Sequence[str] = (), 
     """One line, in the form of a spec's mistakes, for each thing that is missing. Of a cluster nothing is known."""
     problems = [
         *_data(spec),
-        *_networks(spec),
         *_starting_weights(spec),
         *_precision(spec, remote),
         *([] if remote else _resources(spec)),
@@ -65,9 +64,9 @@ def _lines(spec: ExperimentSpec, source: Path, sets: Sequence[str], problems: It
 
 
 def _components(spec: ExperimentSpec, sets: Sequence[str]) -> list[str]:
-    """What of the user's own cannot be used, where the variant, the grid or `train` names it."""
+    """What cannot be used of the user's own, or with these images, where the variant, the grid or `train` names it."""
     problems = []
-    for variant, field, what in unfit(spec):
+    for variant, field, what in (*unfit_networks(spec), *unfit(spec)):
         at = field if field == "full_precision_layers" else f"{field}.import"
         problems.append(Problem(*_written(spec, sets, variant, at), what))
     return list(dict.fromkeys(map(str, problems)))
@@ -113,22 +112,6 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             if not isinstance(train.data, Imported):
                 raise
             yield "train.data", f"{reason(error)} (expected images that can be loaded)"
-
-
-def _networks(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
-    """Whether each network of ours can take its images; those of a user's own are built elsewhere."""
-    for train in _distinct(spec, lambda train: [to_dict(train.data), to_dict(train.model)]):
-        if isinstance(train.model, Imported):
-            continue
-        try:
-            dataset = train.data.load()
-        except Exception:  # `_data` tells it
-            continue
-        try:
-            with torch.device("meta"):
-                train.model.build(dataset.shape, dataset.classes)
-        except ValueError as error:
-            yield "train.model", one_line(error)
 
 
 def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
