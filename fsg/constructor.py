@@ -92,7 +92,8 @@ def _stateable_part(hint: Any) -> Any:
     """`float` of `float | Tensor`, also within a tuple; any other hint as it is."""
     parts = get_args(hint)
     if get_origin(hint) is tuple:
-        return tuple[tuple(_stateable_part(part) for part in parts)]
+        of_parts: Any = tuple
+        return of_parts[tuple(_stateable_part(part) for part in parts)]
     if get_origin(hint) in (Union, UnionType) and any(map(_stateable, parts)):
         return Union[tuple(part for part in parts if _stateable(part))]  # noqa: UP007  # of parts that are computed
     return hint

@@ -289,7 +289,7 @@ class Training:
             dequantize(config.quantized(teacher))
         load_into(teacher, start)
         teacher.eval().requires_grad_(False)
-        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
         """The loss of a step, which knows what the teacher says about its images where there is one."""

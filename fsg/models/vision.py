@@ -124,9 +124,9 @@ def _adapt_stem(model: nn.Module, arch: str) -> None:
 
 def _take_channels(model: nn.Module, channels: int) -> None:
     name, first = _first_convolution(model)
-    taking = nn.Conv2d(
-        channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
-    )  # fmt: skip
+    size: Any = first.kernel_size
+    geometry: dict[str, Any] = {"stride": first.stride, "padding": first.padding, "bias": first.bias is not None}
+    taking = nn.Conv2d(channels, first.out_channels, size, **geometry)
     _draw_like(taking, first)
     model.set_submodule(name, taking)
 

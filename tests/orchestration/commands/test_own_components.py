@@ -169,11 +169,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "class Mine(fsg.STE): pass\n",
         "Mine is a gradient estimator, and no optimizer (expected a class derived from fsg.optimizers.Optimizer)",
     ),
-    "torch's optimizer": (
+    "a module in an optimizer's place": (
         "optimizer",
         "@settings\nclass Mine(Settings):\n    lr: float = setting(0.1)\n"
-        "    def build(self, model): return torch.optim.SGD(model.parameters(), lr=self.lr)\n",
-        "build returned a SGD, which has no names, parameters (expected a class derived from fsg.optimizers.Optimizer)",
+        "    def build(self, model): return nn.Identity()\n",
+        "build returned an Identity, which has no step, names (expected a class derived from fsg.optimizers.Optimizer)",
     ),
     "an optimizer without a learning rate": (
         "optimizer",
@@ -590,6 +590,12 @@ class Follows(nn.Module):
 class NotCalled:
     pass
 
+@settings
+class TorchsOwn(Settings):
+    lr: float = setting(0.1)
+    def build(self, model):
+        return torch.optim.SGD(model.parameters(), lr=self.lr)
+
 class Good(nn.Module):
     def __init__(self, power: float = 2.0):
         super().__init__()
@@ -627,6 +633,7 @@ def test_a_loss_of_ones_own_and_torchs_losses_and_optimizers_are_planned(own: Ow
         'loss: {import: "torch.nn:MultiMarginLoss", margin: 0.5}',
         'optimizer: {import: "torch.optim:RMSprop", lr: 1e-3, momentum: 0.9}',
         'optimizer: {import: "torch.optim:AdamW", lr: 1e-3, betas: [0.8, 0.99]}',
+        'optimizer: {import: "OWN:TorchsOwn"}',
     ):
         assert own.told(mine, LOSSES) == []
 
@@ -641,9 +648,9 @@ def test_a_loss_of_ones_own_and_torchs_losses_and_optimizers_are_planned(own: Ow
         ),
         (
             'optimizer: {import: "torch.optim:RMSprop", momentun: 0.9}',
-            "own.yaml:10:53: variants.mine.optimizer.momentun: optimizer torch.optim:RMSprop has no such field (expected "
-            "one of lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable; "
-            "did you mean momentum?)",
+            "own.yaml:10:53: variants.mine.optimizer.momentun: optimizer torch.optim:RMSprop has no such field "
+            "(expected one of lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, "
+            "differentiable; did you mean momentum?)",
         ),
         (
             'optimizer: {import: "torch.optim:LBFGS"}',
