@@ -16,6 +16,7 @@ import os
 from fsg.activations import RPReLU, SignActivation, SignActivations
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
+from fsg.models import ResNet, Torchvision, VGGSmall
 from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training, train, train_step
@@ -49,11 +50,14 @@ __all__ = [
     "RPReLU",
     "ReCU",
     "ReSTE",
+    "ResNet",
     "Sign",
     "SignActivation",
     "SignActivations",
+    "Torchvision",
     "TrainConfig",
     "Training",
+    "VGGSmall",
     "dequantize",
     "quantize",
     "train",
