@@ -19,7 +19,7 @@ from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
-from fsg.data import DataConfig, FashionMNISTSubset
+from fsg.data import DataConfig, Dataset, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
 from fsg.estimators.contract import proposed, updated
@@ -90,8 +90,7 @@ class TrainConfig(Settings):
         super().__post_init__()
         object.__setattr__(self, "full_precision_layers", tuple(self.full_precision_layers))
         if self.full_precision_layers and not isinstance(self.model, Imported):
-            with torch.device("meta"):
-                quantize(self.model.build((3, 224, 224), 2), self.quantizer, self.full_precision_layers)
+            _check_layers(self.model, self.full_precision_layers)
         self._check_activations()
         if isinstance(self.loss, Distillation) and not isinstance(self.init, Pretrain):
             raise ValueError(NO_TEACHER.format(self.init.name))
@@ -106,6 +105,13 @@ class TrainConfig(Settings):
     def quantized(self, model: nn.Module) -> nn.Module:
         """The model with its layers quantized and its activations placed, in place."""
         return quantize(model, self.quantizer, self.full_precision_layers, self.activations)
+
+
+@functools.cache
+def _check_layers(model: ModelConfig, full_precision: tuple[str, ...]) -> None:
+    """Raises ValueError for a pattern without a layer, whatever the images are."""
+    with torch.device("meta"):
+        quantize(model.build((3, 224, 224), 2), DoReFa(), full_precision)
 
 
 class Row(NamedTuple):
@@ -227,6 +233,18 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+def _teacher(config: TrainConfig, dataset: Dataset, start: dict[str, Tensor] | None) -> nn.Module:
+    """The pretrained network as it was evaluated. Raises ValueError where there is none."""
+    if start is None or not isinstance(config.init, Pretrain):
+        raise ValueError(NO_TEACHER.format(config.init.name))
+    teacher = config.model.build(dataset.shape, dataset.classes)
+    if config.init.binary_activations:
+        dequantize(config.quantized(teacher))
+    load_into(teacher, start)
+    teacher.eval().requires_grad_(False)
+    return teacher.to(memory_format=torch.channels_last)
+
+
 class Training:
     """A training between two steps: it can be advanced, saved, and gone on with elsewhere, bit for bit.
 
@@ -258,7 +276,8 @@ class Training:
         self.loss: Callable[..., Tensor] = config.loss.build()
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.device)
-        self.teacher = self._teacher(start) if getattr(self.loss, "needs_teacher", False) else None
+        needs_teacher = getattr(self.loss, "needs_teacher", False)
+        self.teacher = _teacher(config, self.dataset, start).to(self.device) if needs_teacher else None
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
         self.optimizer: Optimizer = torch_optimizer.adapted(config.optimizer.build(self.model), self.model)
@@ -278,18 +297,6 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-
-    def _teacher(self, start: dict[str, Tensor] | None) -> nn.Module:
-        """The pretrained network as it was evaluated. Raises ValueError where there is none."""
-        config = self.config
-        if start is None or not isinstance(config.init, Pretrain):
-            raise ValueError(NO_TEACHER.format(config.init.name))
-        teacher = config.model.build(self.dataset.shape, self.dataset.classes)
-        if config.init.binary_activations:
-            dequantize(config.quantized(teacher))
-        load_into(teacher, start)
-        teacher.eval().requires_grad_(False)
-        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
         """The loss of a step, which knows what the teacher says about its images where there is one."""
