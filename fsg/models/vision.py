@@ -76,7 +76,7 @@ def _architectures() -> tuple[str, ...]:
 def _fits(config: Torchvision.Config, shape: tuple[int, int, int]) -> None:
     """A forward pass where nothing is computed, once a process. Raises ValueError where it cannot be."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             _built(config, shape, 2).eval()(torch.empty(2, *shape))
     except ImportError as error:
         raise ValueError(f"{config.arch}: torchvision is needed, and cannot be imported ({error})") from error

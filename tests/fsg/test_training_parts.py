@@ -132,7 +132,7 @@ def test_what_is_chosen_is_in_the_identity_and_survives_a_file(field: str, value
 
 NETWORKS = {
     "vgg_small": (VGGSmall.Config(width=2), ("features.0", "fc"), 5),
-    "torchvision": (Torchvision.Config(arch="resnet18", small_images=True), ("conv1", "*.downsample.0", "fc"), 16),
+    "torchvision": (Torchvision.Config(arch="squeezenet1_1", small_images=True), ("features.0", "classifier.*"), 24),
     "A": (ResNet.Config(depth=8, width=2, shortcut="A", classifier_norm=True), ("conv1", "fc"), 6),
     "pooled": (ResNet.Config(depth=8, width=2, shortcut="pooled", activation_bits=1), ("*.downsample.*",), 8),
 }
