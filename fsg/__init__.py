@@ -13,10 +13,11 @@ finished training.
 import logging
 import os
 
-from fsg.activations import SignActivation
+from fsg.activations import RPReLU, SignActivation, SignActivations
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
-from fsg.optimizers import SGD, Adam, Bop
+from fsg.models import ResNet, Torchvision, VGGSmall
+from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training, train, train_step
 
@@ -35,6 +36,7 @@ __all__ = [
     "SGD",
     "STE",
     "Adam",
+    "AdamW",
     "Bop",
     "DoReFa",
     "FCGrad",
@@ -42,14 +44,20 @@ __all__ = [
     "GradientEstimator",
     "Libra",
     "MultiFC",
+    "NAdam",
     "QuantConv2d",
     "QuantLinear",
+    "RPReLU",
     "ReCU",
     "ReSTE",
+    "ResNet",
     "Sign",
     "SignActivation",
+    "SignActivations",
+    "Torchvision",
     "TrainConfig",
     "Training",
+    "VGGSmall",
     "dequantize",
     "quantize",
     "train",

@@ -65,9 +65,13 @@ class Settings:
         named: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value, counts = getattr(self, field.name), field.metadata.get("identity", True)
-            if counts is True or (counts == "unless_default" and value != field.default):
+            if counts is True or (counts == "unless_default" and value != _default(field)):
                 named[field.name] = value.identity() if isinstance(value, Settings) else value
         return named
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fsg.activations import ActivationConfig, RealActivations, SignActivation
 from fsg.quantizers import Quantizer
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -33,9 +34,14 @@ class QuantizedLayer(nn.Module):
         self.given_quantizer = self.current_quantizer = given
 
     def anneal(self, progress: float) -> None:
-        """Let the quantizer be that of the part of a training that is over, in [0, 1], where it has an `at`."""
+        """Let the quantizer be that of the part of a training that is over, in [0, 1], where it has an `at`.
+
+        So is the derivative of a sign that stands before the layer.
+        """
         if (at := getattr(self.given_quantizer, "at", None)) is not None:
             self.current_quantizer = at(progress)
+        if isinstance(activation := getattr(self, "activation", None), SignActivation):
+            activation.anneal(progress)
 
     def quantized_weight(self) -> Tensor:
         latent = isinstance(self.weight, nn.Parameter)
@@ -100,7 +106,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 _WITH_WEIGHTS = (*_CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
 
 
-def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[str] = ()) -> nn.Module:
+def quantize(
+    model: nn.Module,
+    quantizer: Quantizer,
+    full_precision: Collection[str] = (),
+    activations: ActivationConfig = RealActivations(),  # noqa: B008  # frozen
+) -> nn.Module:
     """Turn every convolution (`nn.Conv1d`, `2d`, `3d`) and `nn.Linear` into its quantized layer, in place.
 
     Returns the model. What multiplies with weights and is neither (a subclass, `nn.MultiheadAttention`, recurrent and
@@ -108,8 +119,11 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
 
     Layers whose name one of the `full_precision` patterns matches stay as they are: `*` stands for anything, as in
     `["conv1", "*.downsample.*", "fc"]`. Parameters, buffers, hooks and names stay, so weights load by the names they
-    had. Raises ValueError for a pattern without a layer, for lazy layers that have no weights yet, and where no layer
-    is left to quantize.
+    had. With `activations=SignActivations()` each quantized layer sees the sign of its input; a layer `conv2` then has
+    the module `conv2.activation`.
+
+    Raises ValueError for a pattern without a layer, for lazy layers that have no weights yet, and where no layer is
+    left to quantize.
     """
     if isinstance(quantizer, type):
         raise ValueError(f"the quantizer is a class, expected an instance: {quantizer.__name__}()")
@@ -132,6 +146,7 @@ def quantize(model: nn.Module, quantizer: Quantizer, full_precision: Collection[
         if type(module) in _QUANTIZED and id(module) not in kept:
             module.__class__ = _QUANTIZED[type(module)]
             setattr(module, "quantizer", quantizer)  # noqa: B010  # a Module types its attributes as tensors
+    activations.place(model, {id(module): module for module in layers.values() if id(module) not in kept}.values())
     if not any(True for _ in quantized_layers(model)):
         raise ValueError("the model has no layer to quantize: expected at least one convolution or nn.Linear")
     for module in model.modules():
@@ -163,7 +178,10 @@ def _say_what_stays(model: nn.Module, shared: list[str]) -> None:
 
 
 def dequantize(model: nn.Module) -> nn.Module:
-    """The inverse of `quantize`, in place: every quantized layer uses its latent weight; returns the model."""
+    """The inverse of `quantize`, in place: every quantized layer uses its latent weight; returns the model.
+
+    Signs before the layers stay: they are the network's activations.
+    """
     plain = {quantized: original for original, quantized in _QUANTIZED.items()}
     for module in model.modules():
         if type(module) in plain:
@@ -173,12 +191,12 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 
 def anneal(model: nn.Module, progress: float) -> None:
-    """Let every quantized layer's quantizer be that of the part of a training that is over, in [0, 1].
+    """Let every quantizer of a layer, and every sign's derivative, be that of the part of a training that is over.
 
     `train_step` does this; in a loop of one's own fsg's estimators do it for the layers that they train.
     """
     for layer in model.modules():
-        if isinstance(layer, QuantizedLayer):
+        if isinstance(layer, QuantizedLayer | SignActivation):
             layer.anneal(progress)
 
 

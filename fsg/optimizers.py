@@ -2,14 +2,17 @@
 
     W ← W − lr·direction,   and latent weights W ← min(max(W, −a), a) where `clip_latent` is a
 
+Weight decay is a part of the gradient, or, where it is `decoupled`, of the direction.
+
 `step` leaves the direction that it applied in each parameter's `.grad`, where a look-ahead finds it to the last bit
 (`applied_direction`).
 """
 
+import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,8 @@ class Rule(Protocol):
     @property
     def weight_decay(self) -> float: ...
     @property
+    def decoupled(self) -> bool: ...
+    @property
     def clip_latent(self) -> float | None: ...
 
     def buffers(self) -> tuple[str, ...]:
@@ -49,6 +54,7 @@ class _Rule(Settings):
     lr: float = setting(1e-3, "Learning rate before the schedule.", gt=0)
     weight_decay: float = setting(0.0, "L2 penalty: weight_decay·W is added to the gradient.", ge=0)
     clip_latent: float | None = setting(None, "Latent weights are kept within ± this; null: anywhere.", gt=0)
+    decoupled: ClassVar[bool] = False
 
     def buffers(self) -> tuple[str, ...]:
         return ()
@@ -64,11 +70,18 @@ class _Rule(Settings):
 class SGD(_Rule):
     """Stochastic gradient descent, with momentum μ where it is not zero.
 
-    direction = m,   m ← μ·m + g      (the first m is g itself)
+    direction = m,         m ← μ·m + g      (the first m is g itself)
+    direction = g + μ·m                     nesterov: true
     """
 
     name: Literal["sgd"] = "sgd"
     momentum: float = setting(0.0, "μ; 0 switches it off.", ge=0, lt=1)
+    nesterov: bool = setting(False, "Whether the momentum is that of the next step.", identity="unless_default")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true, and momentum is 0 (expected a momentum > 0)")
 
     def buffers(self) -> tuple[str, ...]:
         return ("momentum",) if self.momentum else ()
@@ -77,7 +90,10 @@ class SGD(_Rule):
         if self.momentum:
             foreach.mul_(state["momentum"], self.momentum)
             foreach.add_(state["momentum"], gradients)
-            foreach.copy_(gradients, state["momentum"])
+            if self.nesterov:
+                foreach.add_(gradients, state["momentum"], alpha=self.momentum)
+            else:
+                foreach.copy_(gradients, state["momentum"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +130,67 @@ class Adam(_Rule):
         foreach.mul_(gradients, root / (1 - self.beta1**step))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with weight decay beside the adaptive direction: direction = that of Adam, without it, + weight_decay·W.
+
+    Loshchilov and Hutter, ICLR 2019 (arXiv:1711.05101).
+    """
+
+    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
+    weight_decay: float = setting(1e-2, "weight_decay·W is added to the direction.", ge=0)
+    decoupled: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAdam(_Rule):
+    """Adam with Nesterov's momentum.
+
+    m ← β₁m + (1 − β₁)g,   v ← β₂v + (1 − β₂)g²,   μₙ = β₁·(1 − ½·0.96^(n·ψ)),   Πₙ = μ₁·…·μₙ
+    direction = (μₙ₊₁·m/(1 − Πₙ₊₁) + (1 − μₙ)·g/(1 − Πₙ)) / (√v̂ + ε),   v̂ = v/(1 − β₂ⁿ)
+
+    Dozat, Incorporating Nesterov Momentum into Adam, ICLR workshop 2016.
+    """
+
+    name: Literal["nadam"] = "nadam"
+    beta1: float = setting(0.9, "Decay of the mean of the gradient.", ge=0, lt=1)
+    beta2: float = setting(0.999, "Decay of the mean of its square.", ge=0, lt=1)
+    eps: float = setting(1e-8, "ε.", gt=0)
+    momentum_decay: float = setting(4e-3, "ψ, how soon μ reaches β₁.", ge=0)
+
+    def buffers(self) -> tuple[str, ...]:
+        return ("mean", "square")
+
+    def momentum(self, step: int) -> float:
+        """μₙ."""
+        return self.beta1 * (1 - 0.5 * 0.96 ** (step * self.momentum_decay))
+
+    def product(self, step: int) -> float:
+        """Πₙ, multiplied from the first step on, whichever step a process begins with."""
+        known = _products(self)
+        while len(known) <= step:
+            known.append(known[-1] * self.momentum(len(known)))
+        return known[step]
+
+    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+        mean, square = state["mean"], state["square"]
+        foreach.lerp_(mean, gradients, 1 - self.beta1)
+        foreach.mul_(square, self.beta2)
+        foreach.addcmul_(square, gradients, gradients, 1 - self.beta2)
+        root = math.sqrt(1 - self.beta2**step)
+        denominator = foreach.sqrt(square)
+        foreach.add_(denominator, self.eps * root)
+        foreach.mul_(gradients, (1 - self.momentum(step)) / (1 - self.product(step)))
+        foreach.add_(gradients, mean, alpha=self.momentum(step + 1) / (1 - self.product(step + 1)))
+        foreach.div_(gradients, denominator)
+        foreach.mul_(gradients, root)
+
+
+@functools.cache
+def _products(rule: NAdam) -> list[float]:
+    return [1.0]
+
+
 class Optimizer:
     """A rule and its state for the parameters of a model that need a gradient.
 
@@ -144,9 +221,12 @@ class Optimizer:
         ruled = list(self.ruled.values())
         gradients: list[Tensor] = [p.grad for p in ruled if p.grad is not None]
         if ruled:  # torch's functions on lists refuse an empty one
-            if self.rule.weight_decay:
-                foreach.add_(gradients, ruled, alpha=self.rule.weight_decay)
+            decay, decoupled = self.rule.weight_decay, self.rule.decoupled
+            if decay and not decoupled:
+                foreach.add_(gradients, ruled, alpha=decay)
             self.rule.direction(gradients, self.state, self.steps)
+            if decay and decoupled:
+                foreach.add_(gradients, ruled, alpha=decay)
             foreach.add_(ruled, gradients, alpha=-lr)
         if self.rule.clip_latent is not None and self.latent:
             foreach.clamp_min_(self.latent, -self.rule.clip_latent)
@@ -242,4 +322,4 @@ class BinaryOptimizer(Optimizer):
             mean.copy_(state["mean"][name])
 
 
-OptimizerConfig = SGD | Adam | Bop | Imported
+OptimizerConfig = SGD | Adam | AdamW | NAdam | Bop | Imported

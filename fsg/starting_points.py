@@ -51,6 +51,11 @@ class Pretrain(Settings):
     batch_size: int = setting(128, "Images a step.", ge=1)
     optimizer: OptimizerConfig = choice(Adam, "Its optimizer.", discriminator="name")
     lr_schedule: ScheduleConfig = choice(Cosine, "Its learning-rate schedule.", discriminator="name")
+    binary_activations: bool = setting(
+        False,
+        "Whether its activations are binary already, as in two-step training; its weights never are.",
+        identity="unless_default",
+    )
 
 
 InitConfig = Scratch | File | Pretrain

@@ -1,5 +1,6 @@
 """Training: one step, an evaluation, and the whole as something that can be stopped and gone on with anywhere."""
 
+import functools
 import hashlib
 import itertools
 import time
@@ -14,25 +15,28 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fsg
-from fsg import host_generators
+from fsg import host_generators, torch_optimizer
+from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
-from fsg.data import DataConfig, FashionMNISTSubset
+from fsg.data import DataConfig, Dataset, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
 from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.imported import Imported
-from fsg.layers import anneal, quantize
+from fsg.layers import anneal, dequantize, quantize
+from fsg.losses import CrossEntropy, Distillation, LossConfig
 from fsg.lost_state import LostState
 from fsg.metrics import evaluate, recalibrated_batchnorm
-from fsg.models import ModelConfig, ResNet
+from fsg.models import ModelConfig, ResNet, Torchvision
 from fsg.optimizers import Adam, Optimizer, OptimizerConfig
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
 
 PAPERS_EPOCHS = 10
+NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
 SAMPLES = 8  # steps of an epoch whose gradients the diagnostics look at
 
 
@@ -46,9 +50,16 @@ class TrainConfig(Settings):
     full_precision_layers: tuple[str, ...] = choice(
         (), "Layers that are not quantized, by name; * stands for anything, as in [conv1, '*.downsample.*', fc]."
     )
+    activations: ActivationConfig = choice(
+        RealActivations,
+        "What the quantized layers see: real numbers, or signs.",
+        discriminator="name",
+        identity="unless_default",
+    )
     estimator: EstimatorConfig = choice(STE.Config, "Where their gradient comes from.", discriminator="name")
     optimizer: OptimizerConfig = choice(Adam, "What is done with it.", discriminator="name")
     lr_schedule: ScheduleConfig = choice(Cosine, "How the learning rate changes.", discriminator="name")
+    loss: LossConfig = choice(CrossEntropy, "What is minimised.", discriminator="name", identity="unless_default")
     anneal: Literal["step", "epoch"] = choice(
         "step",
         "How often what is annealed (ede, reste, recu) moves: at every step, or once an epoch as in released code.",
@@ -79,8 +90,28 @@ class TrainConfig(Settings):
         super().__post_init__()
         object.__setattr__(self, "full_precision_layers", tuple(self.full_precision_layers))
         if self.full_precision_layers and not isinstance(self.model, Imported):
-            with torch.device("meta"):
-                quantize(self.model.build((3, 32, 32), 2), self.quantizer, self.full_precision_layers)
+            _check_layers(self.model, self.full_precision_layers)
+        self._check_activations()
+        if isinstance(self.loss, Distillation) and not isinstance(self.init, Pretrain):
+            raise ValueError(NO_TEACHER.format(self.init.name))
+
+    def _check_activations(self) -> None:
+        binary = not isinstance(self.activations, RealActivations)
+        if binary and isinstance(self.model, ResNet.Config) and self.model.activation_bits == 1:
+            raise ValueError("model.activation_bits is 1, and activations is sign (expected one of the two)")
+        if isinstance(self.init, Pretrain) and self.init.binary_activations and not binary:
+            raise ValueError("init.binary_activations is true, and activations is real (expected activations: sign)")
+
+    def quantized(self, model: nn.Module) -> nn.Module:
+        """The model with its layers quantized and its activations placed, in place."""
+        return quantize(model, self.quantizer, self.full_precision_layers, self.activations)
+
+
+@functools.cache
+def _check_layers(model: ModelConfig, full_precision: tuple[str, ...]) -> None:
+    """Raises ValueError for a pattern without a layer, whatever the images are."""
+    with torch.device("meta"):
+        quantize(model.build((3, 224, 224), 2), DoReFa(), full_precision)
 
 
 class Row(NamedTuple):
@@ -125,14 +156,10 @@ def train_step(
 
 
 def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if isinstance(optimizer, torch.optim.Optimizer):
+        torch_optimizer.step(optimizer, lr)
+    else:
         optimizer.step(lr)
-        return
-    if len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
-        raise ValueError("the optimizer's groups have several learning rates, expected one (or a loop of your own)")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
 
 
 def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterator[Row]:
@@ -151,7 +178,8 @@ def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterato
 def pretraining(config: TrainConfig) -> TrainConfig:
     """The full-precision training that `init: pretrain` implies: same images, network, threads and precision.
 
-    Quantizer and kept layers have no say in it, and are the defaults, so that trainings which differ in them share it.
+    Quantizer, activations and kept layers have no say in it, and are the defaults, so that trainings which differ in
+    them share it; with `binary_activations` the signs are placed as they will be.
     Raises ValueError for any other starting point.
     """
     init = config.init
@@ -160,10 +188,12 @@ def pretraining(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         quantizer=DoReFa(),
-        full_precision_layers=(),
+        full_precision_layers=config.full_precision_layers if init.binary_activations else (),
+        activations=config.activations if init.binary_activations else RealActivations(),
         estimator=FullPrecision.Config(),
         optimizer=init.optimizer,
         lr_schedule=init.lr_schedule,
+        loss=CrossEntropy(),
         init=Scratch(),
         epochs=init.epochs,
         batch_size=init.batch_size,
@@ -203,6 +233,18 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+def _teacher(config: TrainConfig, dataset: Dataset, start: dict[str, Tensor] | None) -> nn.Module:
+    """The pretrained network as it was evaluated. Raises ValueError where there is none."""
+    if start is None or not isinstance(config.init, Pretrain):
+        raise ValueError(NO_TEACHER.format(config.init.name))
+    teacher = config.model.build(dataset.shape, dataset.classes)
+    if config.init.binary_activations:
+        dequantize(config.quantized(teacher))
+    load_into(teacher, start)
+    teacher.eval().requires_grad_(False)
+    return teacher.to(memory_format=torch.channels_last)
+
+
 class Training:
     """A training between two steps: it can be advanced, saved, and gone on with elsewhere, bit for bit.
 
@@ -226,14 +268,19 @@ class Training:
         self.dataset = config.data.load().to(device)
         seed_generators(derived_seed(seed, "network"))
         model = config.model.build(self.dataset.shape, self.dataset.classes)
+        anneal(config.quantized(model), 0.0)
         if start is not None:
-            load_into(model, start)
+            load_into(model, placed_state(model) | start)
         refuse_not_finite(model)
-        anneal(quantize(model, config.quantizer, config.full_precision_layers), 0.0)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss: Callable[..., Tensor] = config.loss.build()
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.device)
+        needs_teacher = getattr(self.loss, "needs_teacher", False)
+        self.teacher = _teacher(config, self.dataset, start).to(self.device) if needs_teacher else None
         seed_generators(derived_seed(seed, "estimator"))
         self.estimator: GradientEstimator = config.estimator.build(self.model)
-        self.optimizer: Optimizer = config.optimizer.build(self.model)
+        self.optimizer: Optimizer = torch_optimizer.adapted(config.optimizer.build(self.model), self.model)
         self.lost_state = LostState(self.estimator, config.estimator.build)
         self._never_finite = {f"/model{name}" for name in not_finite(self.weights())}  # such as a mask of −∞
         seed_generators(derived_seed(seed, "training"))
@@ -250,6 +297,13 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
+        """The loss of a step, which knows what the teacher says about its images where there is one."""
+        if self.teacher is None:
+            return self.loss
+        with torch.no_grad(), self._arithmetic():
+            return functools.partial(self.loss, teacher=self.teacher(images))
 
     @property
     def epoch(self) -> int:
@@ -311,6 +365,8 @@ class Training:
         if bad := [name for name in not_finite(judged) if name not in self._never_finite]:
             raise Diverged(f"{bad[0].strip('/')} is not finite after step {self.step}")
         state["host_generators"] = host_generators.states(self._owners())
+        if isinstance(self.loss, nn.Module) and (kept := self.loss.state_dict()):
+            state["loss"] = kept
         return state | ({"diagnostics": self.diagnostics.state_dict()} if self.diagnostics is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -327,6 +383,8 @@ class Training:
         anneal(self.model, self.progress(max(0, self.step - 1)))  # as the last step left it
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
+        if isinstance(self.loss, nn.Module) and "loss" in state:
+            self.loss.load_state_dict(state["loss"])
         if self.diagnostics is not None:
             every = self.diagnostics.sample_every
             self.diagnostics = Diagnostics(self.estimator, sample_every=every)
@@ -344,7 +402,7 @@ class Training:
     def _owners(self) -> dict[str, Any]:
         """The objects whose attributes may be random generators."""
         modules = {f"model.{name}": module for name, module in self.model.named_modules()}
-        return {"estimator": self.estimator, "optimizer": self.optimizer, **modules}
+        return {"estimator": self.estimator, "optimizer": self.optimizer, "loss": self.loss, **modules}
 
     def _made_by(self) -> dict[str, Any]:
         return {"numerics": fsg.NUMERICS, "seed": self.seed, "config": self.config.identity()}
@@ -378,7 +436,8 @@ class Training:
         with self._watched_for_lost_state():
             loss = train_step(
                 self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=self.progress(self.step), arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+                lr=lr, progress=self.progress(self.step), loss_function=self._loss_of(images),
+                arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
             )  # fmt: skip
         self.loss_sum += loss
         self.step += 1
@@ -468,7 +527,7 @@ class Training:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         if self.device.type != "cpu":  # on a CPU they are; to say so would import torch's compiler, seconds
-            own = isinstance(self.config.model, Imported)
+            own = isinstance(self.config.model, Imported | Torchvision.Config)
             torch.use_deterministic_algorithms(True, warn_only=own)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:

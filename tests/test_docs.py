@@ -29,6 +29,9 @@ estimator, optimizer = Scaled.Config(strength=0.5).build(model), fsg.SGD(lr=0.1)
 fsg.train_step(model, estimator, optimizer, torch.randn(3, 2), torch.arange(3) % 2, lr=0.1, progress=0.0)
 assert torch.equal(model[0].weight.grad, 0.5 * estimator.quantized["0.weight"].grad) and optimizer.steps == 1
 """,
+    "assert len(estimator.layers) == 5 and (vgg.get_parameter('features.3.activation.threshold') != 0).all()",
+    "assert Focal(0.0)(torch.zeros(2, 4), torch.arange(2)).item() == nn.functional.cross_entropy("
+    "torch.zeros(2, 4), torch.arange(2)).item()",
 ]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fsg.config import Settings
 from fsg.estimators.protocol import GradientEstimator
-from fsg.layers import dequantize
+from fsg.layers import anneal, dequantize
 
 
 class FullPrecision(GradientEstimator):
@@ -17,7 +17,7 @@ class FullPrecision(GradientEstimator):
     Backward:  ∂L/∂W, by autograd
 
     It takes the quantizers off the model's layers, frozen ones included, so that an evaluation uses W as well; no
-    quantized layer is left. Activations are the model's own: one with `activation_bits: 1` keeps them.
+    quantized layer is left. Activations stay: the model's own 1-bit ones, and signs that `quantize` put there.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class FullPrecision(GradientEstimator):
         self.layers = {}
 
     def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        anneal(model, progress)
         return {}
 
     def update(self, model: nn.Module) -> bool:

@@ -3,10 +3,11 @@
 It is built on torch's meta device, where nothing is computed; what cannot be built there is built on the CPU.
 """
 
+import functools
 import json
 import numbers
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from fsg.config import kind_of, to_dict
 from fsg.data import Dataset
 from fsg.estimators import GradientEstimator
 from fsg.imported import Imported
-from fsg.layers import quantize
 from fsg.starting_points import Pretrain
+from fsg.torch_optimizer import adapted
 from fsg.trainer import TrainConfig
 from orchestration.spec.cells import imported
 from orchestration.spec.components import KINDS
@@ -36,10 +37,8 @@ class _Unfit(Exception):
 
 def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
     """Variant, field below `train`, and what is wrong, for each training with a component that cannot be used."""
-    trainings = [(point.variant, point.train) for point in spec.points]
-    trainings += [(study.name, study.train) for study in spec.studies]
     seen: set[str] = set()
-    for variant, train in trainings:
+    for variant, train in _trainings(spec):
         key = json.dumps([to_dict(train) | {"epochs": 0, "batch_size": 0, "threads": 0}], sort_keys=True)
         if key in seen or not imported(train):
             continue
@@ -54,6 +53,32 @@ def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
             except _Unfit as wrong:
                 at_init = wrong.field.startswith(("optimizer", "lr_schedule"))
                 yield variant, f"init.{wrong.field}" if at_init else wrong.field, wrong.what
+
+
+def unfit_networks(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
+    """The same for each network of fsg's that cannot take the images."""
+    seen: set[str] = set()
+    for variant, train in _trainings(spec):
+        key = json.dumps([to_dict(train.data), to_dict(train.model)], sort_keys=True)
+        if key in seen or isinstance(train.model, Imported):
+            continue
+        seen.add(key)
+        try:
+            dataset = train.data.load()
+        except Exception:  # is told where the data is checked
+            continue
+        if not isinstance(dataset, Dataset):
+            continue
+        try:
+            with torch.device("meta"):
+                train.model.build(dataset.shape, dataset.classes)
+        except ValueError as error:
+            yield variant, "model", reason(error)
+
+
+def _trainings(spec: ExperimentSpec) -> list[tuple[str, TrainConfig]]:
+    points = [(point.variant, point.train) for point in spec.points]
+    return points + [(study.name, study.train) for study in spec.studies]
 
 
 def _build(train: TrainConfig) -> None:
@@ -84,10 +109,12 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
             raise _Unfit("lr_schedule", f"factor(0.0, …) returned {kind_of(factor)} (expected a number)")
     if isinstance(train.quantizer, Imported):
         _called("quantizer", _try_quantizer, train.quantizer)
+    if isinstance(train.loss, Imported):
+        _try_loss(train, dataset.classes)
     model = _called("model", train.model.build, dataset.shape, dataset.classes)
     _expect("model", model, nn.Module)
     try:
-        quantized = quantize(model, train.quantizer, train.full_precision_layers)
+        quantized = train.quantized(model)
     except Exception as error:
         named = "no layer is named" in str(error)
         raise _Unfit("full_precision_layers" if named else "model", reason(error)) from error
@@ -95,7 +122,7 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
     _expect("estimator", estimator, GradientEstimator)
     if not hasattr(estimator, "layers"):
         raise _Unfit("estimator", "it has no layers (expected super().__init__(model) in its constructor)")
-    optimizer = _called("optimizer", train.optimizer.build, quantized)
+    optimizer = _called("optimizer", lambda: adapted(train.optimizer.build(quantized), quantized))
     if isinstance(train.optimizer, Imported):
         needed = (*KINDS["optimizer"].methods, "names", "parameters")
         missing = [name for name in needed if not hasattr(optimizer, name)]
@@ -104,6 +131,22 @@ def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
             raise _Unfit("optimizer", f"{what} (expected {KINDS['optimizer'].example})")
         if not isinstance(_called("optimizer", getattr, train.optimizer, "lr", None), numbers.Real):
             raise _Unfit("optimizer", "has no setting lr (expected one: the learning rate before the schedule)")
+
+
+def _try_loss(train: TrainConfig, classes: int) -> None:
+    """Raises _Unfit where it makes no number of logits and labels, or needs a teacher that there is not."""
+    with torch.device("cpu"):
+        loss = _called("loss", train.loss.build)
+        logits, labels = torch.zeros(2, classes, requires_grad=True), torch.arange(2)
+        _expect("loss", loss, Callable)  # type: ignore[arg-type]
+        teacher = {"teacher": torch.zeros(2, classes)} if getattr(loss, "needs_teacher", False) else {}
+        if teacher and not isinstance(train.init, Pretrain):
+            raise _Unfit("loss", trainer.NO_TEACHER.format(train.init.name))
+        value = _called("loss", functools.partial(loss, logits, labels, **teacher))
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+        what = "without a gradient" if isinstance(value, Tensor) and value.numel() == 1 else "for logits and labels"
+        raise _Unfit("loss", f"it returned {found} {what} (expected a number that depends on the logits)")
 
 
 def _try_quantizer(quantizer: Any) -> None:

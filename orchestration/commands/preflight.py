@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from fsg.activations import placed_state
 from fsg.config import to_dict
 from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
 from fsg.trainer import TrainConfig, refuse_not_finite
-from orchestration.commands.components import unfit
+from orchestration.commands.components import unfit, unfit_networks
 from orchestration.ledger.ledger import Ledger
 from orchestration.search.compatibility import differences
 from orchestration.spec.cells import contaminated
@@ -63,9 +64,9 @@ def _lines(spec: ExperimentSpec, source: Path, sets: Sequence[str], problems: It
 
 
 def _components(spec: ExperimentSpec, sets: Sequence[str]) -> list[str]:
-    """What of the user's own cannot be used, where the variant, the grid or `train` names it."""
+    """What cannot be used of the user's own, or with these images, where the variant, the grid or `train` names it."""
     problems = []
-    for variant, field, what in unfit(spec):
+    for variant, field, what in (*unfit_networks(spec), *unfit(spec)):
         at = field if field == "full_precision_layers" else f"{field}.import"
         problems.append(Problem(*_written(spec, sets, variant, at), what))
     return list(dict.fromkeys(map(str, problems)))
@@ -126,7 +127,7 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             continue
         try:
             if isinstance(train.init, File):
-                load_into(model, load_weights(train.init.path))
+                load_into(model, placed_state(train.quantized(model)) | load_weights(train.init.path))
         except (OSError, ValueError) as error:
             yield "train.init.path", one_line(error)
         try:

@@ -16,11 +16,11 @@ class Kind(NamedTuple):
     example: str
     base: type = object
     methods: tuple[str, ...] = ()
-    given: str = ""
+    given: str | None = None
 
     @property
     def built(self) -> bool:
-        return bool(self.given)
+        return self.given is not None
 
 
 KINDS = {
@@ -41,6 +41,7 @@ KINDS = {
         given="model",
     ),
     "lr_schedule": Kind("schedule", "a dataclass with a method factor(epoch, epochs)", methods=("factor",)),
+    "loss": Kind("loss", "a class whose instances are called with logits and labels", given=""),
 }
 
 

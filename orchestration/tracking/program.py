@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fsg.config import to_dict
 from fsg.data import Dataset
-from fsg.layers import QuantizedLayer, dequantize, quantize
+from fsg.layers import QuantizedLayer, dequantize
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
 from fsg.trainer import TrainConfig
@@ -66,7 +66,8 @@ class Exporter:
         dataset = train.data.load()
         predictor = _Predictor(_as_it_predicts(train, weights, dataset), dataset).eval()
         predictor.to(memory_format=torch.contiguous_format)  # as the bytes lie in the program
-        key = json.dumps([to_dict(train)["model"], dataset.shape, dataset.classes], sort_keys=True)
+        modules = str(predictor)  # where signs stand, too
+        key = json.dumps([to_dict(train)["model"], modules, dataset.shape, dataset.classes], sort_keys=True)
         if key not in self._traced:
             example = torch.zeros(_BATCH, *dataset.shape, dtype=torch.uint8)
             batch = {0: torch.export.Dim("batch", min=1)}
@@ -97,7 +98,7 @@ def _as_it_predicts(train: TrainConfig, weights: Mapping[str, Tensor], dataset: 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what stays in full precision was told when it was trained
         network = train.model.build(dataset.shape, dataset.classes)
-        quantize(network, train.quantizer, train.full_precision_layers)
+        train.quantized(network)
         train.estimator.build(network)  # it may have its own say about the layers
     load_into(network, dict(weights))
     if not train.recalibrate_batchnorm:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fsg.activations import SignActivations
 from fsg.checkpoint import digest, from_bytes, to_bytes
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.estimators.look_ahead import LookAhead
@@ -133,6 +134,28 @@ def test_every_layer_gets_binary_weights_and_a_gradient_and_a_training_goes_on_f
         resumed += steps(*going, first, last)
     assert resumed == losses
     assert digest(state_of(*going)) == digest(state_of(model, estimator, optimizer))
+
+
+@every_estimator
+def test_a_training_with_signs_before_its_layers_goes_on_from_its_state_bit_for_bit(config: Any) -> None:
+    """Whatever gives the gradient: thresholds learn, and the derivative sharpens with the progress."""
+
+    def with_signs() -> tuple[Any, Any, Optimizer]:
+        torch.manual_seed(0)
+        signs = SignActivations(derivative="ede", thresholds="learned")
+        model = quantize(Network(), DoReFa(), ["conv"], signs)
+        return model, config.build(model), SGD(lr=0.01, momentum=0.9).build(model)
+
+    whole, resumed = with_signs(), with_signs()
+    losses = steps(*whole, 0, 3)
+    assert steps(*resumed, 0, 2) == losses[:2]
+    saved = to_bytes(state_of(*resumed))
+    resumed = with_signs()
+    go_on(*resumed, saved)
+    assert steps(*resumed, 2, 3) == losses[2:]
+    assert digest(state_of(*resumed)) == digest(state_of(*whole))
+    assert whole[0].get_parameter("shared.activation.threshold").abs().sum() > 0
+    assert whole[0].get_submodule("fc.activation").progress == 2 / 20
 
 
 @every_estimator

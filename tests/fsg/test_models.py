@@ -1,5 +1,6 @@
 """Networks: parameters counted, a forward pass written a second time, and shapes that cannot be."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fsg.models import ResNet
+from fsg.models import ResNet, VGGSmall
 
 # As published for the parameter-free shortcuts of the paper's section 4.2 (0.27M … 1.7M; exact ones from
 # github.com/akamaster/pytorch_resnet_cifar10); two 1x1 convolutions with batch norms come on top here.
@@ -159,3 +160,91 @@ def test_one_bit_network_trains_every_parameter() -> None:
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("depth", PUBLISHED)
+def test_shortcuts_without_parameters_have_exactly_the_published_number(depth: Any) -> None:
+    network = ResNet.Config(depth=depth, shortcut="A").build((3, 32, 32), 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == PUBLISHED[depth]
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "pooled"])
+def test_every_shortcut_fits_images_of_any_size(shortcut: Any) -> None:
+    counts = set()
+    for bits, shape in itertools.product((32, 1), ((1, 28, 28), (2, 9, 21))):
+        config: Any = ResNet.Config(depth=8, width=3, shortcut=shortcut, activation_bits=bits)  # type: ignore[arg-type]
+        assert config.build(shape, 7)(torch.randn(2, *shape)).shape == (2, 7)
+        counts.add(sum(parameter.numel() for parameter in config.build((3, 8, 8), 7).parameters()))
+    plain = sum(parameter.numel() for parameter in ResNet.Config(depth=8, width=3).build((3, 8, 8), 7).parameters())
+    assert counts == {plain - (0 if shortcut != "A" else 3 * 6 + 2 * 6 + 6 * 12 + 2 * 12)}
+
+
+def test_shortcut_a_takes_every_second_pixel_between_zero_channels() -> None:
+    network = ResNet.Config(depth=8, width=3, shortcut="A").build((3, 9, 9), 2)
+    x = torch.randn(2, 3, 5, 7)
+    expected = torch.zeros(2, 6, 3, 4)
+    for row in range(3):
+        for column in range(4):
+            expected[:, 1:4, row, column] = x[:, :, 2 * row, 2 * column]
+    assert torch.equal(network.get_submodule("layer2.0.downsample")(x), expected)
+
+
+def test_pooled_shortcut_is_a_convolution_of_the_means_of_2x2_pixels() -> None:
+    torch.manual_seed(0)
+    network = ResNet.Config(depth=8, width=3, shortcut="pooled").build((3, 9, 9), 2).double().eval()
+    shortcut, x = network.get_submodule("layer2.0.downsample"), torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    means = torch.stack(
+        [x[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3)) for i in range(3) for j in range(4)]
+    )
+    weight = network.get_parameter("layer2.0.downsample.1.weight")[:, :, 0, 0]
+    expected = torch.einsum("pbi,oi->bop", means, weight).reshape(2, 6, 3, 4) / math.sqrt(1 + 1e-5)
+    torch.testing.assert_close(shortcut(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_batch_norm_before_the_classifier_sees_the_pooled_features() -> None:
+    torch.manual_seed(0)
+    network = ResNet.Config(depth=8, width=4, classifier_norm=True).build((1, 8, 8), 3).double()
+    plain = ResNet.Config(depth=8, width=4).build((1, 8, 8), 3).double()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("norm.")})
+    plain.fc = nn.Identity()  # type: ignore[assignment]
+    images = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    pooled, state = plain(images), network.state_dict()
+    standard = (pooled - pooled.mean(0)) / (pooled.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(
+        network(images), standard @ state["fc.weight"].T + state["fc.bias"], rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "hardtanh"])
+def test_vgg_small_has_its_parameters_and_equals_one_written_again(nonlinearity: Any) -> None:
+    torch.manual_seed(0)
+    network = VGGSmall.Config(nonlinearity=nonlinearity).build((3, 32, 32), 10).double().eval()
+    convolutions = [(3, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+    expected = sum(9 * before * after + 2 * after for before, after in convolutions) + 512 * 4 * 4 * 10 + 10
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected == 4_660_106
+
+    network = VGGSmall.Config(width=3, nonlinearity=nonlinearity).build((2, 17, 24), 5).double().eval()
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 1 and name != "fc.bias" and tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    x = images = torch.randn(4, 2, 17, 24, dtype=torch.float64)
+    modules = list(network.named_modules())
+    norms = [module for _, module in modules if isinstance(module, nn.BatchNorm2d)]
+    weights = [module.weight for _, module in modules if isinstance(module, nn.Conv2d)]
+    for index, (weight, norm) in enumerate(zip(weights, norms, strict=True)):
+        x = functional.conv2d(x, weight, padding=1)
+        x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1)) if index in (1, 3, 5) else x
+        x = functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        x = x.clamp_min(0) if nonlinearity == "relu" else x.clamp(-1, 1)
+    state = network.state_dict()
+    expected_logits = x.flatten(1) @ state["fc.weight"].T + state["fc.bias"]
+    torch.testing.assert_close(network(images), expected_logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [((0, 32, 32), 10, "at least 1x8x8"), ((3, 7, 32), 10, "images of 3x7x32"), ((3, 32, 32), 1, "expected ≥ 2")],
+)
+def test_vgg_small_refuses_what_it_cannot_take(shape: Any, classes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VGGSmall.Config().build(shape, classes)

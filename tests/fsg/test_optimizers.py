@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,17 @@ from torch import nn
 
 from fsg.estimators import FullPrecision
 from fsg.layers import quantize
-from fsg.optimizers import SGD, Adam
+from fsg.optimizers import SGD, Adam, AdamW, NAdam
 from fsg.quantizers import Sign
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """torch's NAdam keeps the product of its momenta in the default precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def trained(build, steps: int = 6) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -40,10 +50,24 @@ def trained(build, steps: int = 6) -> list[torch.Tensor]:  # type: ignore[no-unt
             Adam(lr=0.01, beta1=0.5, beta2=0.9, eps=1e-3),
             lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3),
         ),
+        (
+            SGD(lr=0.1, momentum=0.8, weight_decay=0.01, nesterov=True),
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, weight_decay=0.01, nesterov=True),
+        ),
+        (AdamW(lr=0.01), lambda p: torch.optim.AdamW(p, lr=0.01)),
+        (
+            AdamW(lr=0.1, weight_decay=0.3, beta1=0.5, eps=1e-3),
+            lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3, betas=(0.5, 0.999), eps=1e-3),
+        ),
+        (NAdam(lr=0.01), lambda p: torch.optim.NAdam(p, lr=0.01)),
+        (
+            NAdam(lr=0.1, weight_decay=0.1, beta1=0.7, beta2=0.9, eps=1e-3, momentum_decay=0.5),
+            lambda p: torch.optim.NAdam(p, 0.1, (0.7, 0.9), 1e-3, weight_decay=0.1, momentum_decay=0.5),
+        ),
     ],
-    ids=["sgd", "momentum", "adam", "adam-betas"],
+    ids=["sgd", "momentum", "adam", "adam-betas", "nesterov", "adamw", "adamw-settings", "nadam", "nadam-settings"],
 )
-def test_optimizers_agree_with_torchs(ours, theirs) -> None:  # type: ignore[no-untyped-def]
+def test_optimizers_agree_with_torchs(ours, theirs, float64) -> None:  # type: ignore[no-untyped-def]
     def build(model):  # type: ignore[no-untyped-def]
         optimizer = ours.build(model)
         return lambda: optimizer.step(ours.lr)
@@ -67,7 +91,11 @@ def test_uncorrected_adam_adds_epsilon_before_the_bias_correction() -> None:
         assert model.weight.grad.item() == pytest.approx(direction, rel=1e-12), "the direction is left in .grad"
 
 
-@pytest.mark.parametrize("rule", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.1)], ids=["momentum", "adam"])
+@pytest.mark.parametrize(
+    "rule",
+    [SGD(lr=0.1, momentum=0.9), Adam(lr=0.1), SGD(lr=0.1, momentum=0.9, nesterov=True), AdamW(lr=0.1), NAdam(lr=0.1)],
+    ids=["momentum", "adam", "nesterov", "adamw", "nadam"],
+)
 def test_an_optimizer_goes_on_from_its_state_bit_for_bit(rule) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     one = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
@@ -102,7 +130,9 @@ def test_frozen_parameters_are_left_alone() -> None:
     assert torch.equal(model.bias, before)
 
 
-@pytest.mark.parametrize("rule", [SGD(lr=1.0, clip_latent=0.5), Adam(lr=1.0, clip_latent=0.5)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "rule", [kind(lr=1.0, clip_latent=0.5) for kind in (SGD, Adam, AdamW, NAdam)], ids=["sgd", "adam", "adamw", "nadam"]
+)
 def test_latent_weights_are_clipped_and_nothing_else(rule) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     model = quantize(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), Sign(), ["2"])
@@ -131,3 +161,22 @@ def test_full_precision_weights_are_not_latent_and_so_not_clipped() -> None:
 def test_clip_latent_out_of_range_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match=r"clip_latent is .*, expected > 0"):
         SGD(clip_latent=bad)
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"nesterov is true, and momentum is 0 \(expected a momentum > 0\)"):
+        SGD(nesterov=True)
+
+
+def test_nadams_momentum_is_the_same_from_wherever_a_process_begins() -> None:
+    rule = NAdam(momentum_decay=0.2)
+    later = rule.product(50)
+    one_by_one = 1.0
+    for n in range(1, 51):
+        one_by_one *= 0.9 * (1 - 0.5 * 0.96 ** (n * 0.2))
+    assert rule.product(3) > later == one_by_one
+
+
+def test_settings_that_are_new_enter_an_identity_only_where_they_are_used() -> None:
+    assert set(SGD().identity()) == {"name", "lr", "momentum", "weight_decay", "clip_latent"}
+    assert SGD(momentum=0.9, nesterov=True).identity()["nesterov"] is True

@@ -169,11 +169,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "class Mine(fsg.STE): pass\n",
         "Mine is a gradient estimator, and no optimizer (expected a class derived from fsg.optimizers.Optimizer)",
     ),
-    "torch's optimizer": (
+    "a module in an optimizer's place": (
         "optimizer",
         "@settings\nclass Mine(Settings):\n    lr: float = setting(0.1)\n"
-        "    def build(self, model): return torch.optim.SGD(model.parameters(), lr=self.lr)\n",
-        "build returned a SGD, which has no names, parameters (expected a class derived from fsg.optimizers.Optimizer)",
+        "    def build(self, model): return nn.Identity()\n",
+        "build returned an Identity, which has no step, names (expected a class derived from fsg.optimizers.Optimizer)",
     ),
     "an optimizer without a learning rate": (
         "optimizer",
@@ -566,3 +566,129 @@ def test_images_of_ones_own_that_cannot_be_loaded_are_told(own: Own) -> None:
     assert own.told("data: {import: 'OWN:Mine'}", source)[0].endswith(
         "KeyError: 'images' (expected images that can be loaded)"
     )
+
+
+LOSSES = """
+import torch
+class Listed:
+    def __call__(self, logits, labels):
+        return [0.0]
+
+class EachImage(nn.Module):
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+class Constant(nn.Module):
+    def forward(self, logits, labels):
+        return torch.zeros(())
+
+class Follows(nn.Module):
+    needs_teacher = True
+    def forward(self, logits, labels, teacher):
+        return (logits - teacher).square().mean()
+
+class NotCalled:
+    pass
+
+@settings
+class TorchsOwn(Settings):
+    lr: float = setting(0.1)
+    def build(self, model):
+        return torch.optim.SGD(model.parameters(), lr=self.lr)
+
+class Good(nn.Module):
+    def __init__(self, power: float = 2.0):
+        super().__init__()
+        self.power = power
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits, labels) ** self.power
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Listed", "it returned a list for logits and labels (expected a number that depends on the logits)"),
+        ("EachImage", "it returned a tensor [2] for logits and labels (expected a number that depends on the logits)"),
+        ("Constant", "it returned a tensor [] without a gradient (expected a number that depends on the logits)"),
+        (
+            "Follows",
+            "the loss needs a teacher, and init is scratch (expected init: pretrain, whose network is the teacher)",
+        ),
+        (
+            "NotCalled",
+            "build returned a NotCalled (expected a class whose instances are called with logits and labels)",
+        ),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_where_it_is_named(own: Own, name: str, message: str) -> None:
+    assert own.told(f'loss: {{import: "OWN:{name}"}}', LOSSES) == [
+        f"own.yaml:10:17: variants.mine.loss.import: {message}"
+    ]
+
+
+def test_a_loss_of_ones_own_and_torchs_losses_and_optimizers_are_planned(own: Own) -> None:
+    for mine in (
+        'loss: {import: "OWN:Good", power: 1.5}',
+        'loss: {import: "torch.nn:MultiMarginLoss", margin: 0.5}',
+        'optimizer: {import: "torch.optim:RMSprop", lr: 1e-3, momentum: 0.9}',
+        'optimizer: {import: "torch.optim:AdamW", lr: 1e-3, betas: [0.8, 0.99]}',
+        'optimizer: {import: "OWN:TorchsOwn"}',
+    ):
+        assert own.told(mine, LOSSES) == []
+
+
+@pytest.mark.parametrize(
+    ("mine", "message"),
+    [
+        (
+            'optimizer: {import: "torch.optim:RMSprob"}',
+            "own.yaml:10:30: variants.mine.optimizer.import: cannot import 'torch.optim:RMSprob': module 'torch.optim' "
+            "has no attribute 'RMSprob' (expected module:Class, installed or beside the spec; did you mean RMSprop?)",
+        ),
+        (
+            'optimizer: {import: "torch.optim:RMSprop", momentun: 0.9}',
+            "own.yaml:10:53: variants.mine.optimizer.momentun: optimizer torch.optim:RMSprop has no such field "
+            "(expected one of lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, "
+            "differentiable; did you mean momentum?)",
+        ),
+        (
+            'optimizer: {import: "torch.optim:LBFGS"}',
+            "own.yaml:10:22: variants.mine.optimizer.import: LBFGS.step needs a closure (expected an optimizer that "
+            "steps by the gradients)",
+        ),
+        (
+            "model: {name: torchvision, arch: resnet19}",
+            "own.yaml:10:10: variants.mine.model: arch is 'resnet19' (expected a classifier of torchvision, such as "
+            "resnet18 or mobilenet_v2; did you mean resnet18?)",
+        ),
+        (
+            "model: {name: torchvision, arch: alexnet}",
+            "own.yaml:10:10: variants.mine.model: alexnet cannot take images of 1x12x12: ",
+        ),
+        (
+            "loss: distillation",
+            "own.yaml:10:10: variants.mine.loss: the loss needs a teacher, and init is scratch (expected init: "
+            "pretrain, whose network is the teacher)",
+        ),
+        (
+            "loss: {name: cross_entropy, label_smoothing: 2}",
+            "own.yaml:10:55: variants.mine.loss.label_smoothing: got 2 (expected a number from 0 to 1)",
+        ),
+        (
+            "activations: {name: sign, derivative: sharp}",
+            "own.yaml:10:48: variants.mine.activations.derivative: got 'sharp' (expected one of clipped, approx_sign, "
+            "ede, reste)",
+        ),
+        (
+            "optimizer: {name: sgd, nesterov: true}",
+            "own.yaml:10:10: variants.mine.optimizer: nesterov is true, and momentum is 0 (expected a momentum > 0)",
+        ),
+    ],
+)  # fmt: skip
+def test_parts_that_cannot_be_are_refused_in_one_line(own: Own, mine: str, message: str) -> None:
+    try:
+        (line,) = own.told(mine, LOSSES)
+    except SpecErrors as errors:
+        (line,) = str(errors).replace(f"{own.folder}/", "").splitlines()
+    assert line.startswith(message)

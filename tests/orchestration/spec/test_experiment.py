@@ -362,7 +362,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "component in place of another": (
         two("{optimizer: {name: sdg, lr: 1}}"),
         "6:27: variants.two.optimizer.name: unknown optimizer 'sdg' "
-        "(expected one of sgd, adam, bop, or import: module:Class; did you mean sgd?)",
+        "(expected one of sgd, adam, adamw, nadam, bop, or import: module:Class; did you mean sgd?)",
     ),
     "variants alike": (
         two("{estimator.history_length: 5}"),

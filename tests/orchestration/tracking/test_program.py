@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsg.activations import SignActivations
 from fsg.data import Arrays
 from fsg.estimators import FSG, FullPrecision
 from fsg.models import ResNet
@@ -62,8 +63,9 @@ def logits_of(training: Training) -> Tensor:
         {"quantizer": BWN(), "full_precision_layers": ("conv1", "fc")},
         {"estimator": FullPrecision.Config()},
         {"model": ResNet.Config(depth=8, width=4, activation_bits=1)},
+        {"activations": SignActivations(thresholds="learned", relu="rprelu"), "full_precision_layers": ("conv1", "fc")},
     ],
-    ids=["dorefa", "fsg", "bwn", "full precision", "one-bit activations"],
+    ids=["dorefa", "fsg", "bwn", "full precision", "one-bit activations", "signs before layers"],
 )
 def test_program_predicts_what_the_trained_network_does(
     images: Path, exporter: Exporter, changes: dict[str, object]
