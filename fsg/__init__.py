@@ -14,6 +14,7 @@ import logging
 import os
 
 from fsg.activations import SignActivation
+from fsg.binarize import binarize
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
 from fsg.optimizers import SGD, Adam, Bop
@@ -50,6 +51,7 @@ __all__ = [
     "SignActivation",
     "TrainConfig",
     "Training",
+    "binarize",
     "dequantize",
     "quantize",
     "train",

@@ -163,7 +163,10 @@ def _say_what_stays(model: nn.Module, shared: list[str]) -> None:
 
 
 def dequantize(model: nn.Module) -> nn.Module:
-    """The inverse of `quantize`, in place: every quantized layer uses its latent weight; returns the model."""
+    """The inverse of `quantize`, in place: every quantized layer uses its latent weight; returns the model.
+
+    That is the latent network, whose predictions are others: `fsg.binarize` gives the one that predicts the same.
+    """
     plain = {quantized: original for original, quantized in _QUANTIZED.items()}
     for module in model.modules():
         if type(module) in plain:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fsg.config import to_dict
 from fsg.data import Dataset
-from fsg.layers import QuantizedLayer, dequantize, quantize
+from fsg.binarize import binarize
+from fsg.layers import quantize
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
 from fsg.trainer import TrainConfig
@@ -64,7 +65,7 @@ class Exporter:
         Raises what reading its images or tracing raises: a network of the user's own may not be traceable.
         """
         dataset = train.data.load()
-        predictor = _Predictor(_as_it_predicts(train, weights, dataset), dataset).eval()
+        predictor = _Predictor(binarize(trained_network(train, weights, dataset)), dataset).eval()
         predictor.to(memory_format=torch.contiguous_format)  # as the bytes lie in the program
         key = json.dumps([to_dict(train)["model"], dataset.shape, dataset.classes], sort_keys=True)
         if key not in self._traced:
@@ -92,8 +93,8 @@ def _raw(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _as_it_predicts(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
-    """A plain network with the quantized weights, and the batch-norm statistics that an evaluation of it would use."""
+def trained_network(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
+    """The network that a training ended with, with the batch-norm statistics that an evaluation of it would use."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what stays in full precision was told when it was trained
         network = train.model.build(dataset.shape, dataset.classes)
@@ -101,18 +102,8 @@ def _as_it_predicts(train: TrainConfig, weights: Mapping[str, Tensor], dataset: 
         train.estimator.build(network)  # it may have its own say about the layers
     load_into(network, dict(weights))
     if not train.recalibrate_batchnorm:
-        return _plain(network)
+        return network
     batches = -(-train.recalibrate_batchnorm // train.batch_size)
     some = itertools.islice(dataset.evaluation("train", batch_size=train.batch_size), batches)
     with recalibrated_batchnorm(network, some):
-        return _plain(copy.deepcopy(network))
-
-
-@torch.no_grad()
-def _plain(network: nn.Module) -> nn.Module:
-    done: set[int] = set()
-    for layer in network.modules():
-        if isinstance(layer, QuantizedLayer) and id(layer.weight) not in done:
-            done.add(id(layer.weight))
-            layer.weight.copy_(layer.quantized_weight())
-    return dequantize(network)
+        return copy.deepcopy(network)
