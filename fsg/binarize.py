@@ -1,11 +1,14 @@
 """A trained network as it predicts: signs instead of latent weights, batch norm folded where that is exact arithmetic.
 
-    network = fsg.binarize(copy.deepcopy(model))          # plain torch layers
-    binary = BinaryNetwork.of(model).folded(images)       # the same with its weights packed: what is exported
+    network = fsg.binarize(copy.deepcopy(model))      # plain torch layers
+    binary = BinaryNetwork.of(model).folded(images)   # the same, with its weights as planes of signs: what is exported
 """
 
 import copy
+import io
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -115,11 +118,16 @@ class BinaryNetwork:
 
 def traced(network: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """`torch.export` of a network in evaluation mode. Raises ValueError, in one line, where it cannot be traced."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        return torch.export.export(network, arguments, dynamic_shapes=dynamic_shapes)
+        with redirect_stderr(io.StringIO()):  # torch says the reason there too, on a whole screen
+            return torch.export.export(network, arguments, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # of a user's own forward, and of torch's, half a dozen kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"torch.export cannot trace the network ({reason})") from error
+    finally:
+        logging.disable(disabled)
 
 
 def _foldable(network: nn.Module, images: Tensor) -> list[tuple[str, str]]:

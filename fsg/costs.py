@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsg.binarize import BinaryNetwork
@@ -137,10 +138,11 @@ def _bits(seen: Tensor) -> int:
 
 @contextmanager
 def _without_fused_attention() -> Iterator[None]:
-    """The counter does not know the kernel that attention has in evaluation."""
+    """The counter does not know the kernels that attention has on a CPU and in evaluation."""
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was)
