@@ -1,7 +1,7 @@
 """A trained network as it predicts: signs instead of latent weights, batch norm folded where that is exact arithmetic.
 
-    network = fsg.binarize(copy.deepcopy(model))      # plain torch layers
-    binary = BinaryNetwork.of(model).folded(images)   # the same, with its weights as planes of signs: what is exported
+network = fsg.binarize(copy.deepcopy(model))      # plain torch layers
+binary = BinaryNetwork.of(model).folded(images)   # the same, with its weights as planes of signs: what is exported
 """
 
 import copy
@@ -26,8 +26,8 @@ _AS_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
 def binarize(model: nn.Module) -> nn.Module:
     """Turn every quantized layer into its plain one with the quantized weight Ŵ, in place; returns the model.
 
-    The latent weights are gone: give it `copy.deepcopy(model)` where the training goes on. (`dequantize` keeps them, and
-    gives the latent network.) Frozen layers are binarized too. Raises ValueError where a quantized layer shares its
+    The latent weights are gone: give it `copy.deepcopy(model)` where the training goes on. (`dequantize` keeps them,
+    and gives the latent network.) Frozen layers are binarized too. Raises ValueError where a quantized layer shares its
     weight with a module that is none, or with one that quantizes it otherwise: there is no one weight for both.
     """
     baked: dict[int, tuple[str, Tensor, Tensor]] = {}

@@ -4,8 +4,8 @@
             (`torch.utils.flop_counter`)
     BOPs    bit operations: multiply-accumulates (FLOPs/2) times the bits of a weight times the bits of what it meets
 
-A binary layer that sees real numbers has 1·32 bit operations where a full-precision one has 32·32, and 1·1 where it sees
-signs. van Baalen et al., Bayesian Bits, NeurIPS 2020 (arXiv:2005.07093), appendix B.
+A multiply-accumulate of a full-precision layer counts 32·32 bit operations, of a binary one that sees real numbers
+1·32, and of one that sees signs 1. van Baalen et al., Bayesian Bits, NeurIPS 2020 (arXiv:2005.07093), appendix B.
 """
 
 from collections import Counter

@@ -42,8 +42,8 @@ class _Stateless(nn.Module):
 def onnx_model(binary: BinaryNetwork, images: Tensor, about: Mapping[str, str] | None = None) -> "onnx.ModelProto":
     """`images` float32 [b, …] → `logits` [b, …], for any b ≥ 1, with the tensors of the network inside, by name.
 
-    Raises ImportError where onnx is not installed, and ValueError, in one line, for a network that cannot be traced, has
-    an operator that ONNX lacks, or gives anything but one tensor.
+    Raises ImportError where onnx is not installed, and ValueError, in one line, for a network that cannot be traced,
+    has an operator that ONNX lacks, or gives anything but one tensor.
     """
     import onnx
 

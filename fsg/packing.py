@@ -10,7 +10,7 @@ So a binary weight is one plane, with one scale for each output channel, or for 
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -147,7 +147,7 @@ def _from_safetensors(path: Path) -> tuple[Tensors, Texts]:
 _FORMATS = {".npz": (_npz, _from_npz), ".safetensors": (_safetensors, _from_safetensors)}
 
 
-def _format(path: Path) -> tuple:
+def _format(path: Path) -> tuple[Callable[[Tensors, Texts], bytes], Callable[[Path], tuple[Tensors, Texts]]]:
     if path.suffix not in _FORMATS:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(_FORMATS)}")
     return _FORMATS[path.suffix]

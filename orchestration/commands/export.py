@@ -168,7 +168,7 @@ def _lines(to: Path, size: int, cost: NetworkCost, binary: BinaryNetwork) -> Ite
     yield f"{to}: packed{opset}"
     times = f"{cost.float_bytes / size:.1f} times as large"
     yield f"size         {magnitude(size, 'B')}; float32 (latent weights) {magnitude(cost.float_bytes, 'B')}, {times}"
-    yield f"parameters   {cost.parameters:,}, {cost.binary_share:.1%} binary"
+    yield f"parameters   {cost.parameters:,}, {100 * cost.binary_share:.1f}\u00a0% binary"
     yield f"an image     {magnitude(cost.flops, 'FLOPs')}, {magnitude(cost.bops, 'BOPs')}"
     if binary.not_packed:
         yield f"float32      {', '.join(binary.not_packed)}: their levels are no sum of planes of signs"

@@ -8,7 +8,6 @@ import copy
 import io
 import itertools
 import json
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fsg.binarize import binarize
 from fsg.config import to_dict
 from fsg.data import Dataset
-from fsg.binarize import binarize
-from fsg.layers import quantize
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
 from fsg.trainer import TrainConfig
+from fsg.untrained import untrained_network
 
 _BATCH = 2  # of the example that is traced: a dimension of 1 would be taken for a constant
 
@@ -95,11 +94,7 @@ def _raw(tensor: Tensor) -> bytes:
 
 def trained_network(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
     """The network that a training ended with, with the batch-norm statistics that an evaluation of it would use."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what stays in full precision was told when it was trained
-        network = train.model.build(dataset.shape, dataset.classes)
-        quantize(network, train.quantizer, train.full_precision_layers)
-        train.estimator.build(network)  # it may have its own say about the layers
+    network = untrained_network(train, dataset.shape, dataset.classes)
     load_into(network, dict(weights))
     if not train.recalibrate_batchnorm:
         return network

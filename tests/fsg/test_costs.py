@@ -65,7 +65,7 @@ def test_attention_counts_as_its_own_layer() -> None:
 
 
 def test_the_resnet_of_the_papers() -> None:
-    """He et al. give 0.27 M parameters; 40.6 M multiply-accumulates follow from their table; here with 1x1 shortcuts."""
+    """40.6 M multiply-accumulates follow from the paper's table; 1x1 shortcuts come to them."""
     cost = network_cost(fsg.quantize(ResNet.Config().build((3, 32, 32), 10), fsg.DoReFa()), (3, 32, 32))
     shortcuts = 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64
     assert cost.flops // 2 == 40_551_040 + shortcuts

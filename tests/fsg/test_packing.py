@@ -81,7 +81,10 @@ def test_signs_lie_eight_to_a_byte_the_first_highest() -> None:
 @pytest.fixture
 def network() -> PackedNetwork:
     draw = torch.Generator().manual_seed(0)
-    weights = {"a.weight": BWN()(torch.randn(3, 5, generator=draw)), "b": DoReFa(weight_bits=2)(torch.randn(7, 1, 3, 3))}
+    weights = {
+        "a.weight": BWN()(torch.randn(3, 5, generator=draw)),
+        "b": DoReFa(weight_bits=2)(torch.randn(7, 1, 3, 3)),
+    }
     planes = {name: found for name, weight in weights.items() if (found := planes_of(weight)) is not None}
     return PackedNetwork(planes, {"a.bias": torch.randn(3), "n": torch.tensor(4)}, {"mean": "[0.5]"})
 
