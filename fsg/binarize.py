@@ -56,7 +56,7 @@ def quantized(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 
 @dataclass(frozen=True)
 class BinaryNetwork:
-    """A binarized network in evaluation mode, on the CPU, and those of its weights that are `planes` of signs, by name.
+    """A binarized network in evaluation mode, float32 on the CPU, and those of its weights that are `planes` of signs, by name.
 
     `not_packed` names quantized weights whose levels are no such sum; they stay float32.
     """
@@ -68,7 +68,7 @@ class BinaryNetwork:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """Of a copy of a model. Raises what `binarize` does."""
-        network = copy.deepcopy(model).cpu().eval()
+        network = copy.deepcopy(model).cpu().float().eval()
         binary = {id(layer.weight) for _, layer in quantized(network)}
         names = [name for name, parameter in network.named_parameters() if id(parameter) in binary]
         binarize(network)

@@ -20,7 +20,6 @@ from fsg.estimators import STE, FullPrecision
 from fsg.models import ResNet
 from fsg.trainer import TrainConfig
 from orchestration.cli import main
-from orchestration.commands import export as exporting
 from orchestration.commands.export import Agreement
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.results import Results
@@ -148,10 +147,8 @@ def test_the_documented_lines_read_the_packed_file(
 def test_a_file_that_predicts_otherwise_is_not_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        packing.Planes, "weight", property(lambda one: one.scale.sum(0) * torch.ones(one.positive.shape[1:]))
-    )
-    monkeypatch.setattr(exporting.BinaryNetwork, "_with_their_weights", lambda one: one)
+    packed = packing.packed_signs
+    monkeypatch.setattr(packing, "packed_signs", lambda planes: ~packed(planes))
     assert export(folder, CELLS["real"], tmp_path / "x.npz") == 1
     said = capsys.readouterr().out
     assert re.match(
