@@ -56,7 +56,7 @@ def quantized(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 
 @dataclass(frozen=True)
 class BinaryNetwork:
-    """A binarized network in evaluation mode, float32 on the CPU, and those of its weights that are `planes` of signs, by name.
+    """A binarized network in evaluation mode, float32 on the CPU, and its weights that are `planes` of signs, by name.
 
     `not_packed` names quantized weights whose levels are no such sum; they stay float32.
     """
