@@ -160,7 +160,8 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
             )
     request.console.print(plan_table(found.spec, statuses))
     networks = networks_of(found.cells)
-    request.console.print(network_table(networks))
+    if any(one.cost for one in networks):
+        request.console.print(network_table(networks))
     for one in networks:
         if one.cost is None:
             request.say(f"{one.lines[0]}: what its network costs is not known: {one.problem}")

@@ -1,6 +1,7 @@
 """ONNX models of binary networks, run by onnxruntime."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import fsg
 from fsg.binarize import BinaryNetwork
 from fsg.models import ResNet
 from fsg.onnx_graph import OPSET, onnx_model
+from fsg.packing import write
 from fsg.quantizers import Quantizer
 
 QUANTIZERS: dict[str, Quantizer] = {
@@ -96,6 +98,19 @@ def test_every_quantizer_in_every_network(network: str, quantizer: str, fold: bo
     assert torch.equal(found.argmax(1), expected.argmax(1))
     if "signs" not in network and network != "convolutional":  # where one rounding may flip an activation
         assert (found - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.slow
+def test_a_resnet_20_takes_a_twentieth_of_its_float32_state(tmp_path: Path) -> None:
+    images = torch.randn(8, 3, 32, 32)
+    model = seasoned(fsg.quantize(ResNet.Config().build((3, 32, 32), 10), fsg.BWN()), images)
+    state = sum(4 * tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
+    binary, about = BinaryNetwork.of(model).folded(images[:2]), {"mean": "[0.5, 0.5, 0.5]", "cell": "0" * 16}
+    sizes = [len(onnx_model(binary, images[:2], about).SerializeToString())]
+    for name in ("x.npz", "x.safetensors"):
+        write(binary.contents(about), tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    assert max(sizes) <= state / 20
 
 
 def test_a_network_without_a_quantized_layer_is_exported_as_it_is() -> None:
