@@ -74,6 +74,8 @@ def _traced_graph(network: nn.Module, images: Tensor, tensors: dict[str, Tensor]
     """The graph of torch's, whose inputs are the images and the tensors in their order."""
     shapes = ({0: torch.export.Dim("batch", min=1)}, dict.fromkeys(tensors))
     program = traced(_Stateless(network), (images, tensors), shapes)
+    if (count := len(program.graph_signature.user_outputs)) != 1:
+        raise ValueError(f"the network gives {count} tensors, expected one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its own parts
@@ -84,8 +86,6 @@ def _traced_graph(network: nn.Module, images: Tensor, tensors: dict[str, Tensor]
         raise ValueError(f"ONNX has no way to say what the network does ({_cause(error)})") from error
     assert made is not None
     graph = made.model_proto.graph
-    if len(graph.output) != 1:
-        raise ValueError(f"the network gives {len(graph.output)} tensors, expected one")
     operators = [node for inside in _graphs(graph) for node in inside.node]
     foreign = {f"{node.domain}.{node.op_type}" for node in operators if node.domain}
     if foreign:
