@@ -14,6 +14,7 @@ import logging
 import os
 
 from fsg.activations import RPReLU, SignActivation, SignActivations
+from fsg.binarize import binarize
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize
 from fsg.models import ResNet, Torchvision, VGGSmall
@@ -58,6 +59,7 @@ __all__ = [
     "TrainConfig",
     "Training",
     "VGGSmall",
+    "binarize",
     "dequantize",
     "quantize",
     "train",

@@ -181,6 +181,7 @@ def dequantize(model: nn.Module) -> nn.Module:
     """The inverse of `quantize`, in place: every quantized layer uses its latent weight; returns the model.
 
     Signs before the layers stay: they are the network's activations.
+    That is the latent network, whose predictions are others: `fsg.binarize` gives the one that predicts the same.
     """
     plain = {quantized: original for original, quantized in _QUANTIZED.items()}
     for module in model.modules():

@@ -279,6 +279,23 @@ def reproduce(
 
 
 @app.command()
+def export(
+    folder: Anywhere,
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, its beginning, or its label.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A name in .onnx, .npz or .safetensors.")],
+    fold: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the layers before them.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trained network with its weights packed eight to a byte, and verify the file.
+
+    Exit status: 0 it predicts as the ledger's network, 1 it does not and is not kept, 2 it cannot be written.
+    """
+    from orchestration.commands.export import export  # start-up time
+
+    raise typer.Exit(_one_line_errors(lambda: export(folder, cell, to, fold)))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
     from orchestration.commands.schema import schema  # start-up time

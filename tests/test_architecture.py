@@ -42,6 +42,7 @@ LIBRARIES: dict[str, str] = {
     "upath": "ledger",
     "botocore": "ledger",
     "pydantic": "spec",
+    "onnxruntime": "commands/export.py",
 }
 NOT_IN_THE_CORE = {*LIBRARIES, "ruamel", "yaml", "rich", "matplotlib", "scipy", "orchestration"}
 
@@ -194,7 +195,7 @@ def test_the_walk_sees_what_it_is_to_see() -> None:
 
 def test_the_core_can_be_imported_without_the_rest() -> None:
     """In a process that refuses the rest."""
-    absent = "('ray', 'mlflow', 'optuna', 'pydantic', 'ruamel', 'yaml')"
+    absent = "('ray', 'mlflow', 'optuna', 'pydantic', 'ruamel', 'yaml', 'onnx')"
     refuse = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport fsg"
     subprocess.run([sys.executable, "-c", refuse], check=True, cwd=ROOT)
 

@@ -21,6 +21,7 @@ from orchestration.ledger.study_records import planned_cells
 from orchestration.scheduler.environment import Unusable, is_job_server
 from orchestration.spec.cells import own_folders
 from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.networks import networks_of
 from orchestration.util import provenance, submission
 from orchestration.util.clock import now_ms
 from orchestration.util.error_text import first_line
@@ -83,6 +84,7 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "sets": list(request.sets),
         "tracking_uri": without_password(request.mlflow) if request.mlflow else None,
         "cells": [cell.id for cell in plan.cells],
+        "networks": [one.to_dict() for one in networks_of(plan.cells)],
         "numerics": fsg.NUMERICS,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),

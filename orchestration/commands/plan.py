@@ -26,6 +26,7 @@ from orchestration.scheduler.environment import is_job_server
 from orchestration.search.forecast import expected_cells
 from orchestration.spec.cells import Cell, cells, changed_settings
 from orchestration.spec.experiment import ExperimentSpec, load_spec
+from orchestration.spec.networks import COST_COLUMNS, NetworkOfLines, cost_texts, networks_of
 from orchestration.util import submission
 from orchestration.util.clock import now_ms
 from orchestration.util.duration import duration
@@ -158,6 +159,12 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
                 statuses, pilots.measure, lambda label: status.update(f"measuring a few steps of {label}")
             )
     request.console.print(plan_table(found.spec, statuses))
+    networks = networks_of(found.cells)
+    if any(one.cost for one in networks):
+        request.console.print(network_table(networks))
+    for one in networks:
+        if one.cost is None:
+            request.say(f"{one.lines[0]}: what its network costs is not known: {one.problem}")
     request.say(found.summary)
     say_damage(request, found)
     waiting = Counter(one.cell.depends_on for one in statuses if one.cell.depends_on and not one.over)
@@ -210,6 +217,18 @@ def plan_table(spec: ExperimentSpec, statuses: Sequence[CellStatus]) -> Table:
             _range_of_durations([one.seconds for one in group if one.seconds is not None]),
             duration(sum(known)) if left and len(known) == len(left) else "",
         )
+    return table
+
+
+def network_table(networks: Sequence[NetworkOfLines]) -> Table:
+    """What each network costs, of those whose cost is known."""
+    table = Table(box=box.SIMPLE_HEAD, caption="FLOPs and BOPs: of one image, forward")
+    table.add_column("network of", overflow="fold")
+    for name in COST_COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in networks:
+        if one.cost is not None:
+            table.add_row(one.of, *cost_texts(one.cost))
     return table
 
 

@@ -63,12 +63,16 @@ class Results:
             ]
         )
 
+    def cell(self, name: str) -> Cell:
+        """A cell by its id, the beginning of it, or its label. Raises ValueError where there is none."""
+        return find_cell([one for one, _ in self._described()], name)
+
     def weights(self, cell: str) -> dict[str, Tensor]:
         """The network's weights at the end of a cell, by name. The cell is named by its id or its label.
 
         Raises ValueError where there is no such cell, or it has no such weights.
         """
-        found = find_cell([one for one, _ in self._described()], cell)
+        found = self.cell(cell)
         path = self._ledger.final_weights(found.id)
         if path is None:
             state = self._ledger.outcome(found.id).state

@@ -21,6 +21,7 @@ from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, u
 from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
 from orchestration.spec.fields import Report as Asked
+from orchestration.spec.networks import NetworkOfLines
 from orchestration.util import provenance
 
 _UNFINISHED = ("missing", "diverged", "failed", "interrupted", "running", "waiting")
@@ -72,6 +73,7 @@ class Report:
     launches: tuple[dict[str, Any], ...]
     command: str
     forecast: tuple[ForecastAccuracy, ...] = ()
+    networks: tuple[NetworkOfLines, ...] = ()
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -153,6 +155,7 @@ def build(ledger: Ledger) -> Report:
         launches=tuple(launches),
         command=launch["command"],
         forecast=tuple(forecast_accuracy(ledger, trials)),
+        networks=tuple(NetworkOfLines.from_dict(one) for one in launch.get("networks", [])),
     )
 
 

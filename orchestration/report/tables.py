@@ -13,6 +13,7 @@ from orchestration.analysis.comparisons import SIGNIFICANCE, Comparison, Line, T
 from orchestration.analysis.units import Spread, Unit
 from orchestration.analysis.verdict import Contrast, Family, p_text
 from orchestration.report.data import Measured, Report
+from orchestration.spec.networks import COST_COLUMNS, cost_texts
 from orchestration.util.duration import duration
 from orchestration.util.metric_names import PEAK_MEMORY
 
@@ -332,6 +333,19 @@ def _about_cost(report: Report) -> Iterable[str]:
         "images and all that a step makes took at once, in the last step of the first epoch. Of the process: the "
         "largest seen, looked at every ten seconds and at the end; a warm process keeps some of what it trained before."
     )
+
+
+def networks(report: Report) -> TextTable:
+    """What each network costs, where the launch has counted it."""
+    rows = [TextRow((one.of, *cost_texts(one.cost))) for one in report.networks if one.cost is not None]
+    return TextTable("Networks", ("network of", *COST_COLUMNS), tuple(rows), (_ABOUT_NETWORKS,))
+
+
+_ABOUT_NETWORKS = (
+    "Binary: the share of parameters that are one-bit weights. Packed: all tensors, quantized weights eight signs to a "
+    "byte. FLOPs: multiplications and additions of an image's forward pass, as if all were floating point. BOPs: half "
+    "of them times the bits of the weight and of what it meets (32 for real numbers). report.layers.csv has the layers."
+)
 
 
 def cells(report: Report) -> TextTable:

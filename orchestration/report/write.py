@@ -84,6 +84,7 @@ def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> s
         convergence=tables.convergence(report),
         convergence_note=tables.CONVERGENCE_NOTE,
         cost=tables.cost(report),
+        networks=tables.networks(report),
         cells=tables.cells(report),
         difference_note=_DIFFERENCES,
         caption=_CAPTION,
@@ -214,15 +215,39 @@ def cells_csv(report: Report) -> str:
 
 
 def layers_csv(report: Report) -> str:
-    """What the maps draw: a row a line of the table, layer and epoch, a column a quantity."""
+    """What the maps draw and what layers cost: a row a line of the table, layer and epoch, a column a quantity.
+
+    A layer without quantized weights has no epochs: its one row says what it costs.
+    """
+    costs = _layer_costs(report)
     found: dict[tuple[str, str, int], dict[str, float]] = {}
     for title, maps in report.layers.items():
         for each in maps:
             for (place, epoch), value in np.ndenumerate(each.values):
                 key = each.label, each.layers[place], each.epochs[epoch]
                 found.setdefault(key, {})[title] = float(value)
-    rows = [[*key, *(_known(values.get(title)) for title in report.layers)] for key, values in found.items()]
-    return _as_csv([["line", "layer", "epoch", *report.layers], *rows])
+    none = [""] * len(_OF_A_LAYER)
+    rows = [
+        [*key, *(_known(values.get(title)) for title in report.layers), *costs.get(key[:2], none)]
+        for key, values in found.items()
+    ]
+    known = {key[:2] for key in found}
+    rows += [[*key, "", *[""] * len(report.layers), *cost] for key, cost in costs.items() if key not in known]
+    return _as_csv([["line", "layer", "epoch", *report.layers, *_OF_A_LAYER], *rows])
+
+
+_OF_A_LAYER = ("parameters", "weight_bits", "activation_bits", "flops", "bops")
+
+
+def _layer_costs(report: Report) -> dict[tuple[str, str], list[int]]:
+    """By line and layer."""
+    networks = {name: one.cost for one in report.networks for name in one.lines}
+    return {
+        (line.short_label, layer.layer): [getattr(layer, name) for name in _OF_A_LAYER]
+        for line in report.lines
+        if (cost := networks.get(line.label)) is not None
+        for layer in cost.layers
+    }
 
 
 def _known(value: float | None) -> str:

@@ -8,7 +8,6 @@ import copy
 import io
 import itertools
 import json
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fsg.binarize import binarize
 from fsg.config import to_dict
 from fsg.data import Dataset
-from fsg.layers import QuantizedLayer, dequantize
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
 from fsg.trainer import TrainConfig
+from fsg.untrained import untrained_network
 
 _BATCH = 2  # of the example that is traced: a dimension of 1 would be taken for a constant
 
@@ -64,7 +64,7 @@ class Exporter:
         Raises what reading its images or tracing raises: a network of the user's own may not be traceable.
         """
         dataset = train.data.load()
-        predictor = _Predictor(_as_it_predicts(train, weights, dataset), dataset).eval()
+        predictor = _Predictor(binarize(trained_network(train, weights, dataset)), dataset).eval()
         predictor.to(memory_format=torch.contiguous_format)  # as the bytes lie in the program
         modules = str(predictor)  # where signs stand, too
         key = json.dumps([to_dict(train)["model"], modules, dataset.shape, dataset.classes], sort_keys=True)
@@ -93,27 +93,13 @@ def _raw(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _as_it_predicts(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
-    """A plain network with the quantized weights, and the batch-norm statistics that an evaluation of it would use."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what stays in full precision was told when it was trained
-        network = train.model.build(dataset.shape, dataset.classes)
-        train.quantized(network)
-        train.estimator.build(network)  # it may have its own say about the layers
+def trained_network(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
+    """The network that a training ended with, with the batch-norm statistics that an evaluation of it would use."""
+    network = untrained_network(train, dataset.shape, dataset.classes)
     load_into(network, dict(weights))
     if not train.recalibrate_batchnorm:
-        return _plain(network)
+        return network
     batches = -(-train.recalibrate_batchnorm // train.batch_size)
     some = itertools.islice(dataset.evaluation("train", batch_size=train.batch_size), batches)
     with recalibrated_batchnorm(network, some):
-        return _plain(copy.deepcopy(network))
-
-
-@torch.no_grad()
-def _plain(network: nn.Module) -> nn.Module:
-    done: set[int] = set()
-    for layer in network.modules():
-        if isinstance(layer, QuantizedLayer) and id(layer.weight) not in done:
-            done.add(id(layer.weight))
-            layer.weight.copy_(layer.quantized_weight())
-    return dequantize(network)
+        return copy.deepcopy(network)

@@ -26,6 +26,7 @@ from synthetic_experiment import (
     trained,
 )
 
+from fsg.costs import LayerCost, NetworkCost
 from orchestration.analysis.comparisons import Line
 from orchestration.ledger.ledger import Ledger
 from orchestration.report import curves, differences, layer_maps
@@ -34,6 +35,7 @@ from orchestration.report.tables import terminal_table
 from orchestration.report.write import layers_csv, write
 from orchestration.spec.cells import Cell
 from orchestration.spec.fields import Published
+from orchestration.spec.networks import NetworkOfLines
 
 ABLATION = ("fsg", "no_history", "no_layer_embedding", "fast_only", "slow_only", "ema", "fsg_released", "ste")
 
@@ -625,6 +627,29 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
         assert (ledger.folder / name).exists()
     assert markdown.count("](figures/layers-") == 4
     assert "501\u00a0MB" in page.words
+
+
+def test_what_networks_cost_stands_in_the_report_and_by_layer_in_the_csv(tmp_path: Path) -> None:
+    spec = spec_of(seeds=(0,), epochs=2)
+    cells = cells_of(spec)
+    layers = (LayerCost("layer0", 120, 100, 1, 32, 4000), LayerCost("head", 80, 0, 32, 32, 160))
+    networks = [NetworkOfLines(("ste", "fsg"), NetworkCost(layers, 1000, 413)), NetworkOfLines(("else",), None, "why")]
+    ledger = launched(tmp_path / "x", spec, cells, networks=[one.to_dict() for one in networks])
+    with_diagnostics(ledger, cells[0], layers=1, epochs=2)
+    report = build(ledger)
+    rows = list(csv.DictReader(layers_csv(report).splitlines()))
+    names = ("parameters", "weight_bits", "activation_bits", "flops", "bops")
+    found = {(row["line"], row["layer"], row["epoch"]): [row[name] for name in names] for row in rows}
+    layer0, head = ["120", "1", "32", "4000", "64000"], ["80", "32", "32", "160", "81920"]
+    line, other = cells[0].variant, "fsg" if cells[0].variant == "ste" else "ste"
+    assert found == {
+        (line, "layer0", "1"): layer0, (line, "layer0", "2"): layer0, (line, "head", ""): head,
+        (other, "layer0", ""): layer0, (other, "head", ""): head,
+    }  # fmt: skip
+    _, page = page_of(report)
+    assert "ste, fsg" in page.words
+    text = "| ste, fsg | 200 | 50.0\u00a0% | 1\u00a0kB | 413\u00a0B | 4.16\u00a0k | 146\u00a0k |"
+    assert text in (ledger.folder / "report.md").read_text()
 
 
 def test_the_maps_of_a_large_network_stay_small(tmp_path: Path, drawn: None) -> None:
