@@ -52,8 +52,13 @@ class FlatLayout:
         return Unpacked([vector.as_strided(shape, stride, start) for shape, stride, start in each], vector, self)
 
     def lies_like(self, other: "FlatLayout") -> bool:
-        """Whether a vector of the one is a vector of the other."""
-        return self.shapes == other.shapes and self.orders == other.orders
+        """Whether a vector of the one is a vector of the other: dimensions of one element have no place in it."""
+        return self.shapes == other.shapes and self._outer_to_inner == other._outer_to_inner
+
+    @cached_property
+    def _outer_to_inner(self) -> list[list[int]]:
+        each = zip(self.shapes, self.orders, strict=True)
+        return [[dim for dim in order if shape[dim] > 1] for shape, order in each]
 
     def spread(self, values: Tensor) -> Tensor:
         """A number for each tensor, given to each of its elements: [L] → [N]."""
