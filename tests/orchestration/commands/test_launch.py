@@ -179,8 +179,31 @@ def test_more_validation_images_than_images_are_refused(folder: Path, capsys: py
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 def test_more_gpus_than_there_are_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "resources.gpus=0.5")
-    what = "a training asks for 0.5 (expected ≤ 0, the CUDA GPUs of this machine)"
-    assert line == f"--set resources.gpus=0.5: resources.gpus: {what}"
+    what = "a training asks for 0.5 (expected ≤ 0, the CUDA GPUs of this machine; torch can use none: "
+    assert line.startswith(f"--set resources.gpus=0.5: resources.gpus: {what}")
+
+
+@pytest.mark.parametrize(("asked", "told"), [
+    ("1", "a training asks for 1 (expected ≤ 0, the CUDA GPUs of this machine; torch can use none: {why})"),
+    ("auto", "auto, and torch cannot use the GPU that is here: {why} (expected 0)"),
+])  # fmt: skip
+def test_a_gpu_that_torch_cannot_use_is_refused_with_the_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, asked: str, told: str
+) -> None:
+    """The driver lists one, and CUDA does not start: that is what torch makes of an old driver."""
+
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
+            "downloading and installing a new\nversion."
+        )
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    (line,) = refused(capsys, f"resources.gpus={asked}")
+    why = "The NVIDIA driver on your system is too old (found version 11040)"
+    assert line == f"--set resources.gpus={asked}: resources.gpus: {told.format(why=why)}"
 
 
 def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
