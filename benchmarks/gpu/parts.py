@@ -73,7 +73,7 @@ STEPS = {
     "FSG, chunk 64, the scan in torch": Contestant(FSG.Config(chunk_size=64), "torch"),
     "FSG, chunk 64, the scan of mamba-ssm": Contestant(FSG.Config(chunk_size=64), "mamba-ssm"),
 }
-BESIDE = {f"FSG, chunk 64: {count} trainings beside each other": count for count in PROCESSES}
+BESIDE = {f"FSG, chunk 64, trainings beside each other: {count}": count for count in PROCESSES}
 ROWS = {"steps": list(STEPS), "beside": list(BESIDE), "epochs": [EPOCHS]}
 
 

@@ -21,7 +21,6 @@ from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training
 
 DEVICE = os.environ.get("FSG_GPU_DEVICE", "cuda")  # cpu: a dry run of the suite itself
-TOLERANCE = 1e-3
 STEPS = 4  # the history of two gradients is full, and read
 SMALL = fsg.FSG.Config(history_length=2)
 BASE = TrainConfig(
@@ -88,6 +87,14 @@ BYTES = {
     for case in ("ste dorefa adam", "ste sign bop", "multifc bwn momentum", "lstmfc dorefa adam", "fsg dorefa adam",
                  "fsg-elements libra sgd", "fsg-lstm dorefa adam", "fsg-ema recu momentum")
 } | {precision: config("fsg dorefa adam", precision=precision) for precision in ("bf16", "tf32")}  # fmt: skip
+
+
+def tolerance(case: str) -> float:
+    """What the losses of STEPS steps may differ by, relatively, for sums in another order.
+
+    Bop turns a whole weight at a threshold, and ReSTE's derivative has no bound: there one last bit can do more.
+    """
+    return 0.1 if "bop" in case or "reste" in case else 5e-4
 
 
 def losses(settings: TrainConfig, device: str) -> list[float]:
