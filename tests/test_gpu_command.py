@@ -1,7 +1,6 @@
 """`make gpu` as far as it goes without a GPU: what it compares, what it says, and that a part which fails is told."""
 
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace

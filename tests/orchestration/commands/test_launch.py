@@ -15,6 +15,7 @@ from orchestration.commands.launch import launch as launch_here
 from orchestration.commands.plan import ExperimentPlan, plan
 from orchestration.commands.preflight import find_problems, unmet_resources
 from orchestration.commands.request import LaunchRequest
+from orchestration.runtime.pilot import Cost, Pilots
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
 
@@ -204,6 +205,33 @@ def test_a_gpu_that_torch_cannot_use_is_refused_with_the_reason(
     (line,) = refused(capsys, f"resources.gpus={asked}")
     why = "The NVIDIA driver on your system is too old (found version 11040)"
     assert line == f"--set resources.gpus={asked}: resources.gpus: {told.format(why=why)}"
+
+
+def test_a_plan_says_whose_first_steps_lack_memory(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line a kind, without torch's advice; what else a pilot raises, the launch will tell."""
+    errors = {
+        "ste": torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 9.50 GiB of which 1.19 MiB "
+            "is free. Including non-PyTorch memory, this process has 9.40 GiB memory in use."
+        ),
+        "fsg": ValueError("an idea that does not work"),
+    }
+
+    def measure(pilots: Pilots, cell: Cell) -> Cost:
+        if cell.variant in errors:
+            raise errors[cell.variant]
+        return Cost(0.1, 0.1)
+
+    monkeypatch.setattr(Pilots, "measure", measure)
+    plan(LaunchRequest(Path("tiny.yaml")))
+    lines = " ".join(capsys.readouterr().out.split())
+    assert lines.count("runs out of memory") == 1
+    told = "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 9.50 GiB of which 1.19 MiB is free. "
+    assert f"ste · seed 0 runs out of memory in its first steps: CUDA out of memory. {told}" in lines
+    assert "Including" not in lines
+    assert "an idea" not in lines
 
 
 def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
