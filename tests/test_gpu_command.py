@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import parts
+from benchmarks.gpu import outcomes, parts
 from fsg import gpu
 from fsg.estimators import EstimatorConfig
 from fsg.imported import Imported
@@ -133,9 +133,9 @@ def test_the_suites_outcomes_are_counted_and_told(tmp_path: Path, monkeypatch: p
     tests = command.suite("cpu", 60.0, tmp_path)
     assert tests["passed"] == 1
     (failed,), (left,) = tests["failed"], tests["not_run"]
-    assert failed.endswith("test_it::test_bad")
-    assert left.endswith("test_it::test_left")
-    assert tests["not_run"][left] == "no such thing"
+    assert failed.endswith("test_it.py::test_bad")
+    assert left.endswith("test_it.py::test_left")
+    assert (tests["failed"][failed], tests["not_run"][left]) == ("assert 1 == 2", "no such thing")
     rows = [{"what": "STE", "milliseconds_a_step": 2.5}, {"what": "FSG", "not_run": "no time"}]
     lines = command.table("A GPU", {"suite": tests, "rows": rows}, parts.COLUMNS).splitlines()
     assert lines[0] == "A GPU"
@@ -147,9 +147,26 @@ def test_the_suites_outcomes_are_counted_and_told(tmp_path: Path, monkeypatch: p
 
 
 def test_a_suite_that_does_not_end_by_itself_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for status, told in ((4, "ended with status 4: no such file"), (None, "stopped after 3 s")):
-        monkeypatch.setattr(command, "run", lambda *_, status=status: command.Ended(status, "no such file", 3.0))
-        assert command.suite("cpu", 60.0, tmp_path)["failed"] == {"the suite": told}
+    """What its tests said before is kept."""
+
+    def stopped(_: object, seconds: float, environment: dict[str, str], log: Path) -> command.Ended:
+        assert time.time() + 40 < float(environment["FSG_GPU_UNTIL"]) < time.time() + seconds - 9
+        Path(environment["FSG_GPU_OUTCOMES"]).write_text('{"test": "a", "outcome": "passed", "why": ""}\n')
+        return command.Ended(None, "", 60.0)
+
+    monkeypatch.setattr(command, "run", stopped)
+    tests = command.suite("cpu", 60.0, tmp_path)
+    assert (tests["passed"], tests["failed"]) == (1, {"the suite": "stopped after 60 s"})
+    monkeypatch.setattr(command, "run", lambda *_: command.Ended(4, "no such file\n", 1.0))
+    assert command.suite("cpu", 60.0, tmp_path)["failed"] == {"the suite": "ended with status 4: no such file"}
+
+
+def test_tests_that_are_left_when_the_time_is_over_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSG_GPU_UNTIL", str(time.time() - 1))
+    with pytest.raises(pytest.skip.Exception, match="NOT RUN: the time of the suite is over"):
+        outcomes.pytest_runtest_setup()
+    monkeypatch.setenv("FSG_GPU_UNTIL", str(time.time() + 60))
+    outcomes.pytest_runtest_setup()
 
 
 def test_the_choice_of_a_scan_is_for_its_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
+BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/gpu", "tests/fsg/test_selective_scan.py", "tests/fsg/test_data.py")
 SHARES = {"suite": 0.4, "steps": 0.45, "beside": 0.5, "epochs": 0.9}  # of what is left when a part begins
-TO_END = 0.85  # of its share a part measures; the rest is for starting and for ending by itself
 
 
 class Ended(NamedTuple):
@@ -58,30 +57,40 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str], 
     return Ended(status, log.read_text(errors="replace"), time.monotonic() - began)
 
 
+def within(share: float) -> float:
+    """Of a part's seconds those that it is told to take, its start included; in the rest it ends by itself."""
+    return max(0.5 * share, min(0.85 * share, share - 10))
+
+
 def suite(device: str, seconds: float, folder: Path) -> dict[str, Any]:
     """The tests marked gpu: how many passed, which failed and why, and what was not run."""
-    report = folder / "suite.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    environment = {"FSG_GPU_DEVICE": device, "FSG_GPU_SECONDS": str(TO_END * seconds)}
-    ended = run([*command, *TESTS], seconds, environment, folder / "suite.txt")
-    found: dict[str, Any] = {"seconds": ended.seconds, "passed": 0, "failed": {}, "not_run": {}}
-    if ended.status not in (0, 1) or not report.exists():
-        return found | {"failed": {"the suite": ended.ending}}
-    for case in ElementTree.parse(report).iter("testcase"):
-        outcome = next(iter(case), None)
-        name = f"{case.get('classname')}::{case.get('name')}"
-        if outcome is None or outcome.tag not in ("failure", "error", "skipped"):
-            found["passed"] += 1
-        else:
-            why = str(outcome.get("message")).removeprefix("NOT RUN: ").split("\n")[0]
-            found["not_run" if outcome.tag == "skipped" else "failed"][name] = why
-    return found
+    outcomes = folder / "outcomes"
+    outcomes.touch()
+    environment = {
+        "FSG_GPU_DEVICE": device,
+        "FSG_GPU_UNTIL": str(time.time() + within(seconds)),
+        "FSG_GPU_OUTCOMES": str(outcomes),
+    }
+    options = ("-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.outcomes")
+    ended = run([sys.executable, "-m", "pytest", *options, *TESTS], seconds, environment, folder / "suite.txt")
+    told = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    failed = {one["test"]: one["why"] for one in told if one["outcome"] == "failed"}
+    if ended.status not in (0, 1):
+        failed["the suite"] = ended.ending
+    return {
+        "seconds": ended.seconds,
+        "passed": sum(one["outcome"] == "passed" for one in told),
+        "failed": failed,
+        "not_run": {one["test"]: one["why"] for one in told if one["outcome"] == "skipped"},
+    }
 
 
 def rows_of(part: str, expected: Sequence[str], device: str, seconds: float, folder: Path) -> list[dict[str, Any]]:
     """The rows that a part has measured; what it has not come to is not run, for the reason that it ended with."""
-    command = [sys.executable, "-m", "benchmarks.gpu.parts", part, "--device", device, "--seconds"]
-    ended = run([*command, str(TO_END * seconds)], seconds, {}, folder / f"{part}.txt")
+    given = {"--device": device, "--seconds": within(seconds), "--since": time.time()}
+    words = [str(word) for pair in given.items() for word in pair]
+    command = [sys.executable, "-m", "benchmarks.gpu.parts", part, *words]
+    ended = run(command, seconds, {}, folder / f"{part}.txt")
     rows = [json.loads(line) for line in ended.out.splitlines() if line.startswith("{")]
     told = {row["what"] for row in rows}
     return rows + [{"what": name, "not_run": ended.ending, "failed": True} for name in expected if name not in told]
@@ -149,7 +158,7 @@ def main() -> int:
         return 2
     from benchmarks.gpu.parts import COLUMNS, ROWS
 
-    end, rows = time.monotonic() + given.seconds, []
+    end, rows = BEGAN + given.seconds, []
     on = machine(given.device)
     where = on.get("gpu", "on a CPU: a dry run, whose figures mean nothing")
     title = f"{where}, torch {on['torch']}, Python {on['python']}"

@@ -1,21 +1,19 @@
-import os
-import time
+from functools import cache
 
 import pytest
 from cases import DEVICE
 
 from fsg.gpu import why_no_gpu
 
-BEGAN = time.monotonic()
-SECONDS = float(os.environ.get("FSG_GPU_SECONDS", "inf"))
-WHY = "" if DEVICE == "cpu" else why_no_gpu()
+
+@cache
+def missing() -> str:
+    return "" if DEVICE == "cpu" else why_no_gpu()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if WHY:
-        pytest.skip(f"NOT RUN: {WHY}")
-    if time.monotonic() - BEGAN > SECONDS:
-        pytest.skip(f"NOT RUN: the {SECONDS:.0f} s of the suite are over")
+    if missing():
+        pytest.skip(f"NOT RUN: {missing()}")
 
 
 @pytest.fixture
