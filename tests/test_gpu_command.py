@@ -169,6 +169,23 @@ def test_tests_that_are_left_when_the_time_is_over_are_skipped(monkeypatch: pyte
     outcomes.pytest_runtest_setup()
 
 
+def test_an_error_fails_the_bench_and_a_gpu_that_is_too_small_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("no deterministic\n way"), None])
+
+    def started(*_: object) -> parts.Running:
+        if (error := next(errors)) is not None:
+            raise error
+        return parts.Running(lambda: None, "", None)
+
+    monkeypatch.setattr(parts, "started", started)
+    monkeypatch.setattr(parts, "STEPS", dict(list(parts.STEPS.items())[:3]))
+    small, wrong, measured = parts.steps(Path("absent.npz"), "cpu", 60.0)
+    assert small["not_run"] == "OutOfMemoryError: CUDA out of memory."
+    assert (wrong["not_run"], small["failed"], wrong["failed"]) == ("RuntimeError: no deterministic way", False, True)
+    assert measured["milliseconds_a_step"] > 0
+    assert "over_plain" not in measured, "the plain loop was not measured"
+
+
 def test_the_choice_of_a_scan_is_for_its_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSG_SCAN", "torch")
     with parts.scan("mamba-ssm"):

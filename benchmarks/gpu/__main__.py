@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -126,14 +127,29 @@ def _not_run(found: Mapping[str, Any]) -> list[str]:
 def machine(device: str) -> dict[str, Any]:
     import torch  # after it is known to be there
 
+    from fsg.mamba import Mamba, kernel
+
     on = {"python": platform.python_version(), "torch": torch.__version__, "device": device, "cores": os.cpu_count()}
     if device == "cpu":
         return on
     has = torch.cuda.get_device_properties(0)
-    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return on | versions | {
-        "gpu": has.name, "capability": f"{has.major}.{has.minor}", "gpu_megabytes": has.total_memory / 1e6,
-    }  # fmt: skip
+    return on | {
+        "gpu": has.name,
+        "capability": f"{has.major}.{has.minor}",
+        "gpu_megabytes": has.total_memory / 1e6,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "scan": kernel(Mamba(), device),
+    }
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver; empty where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n")[0]
+    return ""
 
 
 def why_not(device: str) -> str:
@@ -172,7 +188,7 @@ def main() -> int:
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(title, found, COLUMNS))
-    return int(bool(tests["failed"]) or any("failed" in row for row in rows))
+    return int(bool(tests["failed"]) or any(row.get("failed") for row in rows))
 
 
 if __name__ == "__main__":

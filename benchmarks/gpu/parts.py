@@ -1,7 +1,7 @@
 """What is measured on a GPU, a part a process: `python -m benchmarks.gpu.parts steps|beside|epochs --seconds 60`.
 
 Prints a JSON object a row as soon as it is known, so that what was measured before a part dies is not lost. A row has
-`what`, and the figures of COLUMNS that it has, or `not_run` with the reason.
+`what`, and the figures of COLUMNS that it has, or `not_run` with the reason, and `failed` where that is an error.
 """
 
 import argparse
@@ -36,6 +36,7 @@ COLUMNS = {  # of a row: its heading in the table
     "over_plain": "over plain",
     "images_a_second": "images/s",
     "seconds_an_epoch": "s an epoch",
+    "epochs": "epochs",
     "peak_megabytes": "peak MB",
 }
 PLAIN = "STE in a plain PyTorch loop"
@@ -149,13 +150,13 @@ def steps(images: Path, device: str, seconds: float) -> Iterator[Told]:
         why = contestant.missing(device)
         if not why and time.monotonic() > end - 0.25 * seconds:
             why = "the time of this part is over"
-        if not why:
-            try:
-                running[name] = started(contestant, config, device)
-            except Exception as error:
-                why = _reason(error)
         if why:
             yield {"what": name, "not_run": why}
+            continue
+        try:
+            running[name] = started(contestant, config, device)
+        except Exception as error:
+            yield broken(name, error)
     rounds = 0
     while rounds < 3 or (time.monotonic() < end and rounds < 20):
         for one in running.values():
@@ -169,8 +170,10 @@ def steps(images: Path, device: str, seconds: float) -> Iterator[Told]:
         yield {"what": name, **figures, **over, **({} if one.megabytes is None else {"peak_megabytes": one.megabytes})}
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def broken(name: str, error: Exception) -> Told:
+    """A row that an error took; a GPU whose memory is too small for it is no failure."""
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return {"what": name, "not_run": why, "failed": not isinstance(error, torch.OutOfMemoryError)}
 
 
 _process: dict[str, Barrier] = {}
@@ -211,7 +214,7 @@ def beside(images: Path, device: str, seconds: float) -> Iterator[Told]:
             with ProcessPoolExecutor(count, mp_context=context, initializer=_as_one_of_many, initargs=given) as many:
                 found = list(many.map(_training, [images] * count, [device] * count, [measured] * count))
         except Exception as error:
-            yield {"what": name, "not_run": _reason(error)}
+            yield broken(name, error)
             continue
         took = time.monotonic() - began
         together = sum(batch * done / spent for done, spent, _ in found)
