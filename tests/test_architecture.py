@@ -237,3 +237,19 @@ assert [row.step for row in fsg.train(config)] == [2, 2]
 """
     ran = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("orchestration.cli", {"torch", "ray", "mlflow", "optuna", "pydantic", "matplotlib"}),
+        ("orchestration.commands.jobs", {"torch", "mlflow", "optuna", "matplotlib"}),
+    ],
+)
+def test_a_command_that_trains_nothing_does_not_wait_for_what_trains(module: str, absent: set[str]) -> None:
+    """`fsg --help`, and `fsg status`, which asks a cluster."""
+    look = f"import sys, {module}\nprint(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", look], check=True, cwd=ROOT, capture_output=True, text=True)
+    loaded = set(said.stdout.split())
+    assert module in loaded
+    assert not absent & loaded
