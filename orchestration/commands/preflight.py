@@ -148,7 +148,7 @@ def _precision(spec: ExperimentSpec, remote: bool) -> Iterator[tuple[str, str]]:
 
 
 def _has_auto(spec: ExperimentSpec) -> bool:
-    """Whether `auto` is about a GPU: the driver lists one, be torch able to use it or not."""
+    """Whether `auto` is about a GPU: the driver lists one, whether torch can use it or not."""
     return spec.resources.gpus == "auto" and torch.cuda.device_count() > 0
 
 

@@ -18,6 +18,7 @@ from orchestration.commands.request import LaunchRequest
 from orchestration.runtime.pilot import Cost, Pilots
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
+from orchestration.util.provenance import gpu_names
 
 
 @pytest.mark.usefixtures("mlflow_gives_up")
@@ -205,6 +206,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_with_the_reason(
     (line,) = refused(capsys, f"resources.gpus={asked}")
     why = "The NVIDIA driver on your system is too old (found version 11040)"
     assert line == f"--set resources.gpus={asked}: resources.gpus: {told.format(why=why)}"
+    assert gpu_names() == [], "what trains on CPUs can be launched there"
 
 
 def test_a_plan_says_whose_first_steps_lack_memory(
