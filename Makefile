@@ -4,7 +4,7 @@ RESULTS ?= results
 KILLS ?= 20
 BIN := .venv/bin
 
-.PHONY: help run test mutations test-slow test-browser test-cluster test-versions test-accelerator cluster-up cluster-down lint types schema chaos bench-checkpoints bench bench-record \
+.PHONY: help run test mutations test-slow test-browser test-cluster test-versions test-accelerator gpu cluster-up cluster-down lint types schema chaos bench-checkpoints bench bench-record \
   lock clean
 
 help:  ## this list
@@ -35,6 +35,13 @@ test-browser: .venv/.installed  ## MLflow's pages and Optuna's in a real browser
 test-accelerator: .venv/.installed  ## what a GPU would refuse or wait for, on a simulated one; Triton's kernels, interpreted and compiled
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m accelerator -n 2 --dist worksteal --durations=5 tests/accelerator
 	$(BIN)/python tests/accelerator/compile_offline.py
+
+# No .venv: the machine with the GPU has torch, numpy and pytest for this Python, and perhaps no network.
+DEVICE ?= cuda
+SECONDS ?= 480
+gpu: PYTHON = python3
+gpu:  ## on a GPU: its suite, the bench, epochs, in 8 minutes; wants torch, numpy and pytest alone. DEVICE=cpu: a dry run
+	@$(PYTHON) -m benchmarks.gpu --device $(DEVICE) --seconds $(SECONDS)
 
 test-versions: .venv/.installed  ## an experiment under the oldest and the newest Ray, MLflow, Optuna and pydantic supported
 	$(BIN)/python -m pytest -q -m versions --durations=0 tests/versions

@@ -6,8 +6,10 @@
 
 These networks are so small that a GPU waits for its next kernel most of the time: 0.6 ms a layer and step is some 40
 kernels, forward, backward and optimizer, of 15 µs each. The factor is 1 without hypernetworks, 2 with them, and 4 for a
-slow net over single elements or an LSTM of each weight. Several trainings on one GPU overlap their waits, so the hours
-are those of one at a time. `fsg plan` on the GPU measures a few steps of each kind instead.
+slow net over single elements or an LSTM of each weight. The slow net's scan is taken to be Triton's, which comes with
+torch's CUDA builds; without Triton it is torch's, several times as many kernels, and the hours of FSG are too few.
+Several trainings on one GPU overlap their waits, so the hours are those of one at a time. `fsg plan` on the GPU
+measures a few steps of each kind instead, and `make gpu` a step of each method.
 """
 
 import sys
@@ -23,6 +25,7 @@ from orchestration.spec.experiment import load_spec
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "paper"
 SECONDS_A_LAYER = 0.6e-3
+ASSUMED = "An estimate: nothing was measured. FSG's slow net is taken to scan in Triton, as torch's CUDA builds do."
 TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
 
 
@@ -55,6 +58,7 @@ def of_spec(path: Path, profile: str | None) -> tuple[int, float]:
 
 def main() -> None:
     names = sys.argv[1:] or [path.name for path in sorted(PAPER.glob("*.yaml")) if not path.name.startswith("laptop_")]
+    print(ASSUMED)
     for name in names:
         path, total = PAPER / name, 0.0
         for profile in (None, *YAML(typ="safe").load(path).get("profiles", {})):

@@ -71,9 +71,9 @@ def _dorefa(weight: Tensor) -> Tensor:
     return _Rounding.apply(squashed / (2 * squashed.detach().abs().max()) + 0.5)
 
 
-def plain(config: TrainConfig) -> Step:
-    """The same network, images and optimizer in a minimal plain-PyTorch loop."""
-    dataset = config.data.load()
+def plain(config: TrainConfig, device: str = "cpu") -> Step:
+    """The same network, images and optimizer in a minimal plain-PyTorch loop; a step returns its loss."""
+    dataset = config.data.load().to(device)
     torch.manual_seed(0)
     model = config.model.build(dataset.shape, dataset.classes)
     for module in model.modules():
@@ -81,7 +81,7 @@ def plain(config: TrainConfig) -> Step:
             module.__class__ = _PlainConv2d
         elif type(module) is nn.Linear:
             module.__class__ = _PlainLinear
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
 
     def forever() -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,19 +92,19 @@ def plain(config: TrainConfig) -> Step:
 
     batches = forever()
 
-    def step() -> float:
+    def step() -> Tensor:
         images, labels = next(batches)
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 
 
-def ours(config: TrainConfig, estimator: EstimatorConfig) -> Step:
-    return Training(replace(config, estimator=estimator), 0).advance
+def ours(config: TrainConfig, estimator: EstimatorConfig, device: str = "cpu") -> Step:
+    return Training(replace(config, estimator=estimator), 0, device=device).advance
 
 
 def ratios(config: TrainConfig, repetitions: int) -> list[Row]:

@@ -7,10 +7,14 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"ledger", "ledger/stores", "spec", "util"}
@@ -193,11 +197,47 @@ def test_the_walk_sees_what_it_is_to_see() -> None:
     assert ("orchestration/ledger/ledger.py", "orchestration/ledger/store.py") in set(arrows())
 
 
-def test_the_core_can_be_imported_without_the_rest() -> None:
-    """In a process that refuses the rest."""
-    absent = "('ray', 'mlflow', 'optuna', 'pydantic', 'ruamel', 'yaml', 'onnx')"
-    refuse = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport fsg"
-    subprocess.run([sys.executable, "-c", refuse], check=True, cwd=ROOT)
+def needed_by(*names: str) -> set[str]:
+    """The distributions that these need, themselves included."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if canonicalize_name(name) in found:
+            continue
+        with suppress(PackageNotFoundError):  # those of another platform
+            wanted = map(Requirement, distribution(name).requires or [])
+            left += [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+            found.add(canonicalize_name(name))
+    return found
+
+
+def test_the_core_and_what_measures_it_on_a_gpu_want_torch_and_numpy_alone() -> None:
+    """Imported whole, and training, in a process that refuses all else that is installed here."""
+    kept = needed_by("torch", "numpy")
+    assert {"torch", "numpy"} <= kept
+    absent = {
+        module
+        for module, owners in packages_distributions().items()
+        if module not in ("fsg", "benchmarks") and not kept & {canonicalize_name(owner) for owner in owners}
+    }
+    assert {"ray", "scipy", "rich", "psutil", "pydantic", "packaging", "torchvision", "orchestration"} <= absent
+    program = f"""
+import importlib, pkgutil, sys
+for name in {sorted(absent)}:
+    sys.modules[name] = None
+import fsg, benchmarks.gpu.__main__, benchmarks.gpu.parts
+for module in pkgutil.walk_packages(fsg.__path__, "fsg."):
+    if "triton" not in module.name and "make_" not in module.name:
+        importlib.import_module(module.name)
+from fsg.data import FashionMNISTSubset
+from fsg.models import ResNet
+config = fsg.TrainConfig(data=FashionMNISTSubset(train_limit=64), model=ResNet.Config(depth=8, width=2),
+                         estimator=fsg.FSG.Config(history_length=1), batch_size=32, epochs=1, test="never")
+assert [row.step for row in fsg.train(config)] == [2, 2]
+"""
+    ran = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ A plan is computed once. `fsg launch` makes it under the lock of the experiment 
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +21,8 @@ from orchestration.commands.submit import submit
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.status import CellStatus, cell_statuses
-from orchestration.runtime.pilot import Pilots, predict, wall_clock
+from orchestration.runtime.faults import is_lack_of_memory
+from orchestration.runtime.pilot import Cost, Pilots, predict, wall_clock
 from orchestration.scheduler.environment import is_job_server
 from orchestration.search.forecast import expected_cells
 from orchestration.spec.cells import Cell, cells, changed_settings
@@ -30,7 +31,7 @@ from orchestration.spec.networks import COST_COLUMNS, NetworkOfLines, cost_texts
 from orchestration.util import submission
 from orchestration.util.clock import now_ms
 from orchestration.util.duration import duration
-from orchestration.util.error_text import first_line
+from orchestration.util.error_text import first_line, first_sentences
 from orchestration.util.provenance import cores, gpu_names
 
 logger = logging.getLogger(__name__)
@@ -148,16 +149,29 @@ def plan(request: LaunchRequest, with_pilot: bool = True) -> int:
     return run_guarded(request, lambda: _show(request, with_pilot))
 
 
+def telling_lack_of_memory(measure: Callable[[Cell], Cost], say: Callable[[str], None]) -> Callable[[Cell], Cost]:
+    """The same measure, which says in a line what it is whose first steps lack memory before it raises that."""
+
+    def told(cell: Cell) -> Cost:
+        try:
+            return measure(cell)
+        except Exception as error:
+            if is_lack_of_memory(error):
+                say(f"{cell.label} runs out of memory in its first steps: {first_sentences(error)}")
+            raise
+
+    return told
+
+
 def _show(request: LaunchRequest, with_pilot: bool) -> int:
     found = make_plan(request, *load_checked(request))
-    statuses = list(found.statuses)
+    statuses, too_little = list(found.statuses), list[str]()
     if with_pilot:
         device = "cuda" if found.spec.resources.gpu_share else "cpu"
         status = request.console.status("measuring a few steps of each kind of cell")
         with status, Pilots(device, found.max_running) as pilots:
-            statuses = predict(
-                statuses, pilots.measure, lambda label: status.update(f"measuring a few steps of {label}")
-            )
+            measure = telling_lack_of_memory(pilots.measure, too_little.append)
+            statuses = predict(statuses, measure, lambda label: status.update(f"measuring a few steps of {label}"))
     request.console.print(plan_table(found.spec, statuses))
     networks = networks_of(found.cells)
     if any(one.cost for one in networks):
@@ -165,6 +179,8 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
     for one in networks:
         if one.cost is None:
             request.say(f"{one.lines[0]}: what its network costs is not known: {one.problem}")
+    for line in too_little:
+        request.say(line)
     request.say(found.summary)
     say_damage(request, found)
     waiting = Counter(one.cell.depends_on for one in statuses if one.cell.depends_on and not one.over)

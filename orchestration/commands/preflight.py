@@ -8,6 +8,7 @@ import torch
 
 from fsg.activations import placed_state
 from fsg.config import to_dict
+from fsg.gpu import why_no_gpu
 from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
 from fsg.trainer import TrainConfig, refuse_not_finite
@@ -148,16 +149,22 @@ def _precision(spec: ExperimentSpec, remote: bool) -> Iterator[tuple[str, str]]:
 
 
 def _has_auto(spec: ExperimentSpec) -> bool:
+    """Whether `auto` is about a GPU: the driver lists one, whether torch can use it or not."""
     return spec.resources.gpus == "auto" and torch.cuda.device_count() > 0
 
 
 def _resources(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
-    gpus, have = spec.resources.gpu_share, torch.cuda.device_count()
+    gpus, listed = spec.resources.gpu_share, torch.cuda.device_count()
+    why = why_no_gpu() if gpus or _has_auto(spec) else ""
+    have = 0 if why else listed
     if gpus > have:
+        unused = f"; torch can use none: {why}" if why else ""
         yield (
             "resources.gpus",
-            f"a training asks for {gpus:g} (expected ≤ {have}, the CUDA GPUs of this machine)",
+            f"a training asks for {gpus:g} (expected ≤ {have}, the CUDA GPUs of this machine{unused})",
         )
+    elif why:
+        yield "resources.gpus", f"auto, and torch cannot use the GPU that is here: {why} (expected 0)"
     cpus, field = _cpus(spec)
     if cpus > cores():
         yield field, f"a training asks for {cpus} CPUs (expected ≤ {cores()}, those of this machine)"

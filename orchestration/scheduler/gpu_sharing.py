@@ -81,7 +81,7 @@ def measure_sharing(spec: ExperimentSpec, cells: Sequence[Cell]) -> tuple[Experi
     """
     wanted = [cell for cell in cells if cell.kind == "train"] or list(cells)
     cell = next((one for one in wanted if one.variant == spec.report.primary), wanted[0])
-    if torch.cuda.device_count():
+    if torch.cuda.is_available():
         room = torch.cuda.get_device_properties(0).total_memory / 1e6 * _OF_MEMORY
         found = measure(_MOST, room, lambda number: _beside(cell, "cuda", number))
         chosen = best(found)

@@ -159,8 +159,11 @@ def computes_bf16() -> bool:
 
 
 def gpu_names() -> list[str]:
+    """Of the GPUs that torch can use: a driver that is too old lists some nevertheless."""
     import torch  # start-up time
 
+    if not torch.cuda.is_available():
+        return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 

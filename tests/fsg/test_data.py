@@ -169,7 +169,8 @@ def test_evaluation_normalises_every_image_in_order(config: Images) -> None:
         assert torch.equal(torch.cat([b[1] for b in batches]), getattr(data, f"{split}_labels"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT RUN: there is no GPU here")
 def test_device_does_not_change_the_draws(config: Images) -> None:
     data = config.load()
     there = data.to("cuda")

@@ -79,6 +79,7 @@ def test_blocked_scan_agrees_with_the_reference_forward_and_backward(dtype: torc
     assert disagreement(blocked, dtype) < tolerance
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or not HAS_TRITON, reason="NOT RUN: Triton's kernels need CUDA and Triton"
 )
@@ -91,6 +92,7 @@ def test_tritons_scan_agrees_with_the_reference_on_a_gpu_and_twice_has_the_same_
     assert errors[0] == errors[1]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(without_cuda, reason="NOT RUN: mamba-ssm's kernel needs CUDA and mamba_ssm")
 def test_mamba_ssms_kernel_agrees_with_the_reference_forward_and_backward() -> None:
     assert disagreement(fused, torch.float32, "cuda") < 1e-4

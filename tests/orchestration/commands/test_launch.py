@@ -15,8 +15,10 @@ from orchestration.commands.launch import launch as launch_here
 from orchestration.commands.plan import ExperimentPlan, plan
 from orchestration.commands.preflight import find_problems, unmet_resources
 from orchestration.commands.request import LaunchRequest
+from orchestration.runtime.pilot import Cost, Pilots
 from orchestration.spec.cells import Cell, cells
 from orchestration.spec.experiment import load_spec
+from orchestration.util.provenance import gpu_names
 
 
 @pytest.mark.usefixtures("mlflow_gives_up")
@@ -179,8 +181,59 @@ def test_more_validation_images_than_images_are_refused(folder: Path, capsys: py
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 def test_more_gpus_than_there_are_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "resources.gpus=0.5")
-    what = "a training asks for 0.5 (expected ≤ 0, the CUDA GPUs of this machine)"
-    assert line == f"--set resources.gpus=0.5: resources.gpus: {what}"
+    what = "a training asks for 0.5 (expected ≤ 0, the CUDA GPUs of this machine; torch can use none: "
+    assert line.startswith(f"--set resources.gpus=0.5: resources.gpus: {what}")
+
+
+@pytest.mark.parametrize(("asked", "told"), [
+    ("1", "a training asks for 1 (expected ≤ 0, the CUDA GPUs of this machine; torch can use none: {why})"),
+    ("auto", "auto, and torch cannot use the GPU that is here: {why} (expected 0)"),
+])  # fmt: skip
+def test_a_gpu_that_torch_cannot_use_is_refused_with_the_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, asked: str, told: str
+) -> None:
+    """The driver lists one, and CUDA does not start: that is what torch makes of an old driver."""
+
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
+            "downloading and installing a new\nversion."
+        )
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    (line,) = refused(capsys, f"resources.gpus={asked}")
+    why = "The NVIDIA driver on your system is too old (found version 11040)"
+    assert line == f"--set resources.gpus={asked}: resources.gpus: {told.format(why=why)}"
+    assert gpu_names() == [], "what trains on CPUs can be launched there"
+
+
+def test_a_plan_says_whose_first_steps_lack_memory(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line a kind, without torch's advice; what else a pilot raises, the launch will tell."""
+    errors = {
+        "ste": torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 9.50 GiB of which 1.19 MiB "
+            "is free. Including non-PyTorch memory, this process has 9.40 GiB memory in use."
+        ),
+        "fsg": ValueError("an idea that does not work"),
+    }
+
+    def measure(pilots: Pilots, cell: Cell) -> Cost:
+        if cell.variant in errors:
+            raise errors[cell.variant]
+        return Cost(0.1, 0.1)
+
+    monkeypatch.setattr(Pilots, "measure", measure)
+    plan(LaunchRequest(Path("tiny.yaml")))
+    lines = " ".join(capsys.readouterr().out.split())
+    assert lines.count("runs out of memory") == 1
+    told = "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 9.50 GiB of which 1.19 MiB is free. "
+    assert f"ste · seed 0 runs out of memory in its first steps: CUDA out of memory. {told}" in lines
+    assert "Including" not in lines
+    assert "an idea" not in lines
 
 
 def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
