@@ -16,7 +16,7 @@ from fsg.data import FashionMNISTSubset
 from fsg.hypernetworks import EMA, LSTM
 from fsg.mamba import Mamba
 from fsg.models import ResNet
-from fsg.optimizers import SGD, Adam, Bop
+from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.trainer import TrainConfig, Training
 
@@ -58,6 +58,8 @@ OPTIMIZERS = {
     "sgd": SGD(lr=0.05),
     "momentum": SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
     "adam": Adam(),
+    "adamw": AdamW(),
+    "nadam": NAdam(),
     "bop": Bop(),
 }
 PARTS: dict[str, dict[str, Any]] = {"estimator": ESTIMATORS, "quantizer": QUANTIZERS, "optimizer": OPTIMIZERS}
@@ -74,7 +76,7 @@ def combinations() -> Iterator[str]:
 
 def others(case: str) -> int:
     """In how many of quantizer and optimizer a case departs from the default."""
-    return ("dorefa" not in case) + ("adam" not in case)
+    return ("dorefa" not in case.split()) + ("adam" not in case.split())
 
 
 CASES = sorted(combinations(), key=others)  # where the time ends the suite, every estimator was there
