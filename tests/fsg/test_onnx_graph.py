@@ -47,6 +47,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20 of signs": (lambda: ResNet.Config(width=4, activation_bits=1).build((3, 16, 16), 5), 16),
     "mlp": (mlp, 5),
     "convolutional": (small_convolutional, 8),
+    "vgg small": (lambda: fsg.VGGSmall.Config(width=16).build((3, 32, 32), 5), 32),
     "torchvision's resnet18": (lambda: models.resnet18(num_classes=5), 64),
 }
 
