@@ -120,6 +120,7 @@ def test_a_spec_that_was_edited_since_it_was_loaded_is_refused(experiment: Path)
             ask(spec)
 
 
+@pytest.mark.slow
 def test_a_run_of_what_is_done_trains_nothing_and_returns_the_results(
     experiment: Path, mlflow_gives_up: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_run_of_what_is_done_trains_nothing_and_returns_the_results(
     assert said.err == ""
 
 
+@pytest.mark.slow
 def test_a_run_that_would_orphan_finished_cells_needs_a_yes(experiment: Path) -> None:
     with pytest.raises(Refused, match=r"3 finished cells .*\n.*train.log_every: 2 before, 3 now\nnothing was started"):
         run("tiny.yaml", sets=["train.log_every=3"])
@@ -222,6 +224,7 @@ assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fsg", "s
 """
 
 
+@pytest.mark.slow
 def test_the_code_for_a_notebook_runs_as_it_stands(experiment: Path) -> None:
     text = (ROOT / "docs" / "notebook.md").read_text()
     for old, new in SMALLER.items():

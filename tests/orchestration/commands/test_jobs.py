@@ -260,6 +260,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_driver_plans_what_was_handed_over_and_refuses_another_python_and_results_that_are_nowhere(
     spec: Path, tmp_path: Path
 ) -> None:

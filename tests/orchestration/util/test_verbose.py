@@ -37,6 +37,7 @@ def plan(folder: Path, *words: str) -> tuple[str, str]:
     return said.stdout, said.stderr
 
 
+@pytest.mark.slow
 def test_a_command_logs_to_the_standard_error_when_asked_to_and_prints_the_same(tmp_path: Path) -> None:
     tiny_experiment.written(tmp_path)
     printed, complained = plan(tmp_path)
