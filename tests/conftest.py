@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 
@@ -7,6 +8,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 # Ray makes its workers so nice that beside other work on a busy machine they hardly ever run: minutes for seconds.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A shell that starts something in the background lets it ignore Ctrl-C, and all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
