@@ -5,6 +5,7 @@ resources of its shape as long as it lives, so it leaves when nothing of its sha
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class WorkerPool:
     `start` is called by a thread of Tune's, all else by the driver's loop. `expected` are cells that a source may give.
     A cell whose worker died is queued again; `record_failure` is called with one that has died too often, since a dead
     worker cannot write. After `MAX_FAILED_STARTS` workers that did not start no further one is wanted; where none lives
-    then, the pool is `stuck`.
+    then, the pool is `stuck`. After the first there is a `pause` of so many seconds, after the second twice as many: in
+    that time it is noticed that a node is lost, and nothing more is started there.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class WorkerPool:
         *,
         expected: Sequence[Cell] = (),
         record_failure: Callable[[Cell, str], None] = lambda cell, reason: None,
+        pause: float = 0.0,
     ) -> None:
         self.queue, self._shape_of, self._expected = queue, shape_of, expected
         self._record_failure = record_failure
+        self._pause, self._not_before = pause, 0.0
         self._lock = RLock()
         self._started = self._failed_starts = 0
         self._starting: dict[int, Shape] = {}
@@ -102,6 +106,8 @@ class WorkerPool:
             return None
         if most is not None and len(self._workers) + len(self._starting) >= most:
             return None
+        if time.monotonic() < self._not_before:
+            return None
         spare = Counter(self._starting.values()) + Counter(worker.shape for worker in self._workers.values())
         for cell in chain(queue.out, queue.ready):
             shape = self._shape_of(cell)
@@ -122,6 +128,7 @@ class WorkerPool:
             self.why_not_started = reason or self.why_not_started
             if self._starting.pop(number, None) is not None:
                 self._failed_starts += 1
+                self._not_before = time.monotonic() + self._pause * self._failed_starts
                 LOG.info("worker %d did not start: %s", number, reason)
 
     def arrived(self, number: int, shape: Shape) -> None:

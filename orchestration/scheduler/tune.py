@@ -35,6 +35,7 @@ from orchestration.util.scratch import scratch
 
 POLL_INTERVAL = 0.2
 TIME_TO_NOTICE = 5  # that Ray itself has died, and not the exchange alone: then the process is replaced meanwhile
+START_PAUSE = 5  # after a worker that did not start: a lost node is noticed in some seconds
 END_TIMEOUT = 300  # for Tune to end its workers: Ray must not be shut down while Tune still calls it
 MAX_WORKERS = 100_000  # that wait for an order at the same time
 MAX_REPORTS_PER_SECOND = 100  # from all workers together
@@ -65,7 +66,7 @@ def run(
         with suppress(OSError):
             ledger.claim(cell.id, {"device": "", "by": "driver"}).finish("failed", reason, seconds=0.0)
 
-    pool = WorkerPool(queue, resources.of, expected=expected, record_failure=record_failure)
+    pool = WorkerPool(queue, resources.of, expected=expected, record_failure=record_failure, pause=START_PAUSE)
     have = capacity()
     settings = WorkerConfig(
         results=str(ledger.folder.resolve()),

@@ -40,7 +40,7 @@ variants:
   sleeper: {estimator: {import: "spell:Sleeper", folder: FOLDER}}
   fsg: {estimator: {name: fsg, chunk_size: 8}}
   ste: {}
-seeds: [0, 1, 2, 3]
+seeds: [0, 1, 2, 3, 4, 5, 6, 7]
 resources: {checkpoint_every: 0.3}
 report: {baseline: ste, primary: fsg}
 """
