@@ -118,12 +118,8 @@ class Adam(_Rule):
         return ("mean", "square")
 
     def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
-        mean, square = state["mean"], state["square"]
-        foreach.lerp_(mean, gradients, 1 - self.beta1)
-        foreach.mul_(square, self.beta2)
-        foreach.addcmul_(square, gradients, gradients, 1 - self.beta2)
+        mean, denominator = _moments(self, gradients, state)
         root = math.sqrt(1 - self.beta2**step)
-        denominator = foreach.sqrt(square)
         foreach.add_(denominator, self.eps if self.epsilon == "uncorrected" else self.eps * root)
         foreach.copy_(gradients, mean)
         foreach.div_(gradients, denominator)
@@ -173,17 +169,22 @@ class NAdam(_Rule):
         return known[step]
 
     def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
-        mean, square = state["mean"], state["square"]
-        foreach.lerp_(mean, gradients, 1 - self.beta1)
-        foreach.mul_(square, self.beta2)
-        foreach.addcmul_(square, gradients, gradients, 1 - self.beta2)
+        mean, denominator = _moments(self, gradients, state)
         root = math.sqrt(1 - self.beta2**step)
-        denominator = foreach.sqrt(square)
         foreach.add_(denominator, self.eps * root)
         foreach.mul_(gradients, (1 - self.momentum(step)) / (1 - self.product(step)))
         foreach.add_(gradients, mean, alpha=self.momentum(step + 1) / (1 - self.product(step + 1)))
         foreach.div_(gradients, denominator)
         foreach.mul_(gradients, root)
+
+
+def _moments(rule: Adam | NAdam, gradients: list[Tensor], state: State) -> tuple[list[Tensor], list[Tensor]]:
+    """Moves the means of the gradients and of their squares on; returns m, and √v in new tensors."""
+    mean, square = state["mean"], state["square"]
+    foreach.lerp_(mean, gradients, 1 - rule.beta1)
+    foreach.mul_(square, rule.beta2)
+    foreach.addcmul_(square, gradients, gradients, 1 - rule.beta2)
+    return mean, list(foreach.sqrt(square))
 
 
 @functools.cache

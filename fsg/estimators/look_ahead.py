@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsg.estimators.protocol import GradientEstimator
+from fsg.estimators.protocol import GradientEstimator, gradients_of
 from fsg.estimators.quantization import Quantizers
 from fsg.flat import FlatLayout, Unpacked
 from fsg.optimizers import applied_direction
@@ -96,7 +96,7 @@ class LookAhead(GradientEstimator):
         return proposed | {f"{name}.weight": w for name, w in zip(self.layers, self.quantized, strict=True)}
 
     def update(self, model: nn.Module) -> bool:
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
+        gradients = gradients_of(self.quantized)
         if self.ready and self.optimizers:
             self.learn(self.straight_through(gradients))
             for optimizer in self.optimizers.values():
@@ -138,7 +138,7 @@ class LookAhead(GradientEstimator):
 
     def gradients_by_kind(self) -> dict[str, list[Tensor]]:
         """`ste` is the straight-through gradient at the looked-ahead weight."""
-        quantized = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
+        quantized = gradients_of(self.quantized)
         return {"quantized": quantized, "ste": self.straight_through(quantized)} | super().gradients_by_kind()
 
     def zero_grad(self) -> None:

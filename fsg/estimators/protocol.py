@@ -1,6 +1,7 @@
 """What a gradient estimator is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -62,7 +63,7 @@ class GradientEstimator(ABC):
         `quantized` is g = ∂loss/∂Ŵ, `ste` the straight-through gradient, `applied` what the optimizer gets; others are
         the estimator's own. Here `applied` alone.
         """
-        return {"applied": [_or_zeros(weight.grad, weight) for weight in self.weights]}
+        return {"applied": gradients_of(self.weights)}
 
     @torch.no_grad()
     def quantized_weights(self) -> list[Tensor]:
@@ -82,5 +83,6 @@ class GradientEstimator(ABC):
         return
 
 
-def _or_zeros(gradient: Tensor | None, weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight) if gradient is None else gradient
+def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each, zeros where the loss did not hang on it."""
+    return [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]

@@ -72,8 +72,8 @@ class _OneByOne:
         return [self.quantizer.calibration(weight) for weight in self.weights]
 
     def derivative(self, surrogate: Surrogate) -> list[Tensor]:
-        each = zip(self.calibration, self.prequantized, strict=True)
-        return [calibration * surrogate(self.quantizer.position(w)) for calibration, w in each]
+        each = zip(self.prequantized, self.weights, strict=True)
+        return [derivative(self.quantizer, w, weight, surrogate) for w, weight in each]
 
     def pull_back(self, gradients: Sequence[Tensor], surrogate: Surrogate) -> list[Tensor]:
         each = zip(self.prequantized, self.weights, gradients, strict=True)

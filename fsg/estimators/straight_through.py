@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
-from fsg.estimators.protocol import GradientEstimator
+from fsg.estimators.protocol import GradientEstimator, gradients_of
 from fsg.estimators.quantization import Quantizers, clipped
 
 
@@ -43,14 +43,10 @@ class StraightThrough(GradientEstimator):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> bool:
-        gradients = self.quantization.pull_back(self.gradients(), self.surrogate)
+        gradients = self.quantization.pull_back(gradients_of(self.quantized), self.surrogate)
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
         return True
-
-    def gradients(self) -> list[Tensor]:
-        """g = ∂L/∂Ŵ of every layer."""
-        return [torch.zeros_like(w) if w.grad is None else w.grad for w in self.quantized]
 
     def quantized_weights(self) -> list[Tensor]:
         return [tensor.detach() for tensor in self.quantized]
@@ -58,7 +54,7 @@ class StraightThrough(GradientEstimator):
     @torch.no_grad()
     def gradients_by_kind(self) -> dict[str, list[Tensor]]:
         """`ste` has the clipped surrogate, whatever this estimator's own is."""
-        gradients = self.gradients()
+        gradients = gradients_of(self.quantized)
         return {"quantized": gradients, "ste": self.quantization.pull_back(gradients)} | super().gradients_by_kind()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fsg import config
 from fsg.activations import ActivationDerivative, SignActivation
 from fsg.config import choice, setting
+from fsg.models.sizes import refuse_unfit
 
 Shortcut = Literal["A", "B", "pooled"]
 
@@ -59,13 +60,9 @@ class ResNet(nn.Module):
 
             Raises ValueError for images without a channel or smaller than 8x8, and for less than two classes.
             """
-            channels, height, width = shape
-            if channels < 1 or min(height, width) < 8:
-                raise ValueError(f"ResNet: images of {channels}x{height}x{width}, expected at least 1x8x8")
-            if classes < 2:
-                raise ValueError(f"ResNet: classes is {classes}, expected ≥ 2")
+            refuse_unfit("ResNet", shape, classes, smallest=8)
             derivative = self.activation_derivative if self.activation_bits == 1 else None
-            return ResNet(self.depth, self.width, channels, classes, derivative, self.shortcut, self.classifier_norm)
+            return ResNet(self.depth, self.width, shape[0], classes, derivative, self.shortcut, self.classifier_norm)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fsg import config
 from fsg.config import choice, setting
+from fsg.models.sizes import refuse_unfit
 
 
 class VGGSmall(nn.Module):
@@ -34,11 +35,7 @@ class VGGSmall(nn.Module):
 
             Raises ValueError for images without a channel or smaller than 8x8, and for less than two classes.
             """
-            channels, height, width = shape
-            if channels < 1 or min(height, width) < 8:
-                raise ValueError(f"VGG-Small: images of {channels}x{height}x{width}, expected at least 1x8x8")
-            if classes < 2:
-                raise ValueError(f"VGG-Small: classes is {classes}, expected ≥ 2")
+            refuse_unfit("VGG-Small", shape, classes, smallest=8)
             return VGGSmall(self.width, shape, classes, self.nonlinearity)
 
     def __init__(

@@ -12,6 +12,7 @@ from torch import nn
 
 from fsg import config
 from fsg.config import setting
+from fsg.models.sizes import refuse_unfit
 
 # What a training needs, and an architecture does not do unasked: one output, and a size of its own.
 _SINGLE_OUTPUT = {"aux_logits": False, "init_weights": True}
@@ -52,8 +53,7 @@ class Torchvision:
             Raises ValueError where torchvision is missing, for an architecture that cannot take such images, and for
             `small_images` where the stem is no strided convolution.
             """
-            if classes < 2:
-                raise ValueError(f"{self.arch}: classes is {classes}, expected ≥ 2")
+            refuse_unfit(self.arch, shape, classes)
             _fits(self, shape)
             return _built(self, shape, classes)
 
