@@ -5,11 +5,12 @@ What came first is told from the order of the launches, which the ends of attemp
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from orchestration.spec.fields import Sequential
 
 _CHANGED = "seeds, variants, settings, code or data"
+T = TypeVar("T")
 _LOST = {"done": "", "diverged": " (diverged)", "damaged": " (its end is damaged)", "missing": " (missing)"}
 
 
@@ -38,7 +39,8 @@ class SeedPlan:
     """The planned seeds in their order, those added and those dropped since, and the rule for looks in force, if any.
 
     A seed that was dropped stays in the plan, so what it was to be part of is never complete. `late_rule` says that the
-    spec's rule came, changed or went when it was too late; `breaches` say, each in a sentence, why nothing is claimed.
+    spec's rule came, changed or went when it was too late. `late_variants` and `late_reach` were added then: they are
+    compared, and no test has them. `breaches` say, each in a sentence, why nothing is claimed.
     """
 
     seeds: tuple[int, ...]
@@ -46,7 +48,14 @@ class SeedPlan:
     dropped: tuple[int, ...] = ()
     rule: Sequential | None = None
     late_rule: bool = False
+    late_variants: tuple[str, ...] = ()
+    late_reach: tuple[float, ...] = ()
     breaches: tuple[str, ...] = ()
+
+    @property
+    def late(self) -> str:
+        """What is compared without a test, as it was added when results could be seen: `b, reach 50 %`; or nothing."""
+        return ", ".join([*self.late_variants, *(f"reach {100 * target:g}\u00a0%" for target in self.late_reach)])
 
 
 def seed_plan(
@@ -72,6 +81,8 @@ def seed_plan(
         dropped=tuple(seed for seed in then["seeds"] if seed not in now["seeds"]),
         rule=None if rule is None else Sequential(**rule),
         late_rule=rule != rule_now,
+        late_variants=_added(then.get("variants", ()), now.get("variants", ())),
+        late_reach=_added(then["report"].get("reach", ()), now["report"].get("reach", ())),
         breaches=tuple(_breaches(then, now, results, seen, problems)),
     )
 
@@ -118,9 +129,27 @@ def _late(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
         was, is_now = (spec["report"].get(field) for spec in (then, now))
         if was != is_now:
             yield f"{field} was {_text(was)}, is {_text(is_now)}"
-    gone = [name for name in then.get("variants", ()) if name not in now.get("variants", ())]
-    if gone:
+    if gone := _added(now.get("variants", ()), then.get("variants", ())):
         yield f"{_text(gone)} left out"
+    was, is_now = _grid_points(then), _grid_points(now)
+    for variant in was:
+        if more := _added(was[variant], is_now.get(variant, ())):
+            yield f"grid points of {variant} added: {'; '.join(more)}"
+
+
+def _added(was: Iterable[T], is_now: Iterable[T]) -> tuple[T, ...]:
+    """What was not there, in its order."""
+    before = tuple(was)
+    return tuple(one for one in is_now if one not in before)
+
+
+def _grid_points(spec: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By variant, each of its grid points in words."""
+    found: dict[str, list[str]] = {}
+    for point in spec.get("points", ()):
+        text = ", ".join(f"{path}={value}" for path, value in point["grid"].items())
+        found.setdefault(point["variant"], []).append(text or "none")
+    return found
 
 
 def _text(value: str | Sequence[str] | None) -> str:

@@ -113,18 +113,22 @@ class Verdict(NamedTuple):
         return f"{self.headline}. {self.sentence} {self.consequence}".strip()
 
 
-def contrasts_of(lines: Sequence[Line], asked: Report, plan: SeedPlan, primary: str | None) -> list[Contrast]:
+def contrasts_of(
+    lines: Sequence[Line], asked: Report, plan: SeedPlan, primary: str | None, tested: bool = True
+) -> list[Contrast]:
     """Every variant's comparison with the baseline, in the order of the lines.
 
     `primary` stands alone; the variants of `asked.family`, or else all others, are the family. Under a rule for looks
     the primary one is tested at each look, and the family once, at the last. Nothing is claimed of a part of the plan:
-    to stop where it looks good is to look more than once.
+    to stop where it looks good is to look more than once. A variant that came late is in no test, and a
+    measure that did is not `tested`.
     """
     found, planned, declared = [], len(plan.seeds), not plan.breaches
     for variant in dict.fromkeys(line.variant for line in lines if line.variant != asked.baseline):
         points = [line for line in lines if line.variant == variant and line.comparison is not None]
         comparison = _averaged(lines, points, asked.baseline)
-        inside = asked.family is None or variant in asked.family or variant == asked.primary
+        chosen = asked.family is None or variant in asked.family or variant == asked.primary
+        inside = tested and chosen and variant not in plan.late_variants
         role: Role = "primary" if variant == primary else "family" if inside else "untested"
         test = Contrast(variant, role, comparison, len(points), planned=planned, declared=declared)
         test = replace(test, infinite=tuple(_infinite_in(lines, test, asked.baseline)))
@@ -187,13 +191,15 @@ def _corrected(tests: Iterable[Contrast], plan: SeedPlan) -> list[Contrast]:
 def best_of(lines: Sequence[Line], unit: Unit, plan: SeedPlan) -> Best | None:
     """The line with the best mean, held against each other line by the test and the interval.
 
-    None before all lines have all planned seeds, so that it is looked for once, or where the plan was not kept.
+    None before all lines have all planned seeds, so that it is looked for once, or where the plan was not kept. A line
+    that came late is not one of them.
 
     Telling the best of many from the runner-up at 5 % calls a wrong one best with 5 % at most, without a correction:
     Gutmann and Maymin, Annals of Statistics 15, 1987.
     """
-    whole = [line for line in lines if len(line.values) >= len(plan.seeds) and math.isfinite(line.metric.mean)]
-    if len(whole) < max(2, len(lines)) or plan.breaches:
+    planned = [line for line in lines if line.variant not in plan.late_variants]
+    whole = [line for line in planned if len(line.values) >= len(plan.seeds) and math.isfinite(line.metric.mean)]
+    if len(whole) < max(2, len(planned)) or plan.breaches:
         return None
     best = max(whole, key=lambda line: line.metric.mean * (1 if unit.higher_is_better else -1))
     others = [line for line in whole if line is not best]

@@ -76,7 +76,12 @@ def _thinned(x: Floats, values: Floats, points: int) -> tuple[Floats, Floats]:
 def measures(reach: Sequence[float]) -> list[Measure]:
     """The area under the loss curve, and epochs and seconds until the validation accuracy first reaches each value."""
     area = Unit("area under the loss curve, an epoch", 1.0, 4, "", "", math.inf)
-    found = [Measure(area, loss_area)]
+    return [Measure(area, loss_area), *times_to_reach(reach)]
+
+
+def times_to_reach(reach: Sequence[float]) -> list[Measure]:
+    """Epochs and seconds until the validation accuracy first reaches each value."""
+    found = []
     for target in reach:
         text = f"{100 * target:g}\u00a0%"
         epochs, seconds = (Unit(f"{what} to {text}", 1.0, 1, "", what, math.inf) for what in ("epochs", "seconds"))

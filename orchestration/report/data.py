@@ -141,6 +141,7 @@ def build(ledger: Ledger) -> Report:
         warnings=(
             *_warnings(lines, trials, asked.metric, asked.baseline),
             *_about_seeds(plan),
+            *_about_late(plan),
             *_about_launches(launch, problems),
             *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
             *unlike_pairs(ledger, trained, asked.baseline),
@@ -177,10 +178,12 @@ def _diagnostics(ledger: Ledger, line: Line) -> list[list[dict[str, Any]]]:
 
 def _measured(trials: Sequence[Trial], asked: Asked, plan: SeedPlan) -> Iterable[Measured]:
     metric = Measure.metric(asked.metric)
+    late = {measure.unit.name for measure in convergence.times_to_reach(plan.late_reach)}
     for measure in (metric, *convergence.measures(asked.reach)):
         lines = lines_of(trials, measure, asked.baseline)
         if measure is metric or any(line.values for line in lines):
-            tests = contrasts_of(lines, asked, plan, asked.primary if measure is metric else None)
+            primary = asked.primary if measure is metric else None
+            tests = contrasts_of(lines, asked, plan, primary, tested=measure.unit.name not in late)
             yield Measured(measure, tuple(lines), tuple(tests))
 
 
@@ -233,6 +236,11 @@ def _about_seeds(plan: SeedPlan) -> Iterable[str]:
     if plan.late_rule:
         held = "that of the plan is applied" if plan.rule else "it is not applied"
         yield f"The rule for looks was declared, or changed, when results could be seen: {held}."
+
+
+def _about_late(plan: SeedPlan) -> Iterable[str]:
+    if plan.late:
+        yield f"Exploratory: compared without a test, as added when results could be seen: {plan.late}."
 
 
 def _about_launches(launch: Mapping[str, Any], problems: Sequence[str]) -> Iterable[str]:

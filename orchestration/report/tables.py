@@ -414,6 +414,8 @@ def _captions(report: Report) -> Iterable[str]:
         yield f"missing, as the record of the cell is lost or damaged: {', '.join(missing)}"
     if report.plan.added:
         yield f"+{len(report.plan.added)} exploratory: seeds added when results could be seen, in no number here"
+    if report.plan.late:
+        yield f"exploratory, added when results could be seen and not tested: {report.plan.late}"
     if report.mixed:
         yield f"cells of different {', '.join(report.mixed)}: the report says which"
 

@@ -140,6 +140,15 @@ def another_baseline_is_chosen_that_nobody_has_seen(ledger: Ledger) -> str:
     return "What is compared was changed when results could be seen: baseline was ste, is worse."
 
 
+def a_grid_point_is_added(ledger: Ledger) -> str:
+    """Each variant's comparison is the mean over its grid points."""
+    wider = spec()
+    more = [replace(point, grid={"optimizer.lr": 0.3}) for point in wider.points]
+    launch(ledger, replace(wider, points=(*wider.points, *more)))
+    grown = "; ".join(f"grid points of {name} added: optimizer.lr=0.3" for name in ("fsg", "a", "ste"))
+    return f"What is compared was changed when results could be seen: {grown}."
+
+
 def names_change_places(ledger: Ledger) -> str:
     """The same cells: what was called fsg is called a, and the other way round."""
     other = {"fsg": "a", "a": "fsg", "ste": "ste"}
@@ -191,6 +200,7 @@ PLANTED: list[Callable[[Ledger], str]] = [
     launches_change_places,
     another_primary_is_chosen,
     another_baseline_is_chosen_that_nobody_has_seen,
+    a_grid_point_is_added,
     names_change_places,
     a_variant_is_tuned,
     a_diverged_cell_is_tried_again,
@@ -308,6 +318,50 @@ def test_trials_that_are_deleted_and_trained_again_were_seen_by_a_launch_that_wa
 def test_without_the_record_of_the_plan_what_came_later_is_no_part_of_it(ledger: Ledger) -> None:
     a_launch_is_cut_short(ledger)
     assert (build(ledger).plan.seeds, build(ledger).plan.added) == (tuple(SIX), (6, 7))
+
+
+# Variants and measures that were added
+
+
+def test_a_variant_added_when_results_could_be_seen_is_compared_without_a_test(ledger: Ledger) -> None:
+    before, wider = build(ledger), spec(SIX, ("fsg", "a", "b", "ste"), reach=(0.5,))
+    again = launched(ledger.folder, wider, cells_of(wider))
+    for cell in cells_of(wider):
+        if cell.variant == "b":
+            finish(again, cell, 0.9)
+    report = build(ledger)
+    assert (report.plan.late_variants, report.plan.late_reach, report.plan.breaches) == (("b",), (0.5,), ())
+    assert report.verdict == before.verdict
+    assert report.measured[0].family == before.measured[0].family, "the family is the declared one"
+    assert [(test.variant, test.role, test.p) for test in report.measured[0].contrasts if test.variant == "b"] == [
+        ("b", "untested", None)
+    ]
+    assert report.best is not None
+    assert before.best is not None
+    assert (report.best.line.label, report.best.marked) == (before.best.line.label, before.best.marked) == ("fsg", True)
+    added = "Exploratory: compared without a test, as added when results could be seen: b, reach 50\u00a0%."
+    assert added in report.warnings
+    assert "exploratory, added when results could be seen and not tested: b, reach 50" in printed(report)
+
+
+def test_a_time_to_reach_added_when_results_could_be_seen_is_not_tested(ledger: Ledger) -> None:
+    for tested, late in (("family", (0.3,)), ("untested", (0.3, 0.5))):
+        folder = ledger.folder.with_name(tested)
+        first = spec(reach=(0.3,))
+        one = launched(folder, first, cells_of(first))
+        for cell in cells_of(first):
+            finish(one, cell, 0.7)
+        launch(one, spec(reach=late))
+        measured = [m for m in build(Ledger(folder)).measured if m.unit.name == f"epochs to {100 * late[-1]:g}\u00a0%"]
+        assert [test.role for one in measured for test in one.contrasts] == [tested] * 2
+
+
+def test_a_variant_added_before_any_result_is_in_the_family(tmp_path: Path) -> None:
+    launched(tmp_path / "x", spec(), cells_of(spec()))
+    ledger = Ledger(tmp_path / "x")
+    launch(ledger, spec(SIX, ("fsg", "a", "b", "ste"), reach=(0.5,)))
+    report = build(Ledger(ledger.folder))
+    assert (report.plan.late_variants, report.plan.late_reach, report.measured[0].family.size) == ((), (), 2)
 
 
 # Cells that are lost
