@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -19,7 +20,8 @@ import psutil
 from benchmarks.chaos import in_mlflow, multiset, values_of
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, cells
+from orchestration.spec.experiment import load_spec
 
 LAUNCH = Path(__file__).resolve().parents[2] / "orchestration" / "launch.py"
 NO_MLFLOW = ("--tracking-uri", "http://127.0.0.1:9")  # nothing listens there: for launches that are not about MLflow
@@ -200,3 +202,20 @@ def compared(ledger: Ledger, database: Path) -> tuple[int, int]:
         one = multiset(got, kept)
         lost, doubled = lost + one[0], doubled + one[1]
     return lost, doubled
+
+
+def planned_here() -> list[Cell]:
+    return cells(load_spec(Path("tiny.yaml")))
+
+
+def stands_still(process: psutil.Process) -> bool:
+    """A stop is a request: a thread inside a call to the system first ends it."""
+    return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())
+
+
+def assert_level(ledger: Ledger, database: Path) -> None:
+    """Every row once, a run a cell, all finished."""
+    assert compared(ledger, database) == (0, 0)
+    _, runs, statuses = in_mlflow(database)
+    assert runs == Counter([*(cell.id for cell in ledger.cells()), "experiment"])
+    assert statuses == {"FINISHED"}

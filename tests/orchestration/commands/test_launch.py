@@ -1,4 +1,4 @@
-"""What a launch says of failures, and what it refuses; test_deaths.py has what dies on the way."""
+"""What a launch says of failures, and what it refuses; test_deaths.py and test_outages.py have the worse."""
 
 import shlex
 import shutil
