@@ -125,7 +125,7 @@ def _breaches(
 
 def _late(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
     """What changed about the comparisons after they were declared."""
-    for field in ("baseline", "primary", "metric", "family"):
+    for field in ("baseline", "primary", "metric", "family", "equivalence_margin"):
         was, is_now = (spec["report"].get(field) for spec in (then, now))
         if was != is_now:
             yield f"{field} was {_text(was)}, is {_text(is_now)}"
@@ -152,8 +152,10 @@ def _grid_points(spec: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _text(value: str | Sequence[str] | None) -> str:
-    return value if isinstance(value, str) else "not said" if value is None else ", ".join(value)
+def _text(value: str | float | Sequence[str] | None) -> str:
+    if value is None:
+        return "not said"
+    return ", ".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 
 def _named(results: Sequence[Result]) -> str:

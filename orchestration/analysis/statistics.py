@@ -76,6 +76,24 @@ def sign_flip_p(differences: Sequence[float] | Floats) -> float:
     return max(found, smallest_p(len(d)))
 
 
+def equivalence_p(differences: Sequence[float] | Floats, margin: float) -> float:
+    """p = max(p₊(d + m), p₊(m − d)), p₊(x) = #{s ∈ {−1, +1}ⁿ : Σ sᵢxᵢ ≥ Σ xᵢ} / 2ⁿ: two one-sided sign-flip tests.
+
+    Rejecting both |true difference| ≥ m hypotheses at α errs with α at most. Flips as in `sign_flip_p`; the least that
+    it can give is 1 / 2ⁿ. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    return max(_one_sided_p(d + margin), _one_sided_p(margin - d))
+
+
+def _one_sided_p(x: Floats) -> float:
+    least = x.sum() - 1e-12 * np.abs(x).sum()
+    if is_exact(len(x)):
+        return float(np.mean(_every_flip(len(x)) @ x >= least))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED, len(x)))
+    return float((1 + np.count_nonzero(signs @ x >= least)) / (1 + _SAMPLED))
+
+
 @cache
 def _every_flip(n: int) -> Floats:
     """All rows of n signs, [2ⁿ, n]."""

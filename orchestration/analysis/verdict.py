@@ -54,6 +54,23 @@ class Contrast:
     def interval(self) -> statistics.Interval | None:
         return statistics.t_interval(self.comparison.differences, 1 - self.level)
 
+    def equivalent(self, margin: float) -> bool:
+        """Whether a difference as large as the margin is ruled out: by both one-sided tests and their interval."""
+        interval = self.equivalence_interval
+        return (
+            self.declared
+            and self.complete
+            and self.adjusted is not None
+            and interval is not None
+            and -margin < interval.low <= interval.high < margin
+            and statistics.equivalence_p(self.comparison.differences, margin) <= self.level
+        )
+
+    @property
+    def equivalence_interval(self) -> statistics.Interval | None:
+        """Of 1 − 2·level: each of its ends belongs to a one-sided test."""
+        return statistics.t_interval(self.comparison.differences, 1 - 2 * self.level)
+
     @property
     def shown(self) -> bool:
         """Whether a difference is: by the test and by the interval, as declared, of all pairs that were planned."""
@@ -257,10 +274,29 @@ def _judged(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan
     if not test.complete:
         part = f"{comparison.n} of {planned} planned pairs are over, and a difference is claimed of all or not at all:"
         return Verdict("No verdict yet", sentence, f"{part} to stop where it looks good errs in more than 5\u00a0%.")
+    equivalence = _equivalence(test, unit, asked)
     if test.shown:
-        return Verdict(f"{primary}: {side} {unit.name}, significant at 5\u00a0%", sentence, "", True)
-    return Verdict(
-        "No difference shown", sentence, f"{_why_not(test, interval)} {_seeds_needed(test, unit, asked)}".strip()
+        return Verdict(f"{primary}: {side} {unit.name}, significant at 5\u00a0%", sentence, equivalence, True)
+    if asked.equivalence_margin and test.equivalent(asked.equivalence_margin):
+        margin = f"{unit.write(asked.equivalence_margin)} {unit.difference}".strip()
+        return Verdict(f"{pairs} are equivalent to within {margin}", sentence, equivalence)
+    why = (_why_not(test, interval), equivalence, _seeds_needed(test, unit, asked))
+    return Verdict("No difference shown", sentence, " ".join(filter(None, why)))
+
+
+def _equivalence(test: Contrast, unit: Unit, asked: Report) -> str:
+    """What the declared margin says; nothing where none was declared."""
+    margin, interval = asked.equivalence_margin, test.equivalence_interval
+    if margin is None or interval is None:
+        return ""
+    size = f"{unit.write(margin)} {unit.difference}".strip()
+    ends = f"{unit.write(interval.low, True)} to {unit.write(interval.high, True)}"
+    p = p_text(statistics.equivalence_p(test.comparison.differences, margin))
+    ruled = "is" if test.equivalent(margin) else "is not"
+    confidence = f"{100 * (1 - 2 * test.level):.3g}\u00a0%"
+    return (
+        f"A difference of {size}, the margin declared before, {ruled} ruled out "
+        f"({confidence} interval {ends}, two one-sided sign-flip tests p\u00a0=\u00a0{p})."
     )
 
 

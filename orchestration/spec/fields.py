@@ -123,6 +123,11 @@ class Report(Settings):
     smallest_effect: float | None = setting(
         None, "The smallest difference of the metric that would matter: seeds are counted for it.", gt=0
     )
+    equivalence_margin: float | None = setting(
+        None,
+        "Variant and baseline count as equivalent where a difference of the metric as large as this is ruled out.",
+        gt=0,
+    )
     sequential: Sequential | None = choice(None, "Looks before the last seed that keep the error at 5 %.")
     published: dict[str, Published] | None = choice(
         dict, "By variant, or by line of the table (`ste · optimizer.lr=0.01`), what a paper states."

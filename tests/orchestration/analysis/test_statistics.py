@@ -244,3 +244,27 @@ def test_looks_that_are_not_equally_spaced_err_as_often_as_they_may(boundary: st
     sums = np.random.default_rng(1).normal(size=(200_000, 20)).cumsum(axis=1)[:, np.array(looks) - 1]
     p = 2 * stats.norm.sf(np.abs(sums) / np.sqrt(looks))
     assert np.mean((p <= levels).any(axis=1)) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 200_000))
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.0, 2.5, 4.0])
+def test_equivalence_is_two_one_sided_permutation_tests_of_scipy(margin: float) -> None:
+    def one_sided(x: np.ndarray) -> float:
+        found = stats.permutation_test(
+            (x,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
+        )
+        return float(found.pvalue)
+
+    for d in (sleep(), np.array(DARWIN[:10]) / 20):
+        expected = max(one_sided(d + margin), one_sided(margin - d))
+        assert statistics.equivalence_p(d, margin) == pytest.approx(expected, abs=1e-12)
+
+
+def test_equivalence_errs_in_five_per_cent_where_the_truth_is_the_margin() -> None:
+    """Beyond sixteen differences flips are drawn, and it still does."""
+    draw = np.random.default_rng(1)
+    for n, runs in ((8, 2000), (17, 40)):
+        ps = [statistics.equivalence_p(draw.normal(1.0, 0.3, n), 1.0) for _ in range(runs)]
+        wrong = sum(p <= 0.05 for p in ps)
+        assert wrong <= stats.binom.ppf(0.9999, runs, 0.05)
+        assert wrong >= stats.binom.ppf(0.0001, runs, 0.04)
+    assert statistics.equivalence_p([0.0] * 5, 1.0) == 1 / 32

@@ -123,6 +123,39 @@ def test_of_an_infinite_loss_each_training_that_diverged_is_named_and_no_other()
     assert told == "fsg · seed 2 and ste · seed 1 diverged, and their test loss is infinite (over 3 paired seeds)."
 
 
+# Equivalence
+
+
+def told_of(values: Sequence[float], margin: float | None, planned: int | None = None) -> Any:
+    found = contrasts({"fsg": values, "ste": [0.7] * len(values)}, planned=planned)
+    report = Report(baseline="ste", primary="fsg", equivalence_margin=margin)
+    return judge(list(found.values()), ACCURACY, report, SeedPlan(tuple(range(planned or len(values)))))
+
+
+def test_a_difference_that_is_ruled_out_is_called_equivalence_only_within_a_declared_margin() -> None:
+    near = alike(8, 0.0002, 0.004)
+    assert told_of(near, None).headline == "No difference shown"
+    verdict = told_of(near, 0.005)
+    assert verdict.headline == "fsg and ste are equivalent to within 0.50 points"
+    assert not verdict.shown
+    low, high = stats.ttest_1samp([100 * (v - 0.7) for v in near], 0).confidence_interval(0.90)
+    assert f"is ruled out (90\u00a0% interval {low:+.2f} to {high:+.2f}" in verdict.consequence.replace("−", "-")
+    for wide in (alike(8, 0.0002, 0.008), alike(8, 0.004, 0.002), alike(4, 0.0, 0.001)):  # noisy, far, too few
+        verdict = told_of(wide, 0.005)
+        assert verdict.headline != "fsg and ste are equivalent to within 0.50 points"
+        assert "A difference of 0.50 points, the margin declared before, is not ruled out" in verdict.consequence
+
+
+def test_a_difference_may_be_shown_and_still_be_below_the_margin() -> None:
+    verdict = told_of(alike(8, 0.002), 0.005)
+    assert (verdict.headline, verdict.shown) == ("fsg: higher test accuracy, significant at 5\u00a0%", True)
+    assert "A difference of 0.50 points, the margin declared before, is ruled out" in verdict.consequence
+
+
+def test_part_of_the_planned_seeds_is_no_equivalence() -> None:
+    assert told_of(alike(8, 0.0002), 0.005, planned=9).headline == "No verdict yet"
+
+
 # Looks
 
 

@@ -135,6 +135,11 @@ def another_primary_is_chosen(ledger: Ledger) -> str:
     return "What is compared was changed when results could be seen: primary was fsg, is a."
 
 
+def a_margin_is_declared_late(ledger: Ledger) -> str:
+    launch(ledger, spec(equivalence_margin=0.02))
+    return "What is compared was changed when results could be seen: equivalence_margin was not said, is 0.02."
+
+
 def another_baseline_is_chosen_that_nobody_has_seen(ledger: Ledger) -> str:
     launch(ledger, spec(SIX, ("fsg", "a", "ste", "worse"), baseline="worse"))
     return "What is compared was changed when results could be seen: baseline was ste, is worse."
@@ -199,6 +204,7 @@ PLANTED: list[Callable[[Ledger], str]] = [
     a_launch_is_there_twice,
     launches_change_places,
     another_primary_is_chosen,
+    a_margin_is_declared_late,
     another_baseline_is_chosen_that_nobody_has_seen,
     a_grid_point_is_added,
     names_change_places,
