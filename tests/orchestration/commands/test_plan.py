@@ -227,10 +227,12 @@ def test_every_config_is_planned(path: Path, profile: str | None) -> None:
     assert {cell.depends_on for cell in trained} - {None} <= {cell.id for cell in planned}
 
 
-@pytest.mark.parametrize("name", ["cifar10_methods", "cifar100_methods", "ablations"])
-def test_cost_that_a_paper_config_states_is_the_estimated_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+FOR_GPUS = [CONFIGS / "paper" / f"{name}.yaml" for name in ("cifar10_methods", "cifar100_methods", "ablations")]
+
+
+@pytest.mark.parametrize("path", [*FOR_GPUS, *sorted((CONFIGS / "recipes").glob("*.yaml"))], ids=lambda path: path.stem)
+def test_cost_that_a_config_states_is_the_estimated_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_hours, "load_spec", read)
-    path = CONFIGS / "paper" / f"{name}.yaml"
     profiles = [profile for one, profile in configs() if one == path]
     total = sum(gpu_hours.of_spec(path, profile)[1] for profile in profiles)
     assert f"{total:.0f} for all." in path.read_text()
