@@ -8,7 +8,7 @@ a row says otherwise. `--record` keeps the figures in benchmarks/recorded.json a
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,9 @@ def training(threads: int, repetitions: int, quick: bool) -> list[Row]:
         whole = steps.config(file, threads, depth, batch)
         small = steps.config(file, threads, depth, 16 if quick else 32)
         rows = steps.ratios(whole, repetitions)
+        for count in dict.fromkeys((1, threads)):
+            torch.set_num_threads(count)
+            rows += steps.over_full_precision(replace(whole, threads=count), repetitions)
         rows += [steps.looking(whole, "STE", STE.Config()), steps.looking(whole, "FSG", FSG.Config())]
         sizes: dict[str, int] = {"weights": 512, "rounds": 1, "depth": 8, "batch": 8, "steps": 10} if quick else {
             "weights": 9216, "rounds": 3, "depth": 20, "batch": 128, "steps": 1000,

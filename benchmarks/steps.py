@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import Row, Step, interleaved
 from fsg.data import Arrays
 from fsg.diagnostics import Diagnostics
-from fsg.estimators import FSG, STE, EstimatorConfig, MultiFC
+from fsg.estimators import FSG, STE, EstimatorConfig, FullPrecision, MultiFC
 from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.trainer import SAMPLES, TrainConfig, Training
@@ -128,6 +128,33 @@ def ratios(config: TrainConfig, repetitions: int) -> list[Row]:
         row("MetaQuant MultiFC step / STE step", "multifc", "ste", 1.10, 1.03),
         row("FSG step / STE step", "fsg", "ste", 1.25, 1.10),
     ]
+
+
+def over_full_precision(config: TrainConfig, repetitions: int) -> list[Row]:
+    """What binary weights and a learned gradient add to the step of the same network in full precision.
+
+    Where the processor multiplies in bfloat16, also what that takes off a binary step; only AMX has a bound to keep.
+    """
+    contestants = {
+        "full precision": ours(config, FullPrecision.Config()),
+        "STE": ours(config, STE.Config()),
+        "FSG": ours(config, FSG.Config()),
+    }
+    processor = torch.cpu.get_capabilities()
+    bf16 = processor.get("amx_bf16") or processor.get("avx512_bf16")
+    if bf16:
+        contestants["STE, bf16"] = ours(replace(config, precision="bf16"), STE.Config())
+    seconds = interleaved(contestants, repetitions)
+    whole, ste, fsg = (seconds[name] for name in ("full precision", "STE", "FSG"))
+    on = f"{config.threads} thread{'s' * (config.threads > 1)}"
+    rows = [
+        Row(f"STE step / full-precision step, {on}", ste / whole, 1.05, 1.0, measured=seconds),
+        Row(f"(FSG step − STE step) / full-precision step, {on}", (fsg - ste) / whole, 0.10, 0.05, measured=seconds),
+    ]
+    if bf16:
+        must = 0.60 if processor.get("amx_bf16") else None
+        rows.append(Row(f"STE step, bf16 / float32, {on}", seconds["STE, bf16"] / ste, must, measured=seconds))
+    return rows
 
 
 def looking(config: TrainConfig, name: str, estimator: EstimatorConfig) -> Row:
