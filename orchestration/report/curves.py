@@ -1,14 +1,7 @@
 """Convergence curves: a mean line, a band from the lowest to the highest seed, and each curve's name at its end."""
 
-import html
-import io
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +15,6 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _BASELINE = "#000000"
 _DASHES = ("-", "--", ":")
 _INK = "#1a1f26"
-_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "fsg", "font.family": "sans-serif", "font.size": 9.5}
 
 
 @dataclass(frozen=True)
@@ -50,56 +42,11 @@ class Panel:
     log: bool = False
 
 
-def inline_svg(panel: Panel) -> str:
-    """The panel as an `<svg>` element of a page, with a name for screen readers."""
+def draw_panel(panel: Panel) -> Figure:
+    """The panel alone."""
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     _draw(figure.subplots(), panel)
-    return inline(figure, panel.title, f"{panel.title}: {panel.y_label} by {panel.x_label}")
-
-
-def inline(figure: Figure, name: str, label: str) -> str:
-    """A figure as an `<svg>` element: no prolog, no size of its own, ids that no other `name` on the page has."""
-    text = re.sub(r"^.*?(?=<svg)", "", _svg(figure), flags=re.DOTALL)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    element, rest = text.split(">", 1)
-    element = re.sub(r'\s(width|height|version)="[^"]*"', "", element)
-    rest = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", rest)  # named by their contents: two alike have one id
-    prefix = re.sub(r"\W+", "-", name.lower())
-    rest = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{prefix}-", rest)
-    return f'{element} role="img" aria-label="{html.escape(label)}">{rest}'
-
-
-def save(rows: Sequence[Sequence[Panel]], folder: Path, name: str) -> list[Path]:
-    """All panels as one figure, `<name>.svg` and `<name>.png`, a row a grid point; none where there is none."""
-    if not rows:
-        return []
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(6.0 * columns, 4.0 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, row in zip(grid, rows, strict=True):
-        for axes, panel in zip(axes_row, row, strict=True):
-            _draw(axes, panel)
-    return save_figure(figure, folder, name)
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """`<name>.svg` and `<name>.png` in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-    svg.write_text(_svg(figure))
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(png, dpi=160, metadata={"Software": None})
-    return [svg, png]
-
-
-def _svg(figure: Figure) -> str:
-    with matplotlib.rc_context(_STYLE):
-        if figure.get_layout_engine() is not None:
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # it is laid out: to do so at every drawing takes longer than to draw
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

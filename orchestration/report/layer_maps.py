@@ -14,6 +14,7 @@ Table = Mapping[str, Any]
 
 COLUMNS = 4
 MAX_MAPS = 16  # variants on a figure
+_TITLE, _BETWEEN = 0.3, 0.04  # inches above a map, and widths of a map between two
 
 Column = Sequence[float | None]
 
@@ -90,45 +91,63 @@ def _mean(seeds: Sequence[Sequence[Table]], column: Callable[[Table], Column | N
 
 
 def draw_maps(title: str, found: Sequence[Map]) -> Figure:
-    """A small map a line of the table, all on one scale. Colours that the colour-blind tell apart, and grey prints."""
+    """A small map a line of the table, all on one scale. Colours that the colour-blind tell apart, and grey prints.
+
+    The maps are boxes of width and height 1 on one pair of axes: many axes take many times as long to draw.
+    """
     shown = found[:MAX_MAPS]
     columns = min(COLUMNS, max(2, len(shown)))
     rows = -(-len(shown) // columns)
     height = max(1.5, min(4.2, 0.5 + 0.13 * max(len(each.layers) for each in shown)))
     figure = Figure(figsize=(11.0, height * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    axes, gap = figure.subplots(), _TITLE / height
     colours, norm = _scale(title, shown)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(shown):
-            axes.set_visible(False)
-            continue
-        each = shown[place]
-        last = axes.imshow(each.values, aspect="auto", cmap=colours, norm=norm, interpolation="nearest",
-                           extent=(0.5, len(each.epochs) + 0.5, len(each.layers) - 0.5, -0.5))  # fmt: skip
-        axes.set_title(each.label, fontsize=9, loc="left")
-        step = max(1, -(-len(each.layers) // 12))
-        names = [name if i % step == 0 else "" for i, name in enumerate(each.layers)]
-        axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names), fontsize=7)
-        ticks = sorted({1, len(each.epochs)})
-        axes.set_xticks(ticks, [str(each.epochs[tick - 1]) for tick in ticks], fontsize=7)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_facecolor("#c4cbd3")
-    bar = figure.colorbar(last, ax=list(grid[:, -1]), fraction=0.08, aspect=14)
+    assert norm.vmin is not None
+    heights: list[tuple[float, str]] = []
+    places: dict[float, str] = {}
+    for place, each in enumerate(shown):
+        row, column = divmod(place, columns)
+        left, top = column * (1 + _BETWEEN), row * (1 + gap)
+        box = (left, left + 1, top + 1, top)
+        axes.fill_between(box[:2], top, top + 1, color="#c4cbd3", linewidth=0, zorder=0)
+        values = np.where(each.values <= norm.vmin, norm.vmin, each.values)  # 0 as well has a colour, the lowest
+        last = axes.imshow(values, cmap=colours, norm=norm, interpolation="nearest", extent=box)
+        axes.text(left, top - 0.02, each.label, fontsize=9, ha="left", va="bottom")
+        if column == 0:
+            step = max(1, -(-len(each.layers) // 12))
+            heights += [(top + (i + 0.5) / len(each.layers), each.layers[i]) for i in range(0, len(each.layers), step)]
+        if place + columns >= len(shown):
+            epochs = sorted({0, len(each.epochs) - 1})
+            places |= {left + (i + 0.5) / len(each.epochs): str(each.epochs[i]) for i in epochs}
+    axes.set_xlim(0, columns * (1 + _BETWEEN) - _BETWEEN)
+    axes.set_ylim(rows * (1 + gap) - gap, -gap)
+    axes.set_aspect("auto")
+    axes.set_xticks(list(places), list(places.values()), fontsize=7)
+    axes.set_yticks([place for place, _ in heights], [name for _, name in heights], fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("epoch", fontsize=8)
+    bar = figure.colorbar(last, ax=axes, fraction=0.03, pad=0.01, aspect=14 * rows)
     bar.ax.tick_params(which="both", labelsize=7)
+    if title.startswith("Norm"):
+        bar.ax.axhline(1.0, color="#D55E00", linewidth=1.6)
+        bar.set_label("orange line at 1: equal norms", fontsize=7)
     bar.outline.set_visible(False)
-    figure.supxlabel("epoch", fontsize=8)
     return figure
 
 
 def _scale(title: str, found: Sequence[Map]) -> tuple[str, Normalize]:
+    """From −1 to 1, or logarithmic; a ratio's has 1 on it."""
     if title.startswith("Cosine"):
         return "PuOr", Normalize(-1, 1)
     values = np.concatenate([each.values.reshape(-1) for each in found])
     above = values[np.isfinite(values) & (values > 0)]
     if not len(above):
         return "cividis", Normalize(0, 1)
-    return "cividis", LogNorm(max(above.min(), above.max() / 1e4), max(above.max(), above.min() * 1.01))
+    low, high = max(above.min(), above.max() / 1e4), above.max()
+    if title.startswith("Norm"):
+        low, high = min(low, 0.9), max(high, 1.1)
+    return "cividis", LogNorm(low, max(high, low * 1.01))
 
 
 def note(found: Mapping[str, Sequence[Map]]) -> str:
@@ -139,5 +158,6 @@ def note(found: Mapping[str, Sequence[Map]]) -> str:
         "Each small map is a line of the table, mean over its planned seeds that are done: layers from the input at "
         "the top, epochs from left to right. Flip rate: share of a layer's quantized weights whose sign changes in a "
         "step, on a logarithmic scale, as are the norms. Norms and cosines: of the gradients of some steps an epoch, "
-        f"each layer's taken as one vector. Grey: not defined, as where a gradient is zero.{more}"
+        f"each layer's taken as one vector. The lowest colour is that or less, 0 as well. Grey: not defined, as a "
+        f"cosine or ratio where a gradient is zero.{more}"
     )

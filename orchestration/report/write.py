@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -17,6 +17,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.report import curves, differences, layer_maps, tables
 from orchestration.report.data import Report
+from orchestration.report.figures import Drawing, drawing
 from orchestration.report.forecast import HEADER
 from orchestration.report.search import as_data_uri, sections
 from orchestration.report.tables import TextTable
@@ -33,28 +34,16 @@ def write(report: Report) -> list[Path]:
 
 
 def _written(report: Report, folder: Path) -> list[Path]:
-    drawn = curves.save(report.panels, folder / "figures", "convergence")
-    svgs = [[curves.inline_svg(panel) for panel in row] for row in report.panels]
-    seeds_plot = differences.draw_differences(report.lines, report.unit, report.baseline, report.primary)
-    inlined = None
-    if seeds_plot is not None:
-        inlined = curves.inline(seeds_plot, "differences", f"Differences to {report.baseline}, each seed a point")
-        drawn += curves.save_figure(seeds_plot, folder / "figures", "differences")
-    layers = {}
-    for title, found in report.layers.items():
-        figure = layer_maps.draw_maps(title, found)
-        layers[title] = curves.inline(figure, title, f"{title}, by layer and epoch")
-        drawn += curves.save_figure(figure, folder / "figures", "layers-" + re.sub(r"\W+", "-", title.lower()))
+    figures = _Figures.of(report)
+    files = [path for one in figures.all() for path in one.save(folder / "figures")]
     searches = [
         (one, one.draw(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
     ]
     shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
-    more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}
+    more = {"searches": shown, "layer_note": layer_maps.note(report.layers), "figures": figures}
     written = {
-        "report.md": _rendered("report.md.j2", report, autoescape=False, drawn=[path.name for path in drawn], **more),
-        "report.html": _rendered(
-            "report.html.j2", report, autoescape=True, svgs=svgs, differences=inlined, layers=layers, **more
-        ),
+        "report.md": _rendered("report.md.j2", report, autoescape=False, **more),
+        "report.html": _rendered("report.html.j2", report, autoescape=True, **more),
         "report.tex": latex(report),
         "report.csv": _csv(tables.results(report)),
         "report.cells.csv": cells_csv(report),
@@ -62,7 +51,40 @@ def _written(report: Report, folder: Path) -> list[Path]:
     }
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [*(folder / name for name in written), *drawn, *(path for _, files in searches for path in files.values())]
+    return [*(folder / name for name in written), *files, *(path for _, own in searches for path in own.values())]
+
+
+class _Figures(NamedTuple):
+    """All but a search's: a row of panels a grid point, the differences if there are any, a map a quantity."""
+
+    panels: list[list[Drawing]]
+    differences: Drawing | None
+    layers: dict[str, Drawing]
+
+    @classmethod
+    def of(cls, report: Report) -> "_Figures":
+        panels = [
+            [
+                drawing(
+                    curves.draw_panel(panel),
+                    f"convergence-{panel.title}" + f"-{place}" * bool(place),  # two titles may differ by a sign alone
+                    f"{panel.title}: {panel.y_label} by {panel.x_label}",
+                )
+                for panel in row
+            ]
+            for place, row in enumerate(report.panels)
+        ]
+        seeds = differences.draw_differences(report.lines, report.unit, report.baseline, report.primary)
+        label = f"Differences to {report.baseline}, each seed a point"
+        maps = {
+            title: drawing(layer_maps.draw_maps(title, found), f"layers-{title}", f"{title}, by layer and epoch")
+            for title, found in report.layers.items()
+        }
+        return cls(panels, None if seeds is None else drawing(seeds, "differences", label), maps)
+
+    def all(self) -> list[Drawing]:
+        seeds = [] if self.differences is None else [self.differences]
+        return [*(one for row in self.panels for one in row), *seeds, *self.layers.values()]
 
 
 def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic_experiment import cells_of, finish, launched, spec_of
+from undrawn import leave_figures_empty
 
 from orchestration.commands import bundle
 from orchestration.commands.bundle import BundleError
 from orchestration.ledger.ledger import Ledger
-from orchestration.report import curves
 from orchestration.report.data import build
 
 
@@ -21,9 +21,7 @@ from orchestration.report.data import build
 def undrawn() -> Iterator[None]:
     """The figures of the report stay empty."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "save", lambda *arguments: [])
-        patch.setattr(curves, "save_figure", lambda *arguments: [])
-        patch.setattr(curves, "_svg", lambda figure: "<svg></svg>")
+        leave_figures_empty(patch)
         yield
 
 

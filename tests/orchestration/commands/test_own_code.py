@@ -13,6 +13,7 @@ import scipy
 import tiny_experiment
 from rich.console import Console
 from tiny_experiment import planned
+from undrawn import leave_figures_empty
 
 import fsg
 from orchestration.commands.bundle import BundleError, check, pack, unpack
@@ -24,7 +25,6 @@ from orchestration.commands.reproduce import reproduce_cell
 from orchestration.commands.request import LaunchRequest
 from orchestration.commands.verify import verify
 from orchestration.ledger.ledger import Ledger
-from orchestration.report import curves
 from orchestration.report.data import build
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.scheduler import nodes
@@ -91,9 +91,7 @@ def forget() -> None:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The modules are imported anew, and the figures of reports stay empty."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(curves, "save", lambda *arguments: [])
-    monkeypatch.setattr(curves, "save_figure", lambda *arguments: [])
-    monkeypatch.setattr(curves, "_svg", lambda figure: "<svg></svg>")
+    leave_figures_empty(monkeypatch)
     forget()
     yield
     forget()

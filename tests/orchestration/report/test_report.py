@@ -29,8 +29,9 @@ from synthetic_experiment import (
 from fsg.costs import LayerCost, NetworkCost
 from orchestration.analysis.comparisons import Line
 from orchestration.ledger.ledger import Ledger
-from orchestration.report import curves, differences, layer_maps
+from orchestration.report import differences, layer_maps
 from orchestration.report.data import Report, build
+from orchestration.report.figures import drawing
 from orchestration.report.tables import terminal_table
 from orchestration.report.write import layers_csv, write
 from orchestration.spec.cells import Cell
@@ -187,7 +188,7 @@ def test_diverged_seed_counts_as_accuracy_zero_and_is_named(tmp_path: Path) -> N
 @pytest.mark.parametrize("at", [30, 0])
 @pytest.mark.parametrize("metric", ["test/accuracy", "test/loss"])
 def test_table_without_a_measured_pair_says_so_and_has_no_difference(
-    tmp_path: Path, metric: str, at: int, inlined: None
+    tmp_path: Path, metric: str, at: int, drawn: None
 ) -> None:
     """Also where nothing was recorded before the end, and there is no curve."""
     spec = spec_of(("fsg", "ste"), (0, 1), metric=metric)
@@ -206,7 +207,7 @@ def test_table_without_a_measured_pair_says_so_and_has_no_difference(
     assert f"{told}." in page.words
 
 
-def test_diverged_seed_makes_a_loss_infinite_and_the_verdict_says_so(tmp_path: Path, inlined: None) -> None:
+def test_diverged_seed_makes_a_loss_infinite_and_the_verdict_says_so(tmp_path: Path, drawn: None) -> None:
     spec = spec_of(("fsg", "ste"), (0, 1), metric="test/loss")
     cells = cells_of(spec)
     ledger = launched(tmp_path / "x", spec, cells)
@@ -237,7 +238,7 @@ def test_incomplete_experiment_says_what_is_missing(tmp_path: Path) -> None:
     assert r"RuntimeError: no \| such thing" in markdown
 
 
-def test_experiment_of_which_nothing_is_done_has_a_report(tmp_path: Path, inlined: None) -> None:
+def test_experiment_of_which_nothing_is_done_has_a_report(tmp_path: Path, drawn: None) -> None:
     spec = spec_of()
     report = build(launched(tmp_path / "x", spec, cells_of(spec)))
     assert report.verdict.headline == "No verdict yet"
@@ -251,7 +252,7 @@ def test_folder_without_a_launch_is_refused(tmp_path: Path) -> None:
         build(Ledger(tmp_path / "x"))
 
 
-def test_contaminated_validation_is_marked(tmp_path: Path, inlined: None) -> None:
+def test_contaminated_validation_is_marked(tmp_path: Path, drawn: None) -> None:
     spec = spec_of(seeds=(0,))
     cells = cells_of(spec, contaminated=True)
     ledger = launched(tmp_path / "x", spec, cells)
@@ -397,14 +398,7 @@ def test_long_trainings_are_thinned_by_averaging_neighbours(tmp_path: Path) -> N
     assert curve.mean[0] == pytest.approx(np.mean(losses[:6]))  # 800 rows in 150 parts
 
 
-@pytest.fixture
-def inlined(drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures of the page are rendered, and not the files beside it."""
-    monkeypatch.setattr(curves, "save", lambda *arguments: [])
-    monkeypatch.setattr(curves, "save_figure", lambda *arguments: [])
-
-
-def test_page_stands_alone_and_is_small(tmp_path: Path, inlined: None) -> None:
+def test_page_stands_alone_and_is_small(tmp_path: Path, drawn: None) -> None:
     text, page = page_of(build(trained(tmp_path / "x", spec_of(ABLATION, epochs=80))))
     assert page.elsewhere == []
     assert not re.search(r"@import|url\((?!#)|<script", text)
@@ -432,9 +426,11 @@ def test_page_says_question_command_and_provenance_and_is_the_same_when_made_aga
     assert report.verdict.sentence in page.words
     markdown = (tmp_path / "x" / "report.md").read_text()
     assert report.verdict.sentence in markdown
-    assert "figures/convergence.png" in markdown
-    for name in ("convergence.svg", "convergence.png"):
-        assert (tmp_path / "x" / "figures" / name).stat().st_size > 1000
+    for name in ("convergence-training-loss", "convergence-validation-accuracy", "differences"):
+        assert f"](figures/{name}.png)" in markdown
+        svg, png = ((tmp_path / "x" / "figures" / f"{name}.{kind}").read_bytes() for kind in ("svg", "png"))
+        assert (svg[:5], png[:4]) == (b"<?xml", b"\x89PNG")
+        assert min(len(svg), len(png)) > 1000
     assert {path: path.read_bytes() for path in write(build(ledger))}.items() <= first.items()
 
 
@@ -660,10 +656,11 @@ def test_the_maps_of_a_large_network_stay_small(tmp_path: Path, drawn: None) -> 
         names, numbers = tuple(f"layer{i}" for i in range(layers)), tuple(range(1, epochs + 1))
         return layer_maps.draw_maps("Flip rate a step", [layer_maps.Map("fsg", names, numbers, values)])
 
-    text = curves.inline(figure(112, 100), "flips", "Flip rate a step, by layer and epoch")
+    large = drawing(figure(112, 100), "flips", "Flip rate a step, by layer and epoch")
+    text = large.inline
     assert text.count("<image") == 2, "it and the scale"
     assert len(text.encode()) < 100_000
-    assert all(path.stat().st_size > 1000 for path in curves.save_figure(figure(3, 2), tmp_path, "layers"))
+    assert all(path.stat().st_size > 1000 for path in drawing(figure(3, 2), "layers", "").save(tmp_path))
 
 
 def test_page_says_the_cost_and_behind_each_cell_its_command_and_behind_the_page_its_spec_and_changes(
@@ -681,6 +678,22 @@ def test_page_says_the_cost_and_behind_each_cell_its_command_and_behind_the_page
     assert "<b>" not in text
     assert "f" * 64 in page.words
     assert "with changes that are not committed" in page.words
+
+
+def test_a_zero_is_drawn_as_zero_and_a_ratio_of_one_is_marked() -> None:
+    """Grey is what is not defined alone."""
+    values = np.array([[0.0, 1e-3], [np.nan, 1e-2]])
+    one = layer_maps.Map("fsg", ("a", "b"), (1, 2), values)
+    flips, norms = (layer_maps.draw_maps(title, [one]) for title in ("Flip rate a step", "Norm of fast over slow"))
+    (image,) = flips.axes[0].images
+    shown = np.ma.masked_invalid(image.get_array())
+    np.testing.assert_array_equal(shown.mask, [[False, False], [True, False]])
+    assert shown[0, 0] == image.norm.vmin == 1e-3
+    (line,) = norms.axes[1].get_lines()
+    low, high = norms.axes[1].get_ylim()
+    assert (tuple(line.get_ydata()), low < 1 < high) == ((1.0, 1.0), True)
+    assert "equal norms" in norms.axes[1].get_ylabel()
+    assert flips.axes[1].get_lines()[:] == []
 
 
 def test_differences_are_drawn_with_each_seed(tmp_path: Path) -> None:

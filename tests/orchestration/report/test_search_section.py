@@ -9,10 +9,10 @@ import optuna
 import pytest
 from matplotlib.figure import Figure
 from simulated_search import HALVING, LR, NET, STATES, TRAIN, WEIGHT, Work, study
+from undrawn import leave_figures_empty
 
 from fsg.optimizers import Adam
 from orchestration.ledger.study_records import TrialRecord
-from orchestration.report import curves
 from orchestration.report.data import build
 from orchestration.report.search import rung_correlations, sections
 from orchestration.report.write import write
@@ -83,8 +83,7 @@ def test_optimum_at_a_bound_failures_and_a_second_opening_are_flagged(tmp_path: 
 def test_report_of_a_search_is_written_with_its_figures(
     tmp_path: Path, drawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(curves, "save_figure", lambda *arguments: [])  # those of any report
-    monkeypatch.setattr(curves, "_svg", lambda figure: "<svg></svg>")
+    leave_figures_empty(monkeypatch)  # those of any report
     one = study(trials=14, best=2, pruner=HALVING, sampler=settings.Random(), seeds=(1000,))
     work = Work(tmp_path / "searched", one).go()
     default = Cell("d" * 16, "train", "default", {}, 0, TRAIN)
