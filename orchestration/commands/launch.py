@@ -1,9 +1,10 @@
 """`fsg launch`: load the spec, make the plan, train what is pending, track it, report it. Each is done once."""
 
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsg
@@ -15,9 +16,9 @@ from orchestration.commands.request import LaunchRequest, Refused, refusing_writ
 from orchestration.commands.submit import submit
 from orchestration.commands.train import View, train
 from orchestration.ledger import store
-from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.ledger.study_records import planned_cells
+from orchestration.report.make import make
 from orchestration.scheduler.environment import Unusable, is_job_server
 from orchestration.spec.cells import own_folders
 from orchestration.spec.experiment import ExperimentSpec
@@ -64,10 +65,21 @@ def _refuse_databases_in_a_bucket(request: LaunchRequest, spec: ExperimentSpec) 
 
 
 def _enter(request: LaunchRequest, plan: ExperimentPlan) -> int:
-    """Put the cells and the launch into the ledger; returns the launch's number."""
+    """Put the cells and the launch into the ledger; returns the launch's number.
+
+    A launch that has nothing to train and says nothing new is the last one once more, and leaves no record.
+    """
     for cell in plan.cells:
         plan.ledger.add(cell)
-    return plan.ledger.record_launch(_record(request, plan))
+    record, before = _record(request, plan), plan.ledger.launches()[-1:]
+    if plan.complete and before and before[0].get("exit_status") == DONE and _says_the_same(record, before[0]):
+        return int(before[0]["number"])
+    return plan.ledger.record_launch(record)
+
+
+def _says_the_same(record: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    said = {name: value for name, value in record.items() if name not in ("started", "command")}
+    return bool(json.loads(json.dumps(said)) == {name: before.get(name) for name in said})
 
 
 def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
@@ -115,7 +127,7 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
                 status = BAD_INPUT
                 raise
             finally:
-                with suppress(Unwritable):
+                with suppress(Unwritable, FileExistsError):  # the last launch's once more has its end
                     plan.ledger.record_launch_end(number, {"finished": now_ms(), "exit_status": status})
                 waiting.start()
         if status == INTERRUPTED:
@@ -145,7 +157,8 @@ def measures_nothing(plan: ExperimentPlan) -> bool:
 def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", view: View) -> None:
     """Print the report, and what went wrong. A report or an MLflow that fails takes nothing from a run."""
     try:
-        request.say(f"report   {_report(request, plan.ledger)}")
+        paths = make(plan.ledger.folder, request.console)
+        request.say(f"report   {next(path for path in paths if path.suffix == '.html')}")
     except Exception as error:
         print(f"the report is not complete: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
     try:
@@ -163,15 +176,3 @@ def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", 
             request.say(f"diverged: {cell.label}: {outcome.reason}")
     for cell, reason, log in view.tally.failed:
         request.say(f"failed: {cell.label}: {reason}" + (f" (log: {log})" if log else ""))
-
-
-def _report(request: LaunchRequest, ledger: Ledger) -> Path:
-    """Write the report and print its table; returns the page."""
-    from orchestration.report.data import build  # start-up time
-    from orchestration.report.tables import terminal_table  # start-up time
-    from orchestration.report.write import write  # start-up time
-
-    built = build(ledger)
-    page = next(path for path in write(built) if path.suffix == ".html")
-    request.console.print(terminal_table(built))
-    return page

@@ -6,24 +6,19 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestration.commands.exit_status import BAD_INPUT, DONE
-from orchestration.ledger.ledger import Ledger
-from orchestration.report.data import build
-from orchestration.report.tables import terminal_table
-from orchestration.report.write import write
+from orchestration.report.make import make
 from orchestration.util.error_text import first_line
 
 
 def report(folder: Path) -> int:
-    """Write and print the report of an experiment's folder. Returns the exit status."""
+    """Print the report of an experiment's folder, and write it where it has changed. Returns the exit status."""
+    console = Console()
     try:
-        built = build(Ledger(folder))
+        paths = make(folder, console)
     except (OSError, ValueError) as error:
         print(first_line(error), file=sys.stderr)
         return BAD_INPUT
-    paths = write(built)
-    console = Console()
-    console.print(terminal_table(built))
     for path in paths:
-        if path.parent == built.folder:
+        if path.parent == folder:
             console.print(str(path), soft_wrap=True, highlight=False)
     return DONE

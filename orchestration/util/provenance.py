@@ -41,8 +41,8 @@ def code() -> dict[str, Any]:
         "git_diff_sha256": handed_over.get(
             "git_diff_sha256", hashlib.sha256(changes.encode()).hexdigest() if changes else None
         ),
-        "fsg_source_sha256": _source_sha256(package / "fsg"),
-        "orchestration_source_sha256": _source_sha256(package / "orchestration"),
+        "fsg_source_sha256": source_sha256(package / "fsg"),
+        "orchestration_source_sha256": source_sha256(package / "orchestration"),
     }
 
 
@@ -173,7 +173,7 @@ def _memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _source_sha256(folder: Path) -> str:
+def source_sha256(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
         total.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())

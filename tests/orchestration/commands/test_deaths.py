@@ -140,6 +140,7 @@ def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
     attempts = {cell.id: len(ledger.attempts(cell.id)) for cell in planned}
     assert launch_here(LaunchRequest(Path("tiny.yaml"))) == 0
     assert {cell.id: len(ledger.attempts(cell.id)) for cell in planned} == attempts
+    assert len(ledger.launches()) == len(ends), "a launch with nothing to do and nothing new to say leaves no record"
     assert "6 cells, all done, in results/tiny" in capsys.readouterr().out
 
 

@@ -1,0 +1,69 @@
+"""What a report was made from, kept beside it: one that still shows what its ledger has is not made again.
+
+Nothing heavy is imported here, so that to find out takes no longer than to read the ledger's files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from orchestration.ledger import store
+from orchestration.util.provenance import source_sha256
+
+NAME = "report.json"
+_MADE_BY = ("matplotlib", "numpy", "scipy", "jinja2", "rich")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The digest of what a report was made from, its files with their sizes, and its table for a terminal so wide."""
+
+    inputs: str
+    files: dict[str, int]
+    table: str
+    width: int
+
+    def save(self, folder: Path) -> None:
+        (folder / NAME).write_text(json.dumps(asdict(self), indent=1))
+
+
+def current(folder: Path) -> Stamp | None:
+    """The stamp of the report in a folder, if that shows what the ledger has; None on remote stores: look again."""
+    if store.is_remote(folder):
+        return None
+    try:
+        found = Stamp(**json.loads((folder / NAME).read_text()))
+        whole = all((folder / name).stat().st_size == size for name, size in found.files.items())
+        return found if whole and found.inputs == inputs(folder) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def inputs(folder: Path) -> str:
+    """SHA-256 of the ledger's records by name, of weights by size, of this code and of what draws.
+
+    A launch that has nothing to add leaves no record, so that it changes no digest.
+    """
+    digest = hashlib.sha256()
+    for name, content in _records(folder):
+        digest.update(f"{name}\0{content}\n".encode())
+    digest.update(source_sha256(Path(__file__).resolve().parents[1]).encode())
+    digest.update(repr([(package, metadata.version(package)) for package in _MADE_BY]).encode())
+    return digest.hexdigest()
+
+
+def _records(folder: Path) -> Iterable[tuple[str, str]]:
+    """Of all files but the lock and the report's own."""
+    parts = [
+        part
+        for part in folder.iterdir()
+        if part.name not in ("figures", "lock") and not part.name.startswith("report.")
+    ]
+    for path in sorted(path for part in parts for path in (part, *part.rglob("*"))):
+        if path.is_file() and not path.name.startswith("."):
+            weights = path.suffix == ".pt"
+            content = str(path.stat().st_size) if weights else hashlib.sha256(path.read_bytes()).hexdigest()
+            yield path.relative_to(folder).as_posix(), content
