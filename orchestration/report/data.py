@@ -18,6 +18,7 @@ from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
 from orchestration.report.evidence import every_result
 from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
+from orchestration.report.places import Place, places_of
 from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
 from orchestration.spec.fields import Report as Asked
@@ -74,6 +75,7 @@ class Report:
     command: str
     forecast: tuple[ForecastAccuracy, ...] = ()
     networks: tuple[NetworkOfLines, ...] = ()
+    places: tuple[Place, ...] = ()
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -156,6 +158,7 @@ def build(ledger: Ledger) -> Report:
         launches=tuple(launches),
         command=launch["command"],
         forecast=tuple(forecast_accuracy(ledger, trials)),
+        places=tuple(places_of(ledger, trials)),
         networks=tuple(NetworkOfLines.from_dict(one) for one in launch.get("networks", [])),
     )
 

@@ -13,6 +13,7 @@ from orchestration.analysis.comparisons import SIGNIFICANCE, Comparison, Line, T
 from orchestration.analysis.units import Spread, Unit
 from orchestration.analysis.verdict import Contrast, Family, p_text
 from orchestration.report.data import Measured, Report
+from orchestration.report.places import PLACE_COLUMNS
 from orchestration.spec.networks import COST_COLUMNS, cost_texts
 from orchestration.util.duration import duration
 from orchestration.util.metric_names import PEAK_MEMORY
@@ -345,6 +346,18 @@ _ABOUT_NETWORKS = (
     "Binary: the share of parameters that are one-bit weights. Packed: all tensors, quantized weights eight signs to a "
     "byte. FLOPs: multiplications and additions of an image's forward pass, as if all were floating point. BOPs: half "
     "of them times the bits of the weight and of what it meets (32 for real numbers). report.layers.csv has the layers."
+)
+
+
+def places(report: Report) -> TextTable:
+    """On what the cells were trained: a row a combination of whatever determines the bits."""
+    rows = [TextRow((place.cells, *place.determinants)) for place in report.places]
+    return TextTable("Processors and kernels", ("cells", *PLACE_COLUMNS), tuple(rows), (_ABOUT_PLACES,))
+
+
+_ABOUT_PLACES = (
+    "Each cell by its last attempt; –: none, or not recorded. Another processor, kernel or library may round "
+    "otherwise, and a training then goes another way. The ledger has all of it."
 )
 
 

@@ -1,24 +1,23 @@
 """The report of an experiment: one page that stands alone, and the same as Markdown, LaTeX and CSV."""
 
-import csv
-import io
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 
-from orchestration.analysis.comparisons import Line, Trial
+from orchestration.analysis.comparisons import Line
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.report import curves, differences, layer_maps, tables
+from orchestration.report.csv_files import csv_files
 from orchestration.report.data import Report
 from orchestration.report.figures import Drawing, drawing
 from orchestration.report.forecast import HEADER
+from orchestration.report.resolved import resolved_text
 from orchestration.report.search import as_data_uri, sections
 from orchestration.report.tables import TextTable
 
@@ -45,9 +44,7 @@ def _written(report: Report, folder: Path) -> list[Path]:
         "report.md": _rendered("report.md.j2", report, autoescape=False, **more),
         "report.html": _rendered("report.html.j2", report, autoescape=True, **more),
         "report.tex": latex(report),
-        "report.csv": _csv(tables.results(report)),
-        "report.cells.csv": cells_csv(report),
-        "report.layers.csv": layers_csv(report),
+        **csv_files(report),
     }
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -108,6 +105,8 @@ def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> s
         cost=tables.cost(report),
         networks=tables.networks(report),
         cells=tables.cells(report),
+        places=tables.places(report),
+        resolved=resolved_text(report.launches[-1]["spec"], report.primary),
         difference_note=_DIFFERENCES,
         caption=_CAPTION,
         **more,
@@ -165,7 +164,7 @@ def _dots(report: Report, line: Line, low: float, high: float) -> dict[str, Any]
     }
 
 
-# LaTeX and CSV
+# LaTeX
 
 
 def latex(report: Report) -> str:
@@ -210,74 +209,3 @@ def _tex(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(re.split(r"[\n\r\t ]+", text))
-
-
-def _csv(made: TextTable) -> str:
-    return _as_csv([made.header, *(row.cells for row in made.rows)])
-
-
-def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
-
-
-def cells_csv(report: Report) -> str:
-    """A row a cell with what every table is made of, so that each number can be computed again."""
-    names = [measured.unit.name for measured in report.measured]
-    header = ["cell", "kind", "variant", "grid", "seed", "state", "exploratory", *names, "seconds", "digest"]
-    rows: list[Sequence[Any]] = []
-    for trial in report.trials:
-        cell, outcome = trial.cell, trial.outcome
-        values = [_of_cell(report, trial, place) for place in range(len(report.measured))]
-        rows.append([cell.id, cell.kind, cell.variant, " · ".join(f"{k}={v}" for k, v in cell.grid.items()), cell.seed,
-                     trial.state, "yes" if trial.exploratory else "no", *values, f"{outcome.seconds:.3f}",
-                     outcome.digest or ""])  # fmt: skip
-    return _as_csv([header, *rows])
-
-
-def layers_csv(report: Report) -> str:
-    """What the maps draw and what layers cost: a row a line of the table, layer and epoch, a column a quantity.
-
-    A layer without quantized weights has no epochs: its one row says what it costs.
-    """
-    costs = _layer_costs(report)
-    found: dict[tuple[str, str, int], dict[str, float]] = {}
-    for title, maps in report.layers.items():
-        for each in maps:
-            for (place, epoch), value in np.ndenumerate(each.values):
-                key = each.label, each.layers[place], each.epochs[epoch]
-                found.setdefault(key, {})[title] = float(value)
-    none = [""] * len(_OF_A_LAYER)
-    rows = [
-        [*key, *(_known(values.get(title)) for title in report.layers), *costs.get(key[:2], none)]
-        for key, values in found.items()
-    ]
-    known = {key[:2] for key in found}
-    rows += [[*key, "", *[""] * len(report.layers), *cost] for key, cost in costs.items() if key not in known]
-    return _as_csv([["line", "layer", "epoch", *report.layers, *_OF_A_LAYER], *rows])
-
-
-_OF_A_LAYER = ("parameters", "weight_bits", "activation_bits", "flops", "bops")
-
-
-def _layer_costs(report: Report) -> dict[tuple[str, str], list[int]]:
-    """By line and layer."""
-    networks = {name: one.cost for one in report.networks for name in one.lines}
-    return {
-        (line.short_label, layer.layer): [getattr(layer, name) for name in _OF_A_LAYER]
-        for line in report.lines
-        if (cost := networks.get(line.label)) is not None
-        for layer in cost.layers
-    }
-
-
-def _known(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.6g}"
-
-
-def _of_cell(report: Report, trial: Trial, place: int) -> str:
-    if trial.cell.kind != "train" or trial.state not in ("done", "diverged"):
-        return ""
-    value = report.measured[place].measure.of(trial)
-    return "" if value is None else repr(value)

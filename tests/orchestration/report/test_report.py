@@ -1,6 +1,8 @@
 """The report, from real ledgers filled with made-up rows."""
 
+import copy
 import csv
+import functools
 import html.parser
 import math
 import re
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
+from ruamel.yaml import YAML
 from scipy import stats
 from synthetic_experiment import (
     STEPS_AN_EPOCH,
@@ -30,10 +33,13 @@ from fsg.costs import LayerCost, NetworkCost
 from orchestration.analysis.comparisons import Line
 from orchestration.ledger.ledger import Ledger
 from orchestration.report import differences, layer_maps
+from orchestration.report.csv_files import curves_csv, layers_csv
 from orchestration.report.data import Report, build
 from orchestration.report.figures import drawing
+from orchestration.report.places import places_of
+from orchestration.report.resolved import resolved_text
 from orchestration.report.tables import terminal_table
-from orchestration.report.write import layers_csv, write
+from orchestration.report.write import write
 from orchestration.spec.cells import Cell
 from orchestration.spec.fields import Published
 from orchestration.spec.networks import NetworkOfLines
@@ -678,6 +684,57 @@ def test_page_says_the_cost_and_behind_each_cell_its_command_and_behind_the_page
     assert "<b>" not in text
     assert "f" * 64 in page.words
     assert "with changes that are not committed" in page.words
+
+
+def test_the_resolved_spec_has_every_setting_of_every_line(tmp_path: Path) -> None:
+    spec = spec_of()
+    report = build(trained(tmp_path / "x", spec))
+    write(report)
+    recorded = report.launches[-1]["spec"]
+    said = YAML(typ="safe").load(resolved_text(recorded, "fsg"))
+    assert said["report"]["metric"] == "test/accuracy"
+    assert said["seeds"] == list(spec.seeds)
+    for point in recorded["points"]:
+        train = copy.deepcopy(said["train"])
+        for path, value in said["differences"].get(point["variant"], {}).items():
+            *parents, last = path.split(".")
+            functools.reduce(dict.__getitem__, parents, train)[last] = value
+        assert train == point["train"], point["variant"]
+    for name in ("report.md", "report.html"):
+        text = html.unescape((report.folder / name).read_text())
+        assert resolved_text(recorded, "fsg").strip() in text
+        assert report.spec_text.strip() in text
+
+
+def test_the_curves_file_has_what_the_ledger_has(tmp_path: Path) -> None:
+    ledger = trained(tmp_path / "x", spec_of(seeds=(0, 1)))
+    rows = list(csv.DictReader(curves_csv(build(ledger)).splitlines()))
+    for name in ("train/loss", "validation/accuracy"):
+        got = {(row["cell"], int(row["step"])): float(row[name]) for row in rows if row[name]}
+        expected = {
+            (cell.id, row.step): row.values[name]
+            for cell in ledger.cells()
+            for row in ledger.rows(cell.id)
+            if name in row.values
+        }
+        assert got == expected
+        assert got
+
+
+def test_cells_are_grouped_by_what_they_were_trained_on(tmp_path: Path) -> None:
+    spec = spec_of(seeds=(0, 1))
+    cells = cells_of(spec)
+    ledger = launched(tmp_path / "x", spec, cells)
+    for place, cell in enumerate(cells):
+        record = {"device": "A CPU", "cpu_capability": "AVX512" if place else "AVX2", "threads": "1",
+                  "blas": "b" * 60, "versions": {"torch": "2.14.1"}}  # fmt: skip
+        ledger.claim(cell.id, record).finish("failed", "why")
+    first, others = places_of(ledger, build(ledger).trials)
+    assert first == (f"1: {cells[0].label}", ("A CPU", "AVX2", "1", "–", "b" * 39 + "…", "2.14.1"))
+    assert others.cells == "3: fsg · seed 1, ste · seed 0, ste · seed 1"
+    assert others.determinants[1] == "AVX512"
+    write(build(ledger))
+    assert "| A CPU | AVX2 | 1 |" in (ledger.folder / "report.md").read_text()
 
 
 def test_a_zero_is_drawn_as_zero_and_a_ratio_of_one_is_marked() -> None:

@@ -1,0 +1,52 @@
+"""The spec as it was resolved, defaults and all: what one training is, and how each other one differs."""
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+
+def resolved_text(spec: Mapping[str, Any], variant: str) -> str:
+    """A recorded spec as YAML: `train` is the variant's, and `differences` are those of each line of the table."""
+    points = spec["points"]
+    first = next((point for point in points if point["variant"] == variant), points[0] if points else None)
+    shown = {
+        name: value for name, value in spec.items() if name not in ("points", "studies") and value not in (None, {})
+    }
+    if first is not None:
+        shown["train"] = first["train"]
+        shown["differences"] = {
+            _name(point): dict(_differences(first["train"], point["train"])) for point in points if point is not first
+        }
+    shown |= {"studies": spec["studies"]} if spec.get("studies") else {}
+    yaml, text = YAML(), io.StringIO()
+    yaml.dump(_lists_on_a_line(shown), text)
+    return text.getvalue()
+
+
+def _lists_on_a_line(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _lists_on_a_line(inner) for name, inner in value.items()}
+    if isinstance(value, list) and not any(isinstance(inner, Mapping) for inner in value):
+        line = CommentedSeq(value)
+        line.fa.set_flow_style()
+        return line
+    return value
+
+
+def _name(point: Mapping[str, Any]) -> str:
+    return " · ".join([point["variant"], *(f"{path}={value}" for path, value in point["grid"].items())])
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], way: str = "") -> Iterable[tuple[str, Any]]:
+    """Paths of settings that differ, with the other's values; a component of another name as a whole."""
+    for name, value in theirs.items():
+        own = ours.get(name)
+        if value == own:
+            continue
+        if isinstance(value, Mapping) and isinstance(own, Mapping) and value.get("name") == own.get("name"):
+            yield from _differences(own, value, f"{way}{name}.")
+        else:
+            yield f"{way}{name}", value
