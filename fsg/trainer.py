@@ -19,11 +19,12 @@ from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
-from fsg.data import DataConfig, Dataset, FashionMNISTSubset
+from fsg.data import DataConfig, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
 from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
+from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
 from fsg.layers import anneal, dequantize, quantize
 from fsg.losses import CrossEntropy, Distillation, LossConfig
@@ -233,7 +234,7 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def _teacher(config: TrainConfig, dataset: Dataset, start: dict[str, Tensor] | None) -> nn.Module:
+def _teacher(config: TrainConfig, dataset: ImageDataset, start: dict[str, Tensor] | None) -> nn.Module:
     """The pretrained network as it was evaluated. Raises ValueError where there is none."""
     if start is None or not isinstance(config.init, Pretrain):
         raise ValueError(NO_TEACHER.format(config.init.name))

@@ -16,7 +16,7 @@ import torch
 
 from fsg import trainer
 from fsg.config import to_dict
-from fsg.data import Dataset
+from fsg.image_dataset import ImageDataset
 from fsg.metrics import evaluate
 from fsg.starting_points import Scratch
 from fsg.trainer import TrainConfig
@@ -40,7 +40,7 @@ class Cost:
     megabytes: float = 0.0
     peak: float = 0.0
 
-    def seconds(self, cell: Cell, dataset: Dataset) -> float:
+    def seconds(self, cell: Cell, dataset: ImageDataset) -> float:
         """Training and evaluation of a whole cell."""
         train = cell.train
         if cell.continues is not None:
