@@ -59,6 +59,10 @@ class ImageDataset(ABC):
     def evaluation(self, split: Split, batch_size: int = ...) -> Iterator[Batch]:
         """All images [b, C, H, W] and labels [b] of a split, in their order, not augmented."""
 
+    def left_out(self) -> str:
+        """What a user should know of images that could not be used; empty where all could."""
+        return ""
+
     def to(self, device: torch.device | str) -> Self:
         """The same dataset on a device."""
         moved = copy.copy(self)

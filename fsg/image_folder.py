@@ -90,7 +90,10 @@ class ImageFolder(HeldOut):
                 raise ValueError(f"{type(self).__name__}: {name} is {side}, expected ≥ {self.size}, which is size")
 
     def title(self) -> str:
-        return self.folder
+        """The folder, with what tells it from other uses of the same folder."""
+        uses = [("test_folder", self.test_folder, "auto"), ("identified_by", self.identified_by, "times")]
+        said = ", ".join(f"{name}: {value}" for name, value, default in uses if value != default)
+        return f"{self.folder} ({said})" if said else self.folder
 
     def load(self) -> "FolderDataset":
         """The dataset, split; the same object for the same settings and files in the same process.
@@ -272,7 +275,9 @@ class FolderDataset(ImageDataset):
             )
 
     def left_out(self) -> str:
-        """How many images were left out, and the first of them."""
+        """How many images were left out so far, and the first of them."""
+        if not self.unreadable:
+            return ""
         some = [f"{shown(path)} ({why})" if why else shown(path) for path, why in self.unreadable.items()][:_NAMED]
         count = len(self.unreadable)
         more = f", and {count - _NAMED} more" if count > _NAMED else ""

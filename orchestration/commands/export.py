@@ -113,7 +113,8 @@ def _split(cell: Cell, dataset: ImageDataset) -> Literal["train", "validation", 
 def _about(cell: Cell, dataset: ImageDataset) -> Texts:
     """What a user of the file must know besides: an image is (pixel/255 − mean)/std."""
     mean, std = (json.dumps([round(value, 8) for value in each.tolist()]) for each in (dataset.mean, dataset.std))
-    return {"mean": mean, "std": std, "cell": cell.id, "made_by": f"fsg {fsg.__version__}"}
+    names = {"classes": json.dumps(dataset.class_names)} if dataset.class_names else {}
+    return names | {"mean": mean, "std": std, "cell": cell.id, "made_by": f"fsg {fsg.__version__}"}
 
 
 def _written(
