@@ -266,13 +266,13 @@ class FolderDataset(ImageDataset):
             _listed.clear()  # what is listed next is what is there then
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise DataError(f"{shown(changed[0])} was changed or removed since the images were listed{more}")
-        for path in failed.keys() - self.unreadable.keys():
-            self.unreadable[path] = failed[path]
-            warnings.warn(f"left out, as it cannot be decoded: {shown(path)} ({failed[path]})", stacklevel=2)
+        new = {path: why for path, why in failed.items() if path not in self.unreadable}
+        self.unreadable.update(new)  # which copies on other devices share
         if len(self.unreadable) > self.config.unreadable:
-            raise DataError(
-                f"{self.config.folder}: {self.left_out()} (expected ≤ {self.config.unreadable}, the setting unreadable)"
-            )
+            expected = f"expected ≤ {self.config.unreadable}, the setting unreadable"
+            raise DataError(f"{self.config.folder}: {self.left_out()} ({expected})")
+        for path, why in new.items():
+            warnings.warn(f"left out, as it cannot be decoded: {shown(path)} ({why})", stacklevel=2)
 
     def left_out(self) -> str:
         """How many images were left out so far, and the first of them."""

@@ -119,7 +119,7 @@ class ImageWorkers:
     def _at(self, number: int) -> str:
         position = int.from_bytes(self._memory.mapped[CELL * number : CELL * (number + 1)], "little")
         images = self.waiting[0][1] if self.waiting else []
-        return f"at {shown(images[position]['file'])}" if position < len(images) else "before its first image"
+        return f"at {shown(images[position]['file'])}" if position < len(images) else "while it waited"
 
 
 def decoded(workers: ImageWorkers, batches: Iterable[Sequence[Order]]) -> Generator[Decoded]:
