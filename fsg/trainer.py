@@ -166,13 +166,12 @@ def train_step(
             said = {} if teacher is None else {"teacher": _without_graph(teacher, some)}
             return loss_function(functional_call(model, given, (some,)), wanted, **said)
 
-    optimizer.zero_grad()
-    estimator.zero_grad()
-    if micro_batch is None or micro_batch >= len(images):
-        loss = loss_of(images, labels, weights)
-        torch.autograd.backward(loss)
-    else:
-        loss = accumulated(loss_of, weights, torch.split(images, micro_batch), torch.split(labels, micro_batch))
+    def clear() -> None:
+        optimizer.zero_grad()
+        estimator.zero_grad()
+
+    size = micro_batch or len(images)
+    loss = accumulate(loss_of, clear, weights, torch.split(images, size), torch.split(labels, size))
     applies = updated(estimator, model)
     if diagnostics is not None:
         diagnostics.observe(applies)
@@ -181,26 +180,34 @@ def train_step(
     return loss.detach()
 
 
-def accumulated(
+def accumulate(
     loss_of: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    clear: Callable[[], object],
     weights: dict[str, Tensor],
     images: Sequence[Tensor],
     labels: Sequence[Tensor],
 ) -> Tensor:
     """Σᵢ bᵢ/b · loss(imagesᵢ, labelsᵢ, weights) of micro-batches [bᵢ, …], one after the other; leaves its gradients.
 
-    What the weights were made of is gone back through once, with the sum of the gradients at the weights.
+    `clear` takes those of before away. Where there are several, what the weights were made of is gone back through
+    once, with the sum of the gradients at the weights.
     """
-    cut = {name: weight.detach().requires_grad_() for name, weight in weights.items() if weight.grad_fn is not None}
-    count, total = sum(map(len, images)), torch.zeros((), device=images[0].device)
+    several, count = len(images) > 1, sum(map(len, images))
+    made = {name: weight for name, weight in weights.items() if several and weight.grad_fn is not None}
+    leaves_of = {name: weight.detach().requires_grad_() for name, weight in made.items()}
+    total: Tensor | None = None
     for some, wanted in zip(images, labels, strict=True):
-        loss = loss_of(some, wanted, weights | cut) * (len(some) / count)
+        loss = loss_of(some, wanted, weights | leaves_of)
+        if several:
+            loss = loss * (len(some) / count)
+        if total is None:
+            clear()
         torch.autograd.backward(loss)
-        total = total + loss.detach()
-    reached = [(weights[name], leaf.grad) for name, leaf in cut.items() if leaf.grad is not None]
+        total = loss.detach() if total is None else total + loss.detach()
+    reached = [name for name, leaf in leaves_of.items() if leaf.grad is not None]
     if reached:
-        made_of_others, gradients = zip(*reached, strict=True)
-        torch.autograd.backward(list(made_of_others), list(gradients))
+        torch.autograd.backward([made[name] for name in reached], [leaves_of[name].grad for name in reached])
+    assert total is not None
     return total
 
 
