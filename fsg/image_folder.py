@@ -1,5 +1,7 @@
 """Images in folders, `train/CLASS/NAME.jpg`: read while they are trained on, for sets that no memory holds."""
 
+import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -7,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -63,8 +66,8 @@ class ImageFolder(HeldOut):
     contrast: float = setting(0.0, "The same for contrast.", ge=0)
     saturation: float = setting(0.0, "The same for saturation.", ge=0)
     hue: float = setting(0.0, "The hue moves by up to this share of the circle.", ge=0, le=0.5)
-    mean: tuple[float, float, float] = choice((0.485, 0.456, 0.406), "Of each channel, for pixels in [0, 1].")
-    std: tuple[float, float, float] = choice((0.229, 0.224, 0.225), "Of each channel, for pixels in [0, 1].")
+    mean: tuple[float, ...] = choice((0.485, 0.456, 0.406), "Of each channel, for pixels in [0, 1].")
+    std: tuple[float, ...] = choice((0.229, 0.224, 0.225), "Of each channel, for pixels in [0, 1].")
     unreadable: int = setting(0, "So many images that cannot be decoded are left out.", ge=0, identity=False)
     identified_by: Literal["times", "contents"] = choice(
         "times", "The fingerprint is over names, sizes, and times or contents, which are read whole.", identity=False
@@ -80,7 +83,8 @@ class ImageFolder(HeldOut):
         super().__post_init__()
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
-            if len(values) != 3 or not all(np.isfinite(values)) or (name == "std" and min(values) <= 0):
+            numbers = len(values) == 3 and all(isinstance(value, Real) and math.isfinite(value) for value in values)
+            if not numbers or (name == "std" and min(values) <= 0):
                 what = "three finite numbers" + (" above 0" if name == "std" else "")
                 raise ValueError(f"{type(self).__name__}: {name} is {list(values)}, expected {what}")
             object.__setattr__(self, name, values)
@@ -125,9 +129,9 @@ class Listings:
         return all(listing.is_current() for listing in self.of.values())
 
     def fingerprint(self, by: Literal["times", "contents"]) -> str:
-        """One for all folders."""
-        each = (f"{name}:{getattr(listing, f'by_{by}')}" for name, listing in self.of.items())
-        return f"{by}:{','.join(each)}"
+        """One SHA-256 for all folders."""
+        each = [(name, listing.by_times if by == "times" else listing.by_contents) for name, listing in self.of.items()]
+        return hashlib.sha256(f"{by} {each}".encode()).hexdigest()
 
 
 _listed: dict[tuple[str, str], Listings] = {}
