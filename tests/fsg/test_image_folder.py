@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import write_images
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder as Theirs
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.image_files import write_images
 from fsg import image_worker
 from fsg.data import DataError, ImageFolder
 from fsg.image_folder import FolderDataset
