@@ -140,9 +140,9 @@ _listed: dict[tuple[str, str], Listings] = {}
 def _listings(config: ImageFolder) -> Listings:
     """What lies in the folders now. Raises DataError."""
     folder = str(Path(config.folder).absolute())
-    key = folder, config.test_folder
-    if key not in _listed or not _listed[key].is_current():
-        _listed[key] = Listings(folder, _folders(folder, config.test_folder))
+    key, names = (folder, config.test_folder), _folders(folder, config.test_folder)
+    if key not in _listed or list(_listed[key].of) != names or not _listed[key].is_current():
+        _listed[key] = Listings(folder, names)
     return _listed[key]
 
 
