@@ -40,7 +40,7 @@ def factor(train: TrainConfig) -> float:
 def hours(train: TrainConfig) -> float:
     assert isinstance(train.model, ResNet.Config)
     images = TRAINING_IMAGES[train.data.name] - train.data.validation
-    steps = train.epochs * (images // train.batch_size)
+    steps = train.epochs * (images // train.images_a_step)
     return steps * train.model.depth * SECONDS_A_LAYER * factor(train) / 3600
 
 

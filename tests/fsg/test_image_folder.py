@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from benchmarks.image_files import write_images
 from fsg import image_worker
 from fsg.data import DataError, ImageFolder
+from fsg.image_cache import DecodedCache
 from fsg.image_folder import FolderDataset
 from fsg.image_stream import ImageWorkers, decoded
 from fsg.image_worker import augmented, central, colour_factors, colour_order, crop_box, draws
@@ -446,6 +448,23 @@ def test_a_cache_that_is_damaged_is_made_again_and_an_image_that_cannot_be_decod
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="decoded images cannot be kept there"):
         epoch(replace(config, cache_folder=str(tmp_path / "file")))
+
+
+def test_trainings_at_once_decode_for_the_cache_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [], DecodedCache._build
+
+    def counted(self: DecodedCache, *given: Any) -> None:
+        built.append(self)
+        build(self, *given)
+
+    monkeypatch.setattr(DecodedCache, "_build", counted)
+    config = settings(folder, cached_side=20, cache_folder=str(tmp_path / "cache"))
+    with ThreadPoolExecutor(3) as threads:  # each with a dataset of its own, as in processes of their own
+        first, *others = threads.map(epoch, [replace(config, workers=number) for number in (1, 2, 3)])
+    assert all(same(first, other) for other in others)
+    assert len(built) == 1
 
 
 def waiting_for_batch(images: Path) -> Iterator[tuple[Tensor, Tensor]]:
