@@ -68,7 +68,8 @@ class ImageWorkers:
                 if pipe is not None:
                     with suppress(OSError):  # what was not sent is not to be
                         pipe.close()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # one that waits for a file server ends when that answers
+                process.wait(timeout=10)
         os.close(self._memory.descriptor)
 
     def send(self, images: Sequence[Order]) -> None:
