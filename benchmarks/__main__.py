@@ -43,6 +43,7 @@ def training(threads: int, repetitions: int, quick: bool) -> list[Row]:
         }  # fmt: skip
         rows += slow_net.rows(threads=threads, **sizes)
         rows.append(images.augmentation(file, 1 if quick else 3))
+        rows.append(images.from_files(Path(folder) / "files", 1 if quick else 5, 16 if quick else 1024))
         few = 1 if quick else 7
         rows.append(curves.over_history(small, [1, 2] if quick else [1, 2, 4, 8, 16], few).row())
         rows.append(curves.over_tokens(small, [200, 64] if quick else [200, 64, 8, 1], few).row())

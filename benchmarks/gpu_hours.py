@@ -60,8 +60,9 @@ def size(model: ModelConfig) -> tuple[int, int]:
 def hours(train: TrainConfig) -> float:
     layers, flops = size(train.model)
     images = TRAINING_IMAGES[train.data.name] - train.data.validation
-    steps = train.epochs * (images // train.batch_size)
-    seconds = max(layers * SECONDS_A_LAYER * factor(train), 3 * flops * train.batch_size / FLOPS_A_SECOND)
+    steps = train.epochs * (images // train.images_a_step)
+    work = 3 * flops * train.images_a_step / FLOPS_A_SECOND
+    seconds = max(layers * SECONDS_A_LAYER * factor(train), work)
     return steps * seconds / 3600
 
 

@@ -1,7 +1,6 @@
 """Datasets of images: kept in memory as bytes, augmented and normalised on the device that trains on them."""
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import importlib
@@ -12,22 +11,19 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsg.config import Settings, setting
+from fsg.config import setting
+from fsg.image_dataset import Batch, HeldOut, ImageDataset, Split, draw_seed, few, one_line
+from fsg.image_dataset import DataError as DataError
+from fsg.image_dataset import balanced_order as balanced_order
+from fsg.image_folder import ImageFolder
 from fsg.imported import Imported
-
-Split = Literal["train", "validation", "test"]
-Batch = tuple[Tensor, Tensor]
-
-
-class DataError(ValueError):
-    """Images that are missing, or not what they should be, in one line."""
 
 
 class RawImages(NamedTuple):
@@ -39,14 +35,10 @@ class RawImages(NamedTuple):
     test_labels: NDArray[Any]
 
 
-class Dataset:
+class Dataset(ImageDataset):
     """Images in memory, their split, and how they are augmented and normalised; never changed once made.
 
     The images are given as uint8 [n, C, H, W], the labels as int64 [n], `mean` and `std` [C] for pixels in [0, 1].
-    What `batches` and `evaluation` yield is
-
-        (pixel/255 − mean)/std,   float32 [b, C, H, W], in channels_last memory format where C > 1
-
     Raises ValueError where images are not uint8 [n, C, H, W].
     """
 
@@ -68,41 +60,21 @@ class Dataset:
         for images in (train_images, validation_images, test_images):
             if images.dtype != torch.uint8 or images.ndim != 4:
                 raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected torch.uint8 [n, C, H, W]")
-        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise ValueError(f"mean {mean.tolist()} and std {std.tolist()}, expected finite numbers and std > 0")
         count, channels, height, width = train_images.shape
-        self.shape: tuple[int, int, int] = (channels, height, width)
-        self.classes, self.crop_padding, self.flip = classes, crop_padding, flip
+        super().__init__((channels, height, width), classes, mean, std)
+        self.crop_padding, self.flip = crop_padding, flip
         self.train_labels = train_labels
         self.validation_images, self.validation_labels = validation_images, validation_labels
         self.test_images, self.test_labels = test_images, test_labels
-        self.mean, self.std = mean.float(), std.float()
         padded = (count, height + 2 * crop_padding, width + 2 * crop_padding, channels)
         self._padded = torch.zeros(padded, dtype=torch.uint8, device=train_images.device)
         self.train_images.copy_(train_images)
-        # One factor and one summand a position, rather than a channel: then a whole image is one vectorised loop.
-        scale, shift = 1 / (255 * std.double()), -mean.double() / std.double()
-        self._scale, self._shift = scale.float().repeat(height * width), shift.float().repeat(height * width)
 
     @property
     def train_images(self) -> Tensor:
         """uint8 [n, C, H, W]: a view, since only the padded images are kept."""
         _, height, width = self.shape
         return self._padded.narrow(1, self.crop_padding, height).narrow(2, self.crop_padding, width).permute(0, 3, 1, 2)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same dataset on a device."""
-        moved = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(moved, name, value.to(device))
-        return moved
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches an epoch: incomplete ones are dropped, unless it is the only one. Raises ValueError below 1."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected ≥ 1")
-        return max(1, len(self.train_labels) // batch_size)
 
     def batches(self, seed: int, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """The training batches of an epoch from number `start` on: images [b, C, H, W], augmented, and labels [b].
@@ -138,35 +110,20 @@ class Dataset:
             yield self._normalised(images[part].permute(0, 2, 3, 1)), labels[part]
 
     def _draws(self, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        generator = torch.Generator().manual_seed(draw_seed(seed, epoch))
         count = len(self.train_labels)
         order = torch.randperm(count, generator=generator)
         mirrored = torch.randint(2, (count,), generator=generator)
         top, left = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
         return order, mirrored, top, left
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        """float32 [b, C, H, W] of uint8 [b, H, W, C]."""
-        channels, height, width = self.shape
-        flat = images.reshape(len(images), -1).float()
-        torch.addcmul(self._shift, flat, self._scale, out=flat)
-        if channels == 1:
-            return flat.view(-1, 1, height, width)
-        return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Settings):
+class Images(HeldOut):
     """What every dataset of images can be asked for. One of your own derives from it and says how it is `read`."""
 
-    validation: int = setting(1000, "Training images held out for validation; 0 is the papers' protocol.", ge=0)
-    validation_seed: int = setting(0, "Which images are held out, and nothing else, hangs on it.", ge=0)
     crop_padding: int = setting(4, "Random crops after this many pixels of padding; 0: none.", ge=0)
     flip: bool = setting(True, "Mirror half of the images, at random.")
-    train_limit: int | None = setting(
-        None, "Train on so many images alone, balanced by class, of those not held out; always the same ones.", ge=1
-    )
 
     def read(self) -> RawImages:
         """The images and labels. Raises DataError where they are missing or damaged."""
@@ -193,10 +150,6 @@ class Images(Settings):
         split = {field.name for field in dataclasses.fields(Images)}
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in split)
 
-    def title(self) -> str:
-        """What an error calls the images."""
-        return type(self).__name__
-
     def load(self) -> Dataset:
         """The dataset, split; the same object for the same settings in the same process.
 
@@ -221,7 +174,7 @@ _fingerprints: dict[tuple[type[Images], Hashable], str] = {}
 @lru_cache(maxsize=2)
 def _load(config: Images, source: Hashable) -> Dataset:
     raw = _read(config)
-    train, validation = _split(config, raw.train_labels)
+    train, validation = config.split(raw.train_labels)
     mean, std = config.normalisation(raw)
 
     def images(chosen: NDArray[Any]) -> Tensor:
@@ -260,40 +213,6 @@ def fingerprint_of(raw: RawImages) -> str:
     return total.hexdigest()
 
 
-def _split(config: Images, labels: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which images are trained on and which are held out, each in ascending order."""
-    count = len(labels)
-    if config.validation >= count:
-        raise DataError(
-            f"{config.title()}: validation is {config.validation}, expected ≤ {count - 1}: "
-            f"there are {count} training images, and at least one must be left to train on"
-        )
-    order = balanced_order(labels, config.validation_seed)
-    validation, train = np.sort(order[: config.validation]), np.sort(order[config.validation :])
-    if config.train_limit is not None:
-        if config.train_limit > len(train):
-            raise DataError(
-                f"{config.title()}: train_limit is {config.train_limit}, expected ≤ {len(train)}: "
-                f"that many training images are left when {config.validation} are held out"
-            )
-        train = train[np.sort(balanced_order(labels[train], seed=0)[: config.train_limit])]
-    return train, validation
-
-
-def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.intp]:
-    """A permutation of the images whose every beginning has the classes in their proportions, as nearly as can be.
-
-    So what is taken with a smaller number is part of what is taken with a larger one.
-    """
-    # The raw stream of a bit generator is the only one that NumPy promises to keep from version to version.
-    keys = np.random.PCG64(seed).random_raw(len(labels))
-    by_class = np.lexsort((keys, labels))
-    counts = np.bincount(labels)
-    rank = np.empty(len(labels))
-    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.lexsort((keys, (rank + 0.5) / counts[labels]))
-
-
 def _checked(raw: RawImages, title: str) -> RawImages:
     images, labels = {}, {}
     for split in ("train", "test"):
@@ -314,12 +233,12 @@ def _checked(raw: RawImages, title: str) -> RawImages:
     missing = np.setdiff1d(np.arange(largest + 1), labels["train"])
     if len(missing):
         raise DataError(
-            f"{title}: train_labels go up to {largest} and have no {_few(missing)}, expected classes counted from 0 "
+            f"{title}: train_labels go up to {largest} and have no {few(missing)}, expected classes counted from 0 "
             "without gaps (np.unique(labels, return_inverse=True)[1] counts so)"
         )
     unknown = np.setdiff1d(labels["test"], labels["train"])
     if len(unknown):
-        raise DataError(f"{title}: test_labels have classes that train_labels lack: {_few(unknown)}")
+        raise DataError(f"{title}: test_labels have classes that train_labels lack: {few(unknown)}")
     if not largest:
         raise DataError(f"{title}: train_labels have one class, expected two or more")
     return RawImages(images["train"], labels["train"], images["test"], labels["test"])
@@ -343,17 +262,13 @@ def _checked_labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
     if labels.shape != (count,):
         raise DataError(f"have the shape {labels.shape}, expected ({count},): one label an image")
     if labels.min() < 0:
-        raise DataError(f"have negative values: {_few(np.unique(labels[labels < 0]))}, expected classes counted from 0")
+        raise DataError(f"have negative values: {few(np.unique(labels[labels < 0]))}, expected classes counted from 0")
     return np.ascontiguousarray(labels, dtype=np.int64)
 
 
 def _refuse_other_than_array(value: Any) -> None:
     if not isinstance(value, np.ndarray):
         raise DataError(f"are a {type(value).__name__}, expected a NumPy array")
-
-
-def _few(values: NDArray[Any]) -> str:
-    return ", ".join(str(value) for value in values[:5]) + (", …" if len(values) > 5 else "")
 
 
 def _read_npz(path: Path) -> RawImages:
@@ -373,12 +288,8 @@ def _read_npz(path: Path) -> RawImages:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise DataError(f"{path}: there is no such file{where}, expected a .npz with {', '.join(names)}") from None
     except Exception as error:  # a damaged archive raises half a dozen kinds
-        raise DataError(f"{path}: not a readable .npz without pickled objects ({_one_line(error)})") from error
+        raise DataError(f"{path}: not a readable .npz without pickled objects ({one_line(error)})") from error
     raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(held) or 'nothing'}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,7 +331,7 @@ class _Torchvision(Images):
             raise
         except Exception as error:  # a damaged file raises half a dozen kinds
             raise DataError(
-                f"{self.dataset}: the files in {kept} are incomplete or damaged ({_one_line(error)}): remove that "
+                f"{self.dataset}: the files in {kept} are incomplete or damaged ({one_line(error)}): remove that "
                 f"folder, and it is downloaded again where there is a network, or {self._remedy()}"
             ) from error
 
@@ -441,7 +352,7 @@ class _Torchvision(Images):
                         raise
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"{self.dataset}: not in the folder {folder}, and the download failed ({_one_line(error)}): "
+                f"{self.dataset}: not in the folder {folder}, and the download failed ({one_line(error)}): "
                 f"{self._remedy()}"
             ) from error
 
@@ -540,4 +451,4 @@ class Arrays(Images):
         return self.file
 
 
-DataConfig = FashionMNISTSubset | FashionMNIST | CIFAR10 | CIFAR100 | Arrays | Imported
+DataConfig = FashionMNISTSubset | FashionMNIST | CIFAR10 | CIFAR100 | Arrays | ImageFolder | Imported

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -19,11 +19,12 @@ from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
-from fsg.data import DataConfig, Dataset, FashionMNISTSubset
+from fsg.data import DataConfig, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
 from fsg.estimators.contract import proposed, updated
 from fsg.finite import Diverged, Watch, not_finite
+from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
 from fsg.layers import anneal, dequantize, quantize
 from fsg.losses import CrossEntropy, Distillation, LossConfig
@@ -67,7 +68,13 @@ class TrainConfig(Settings):
     )
     init: InitConfig = choice(Scratch, "Where the weights start.", discriminator="name")
     epochs: int = setting(10, "Passes over the training images; 0 evaluates the start.", ge=0)
-    batch_size: int = setting(128, "Images a step.", ge=1)
+    batch_size: int = setting(128, "Images a step, or a micro-batch where `accumulate` has several.", ge=1)
+    accumulate: int = setting(
+        1,
+        "Micro-batches of batch_size images a step, which has the gradient of the mean over all of them.",
+        ge=1,
+        identity="unless_default",
+    )
     threads: int = setting(1, "CPU threads of a training; another number gives other sums, and so other bits.", ge=1)
     precision: Literal["fp32", "tf32", "bf16"] = choice(
         "fp32", "Arithmetic of the network; tf32 wants a GPU, bf16 a GPU or a CPU with AMX or AVX512-BF16."
@@ -102,6 +109,10 @@ class TrainConfig(Settings):
         if isinstance(self.init, Pretrain) and self.init.binary_activations and not binary:
             raise ValueError("init.binary_activations is true, and activations is real (expected activations: sign)")
 
+    @property
+    def images_a_step(self) -> int:
+        return self.batch_size * self.accumulate
+
     def quantized(self, model: nn.Module) -> nn.Module:
         """The model with its layers quantized and its activations placed, in place."""
         return quantize(model, self.quantizer, self.full_precision_layers, self.activations)
@@ -131,28 +142,78 @@ def train_step(
     lr: float,
     progress: float,
     loss_function: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    teacher: Callable[[Tensor], Tensor] | None = None,
     arithmetic: AbstractContextManager[Any] | None = None,
     diagnostics: Diagnostics | None = None,
+    micro_batch: int | None = None,
 ) -> Tensor:
     """One step of training; returns `loss_function(model(images), labels)`, detached.
 
     images [b, C, H, W], labels [b]; `progress` is the part of the training that is over, in [0, 1]. The network runs
     within `arithmetic` (`torch.autocast(…)`), the estimator in the weights' own precision. An optimizer of torch's gets
-    `lr` too. Raises ValueError for an estimator that does not do what `GradientEstimator` says, and for an optimizer
-    whose groups have several learning rates.
+    `lr` too. A loss function with a `teacher` gets its logits by that name. With `micro_batch` only so many images go
+    through the network at once; the loss is a mean over images, and so is what is returned:
+
+        Σᵢ bᵢ/b · loss(imagesᵢ)
+
+    Raises ValueError for an estimator that does not do what `GradientEstimator` says, and for an optimizer whose groups
+    have several learning rates.
     """
     weights = proposed(estimator, model, lr, progress)
-    with arithmetic or nullcontext():
-        loss = loss_function(functional_call(model, weights, (images,)), labels)
-    optimizer.zero_grad()
-    estimator.zero_grad()
-    torch.autograd.backward(loss)
+
+    def loss_of(some: Tensor, wanted: Tensor, given: dict[str, Tensor]) -> Tensor:
+        with arithmetic or nullcontext():
+            said = {} if teacher is None else {"teacher": _without_graph(teacher, some)}
+            return loss_function(functional_call(model, given, (some,)), wanted, **said)
+
+    def clear() -> None:
+        optimizer.zero_grad()
+        estimator.zero_grad()
+
+    size = micro_batch or len(images)
+    loss = accumulate(loss_of, clear, weights, torch.split(images, size), torch.split(labels, size))
     applies = updated(estimator, model)
     if diagnostics is not None:
         diagnostics.observe(applies)
     if applies:
         _step(optimizer, lr)
     return loss.detach()
+
+
+def accumulate(
+    loss_of: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    clear: Callable[[], object],
+    weights: dict[str, Tensor],
+    images: Sequence[Tensor],
+    labels: Sequence[Tensor],
+) -> Tensor:
+    """Σᵢ bᵢ/b · loss(imagesᵢ, labelsᵢ, weights) of micro-batches [bᵢ, …], one after the other; leaves its gradients.
+
+    `clear` takes those of before away. Where there are several, what the weights were made of is gone back through
+    once, with the sum of the gradients at the weights.
+    """
+    several, count = len(images) > 1, sum(map(len, images))
+    made = {name: weight for name, weight in weights.items() if several and weight.grad_fn is not None}
+    leaves_of = {name: weight.detach().requires_grad_() for name, weight in made.items()}
+    total: Tensor | None = None
+    for some, wanted in zip(images, labels, strict=True):
+        loss = loss_of(some, wanted, weights | leaves_of)
+        if several:
+            loss = loss * (len(some) / count)
+        if total is None:
+            clear()
+        torch.autograd.backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+    reached = [name for name, leaf in leaves_of.items() if leaf.grad is not None]
+    if reached:
+        torch.autograd.backward([made[name] for name in reached], [leaves_of[name].grad for name in reached])
+    assert total is not None
+    return total
+
+
+@torch.no_grad()
+def _without_graph(teacher: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return teacher(images)
 
 
 def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
@@ -197,6 +258,7 @@ def pretraining(config: TrainConfig) -> TrainConfig:
         init=Scratch(),
         epochs=init.epochs,
         batch_size=init.batch_size,
+        accumulate=1,
         anneal="step",
         recalibrate_batchnorm=0,
         evaluate_every=float(init.epochs),
@@ -233,7 +295,7 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def _teacher(config: TrainConfig, dataset: Dataset, start: dict[str, Tensor] | None) -> nn.Module:
+def _teacher(config: TrainConfig, dataset: ImageDataset, start: dict[str, Tensor] | None) -> nn.Module:
     """The pretrained network as it was evaluated. Raises ValueError where there is none."""
     if start is None or not isinstance(config.init, Pretrain):
         raise ValueError(NO_TEACHER.format(config.init.name))
@@ -285,7 +347,7 @@ class Training:
         self._never_finite = {f"/model{name}" for name in not_finite(self.weights())}  # such as a mask of −∞
         seed_generators(derived_seed(seed, "training"))
         self.step = 0
-        self.steps_per_epoch: int = self.dataset.steps_per_epoch(config.batch_size)
+        self.steps_per_epoch: int = self.dataset.steps_per_epoch(config.images_a_step)
         every = max(1, self.steps_per_epoch // SAMPLES)
         observed = config.diagnostics and self.estimator.layers
         self.diagnostics = Diagnostics(self.estimator, sample_every=every) if observed else None
@@ -297,13 +359,6 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-
-    def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
-        """The loss of a step, which knows what the teacher says about its images where there is one."""
-        if self.teacher is None:
-            return self.loss
-        with torch.no_grad(), self._arithmetic():
-            return functools.partial(self.loss, teacher=self.teacher(images))
 
     @property
     def epoch(self) -> int:
@@ -430,14 +485,14 @@ class Training:
         config, epoch = self.config, self.step / self.steps_per_epoch
         if self._batches is None:
             done = self.step % self.steps_per_epoch
-            self._batches = self.dataset.batches(self.seed, self.epoch, config.batch_size, start=done)
+            self._batches = self.dataset.batches(self.seed, self.epoch, config.images_a_step, start=done)
         images, labels = next(self._batches)
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
         with self._watched_for_lost_state():
             loss = train_step(
                 self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=self.progress(self.step), loss_function=self._loss_of(images),
-                arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+                lr=lr, progress=self.progress(self.step), loss_function=self.loss, teacher=self.teacher,
+                arithmetic=self._arithmetic(), diagnostics=self.diagnostics, micro_batch=config.batch_size,
             )  # fmt: skip
         self.loss_sum += loss
         self.step += 1
@@ -471,7 +526,7 @@ class Training:
             return
         step, what = found
         epoch, before = divmod(step - 1, self.steps_per_epoch)
-        images, _ = next(self.dataset.batches(self.seed, epoch, self.config.batch_size, start=before))
+        images, _ = next(self.dataset.batches(self.seed, epoch, self.config.images_a_step, start=before))
         if not torch.isfinite(images).all():  # no fault of what is trained
             raise RuntimeError(f"the images of step {step} hold NaN or infinity, and {what}")
         raise Diverged(what)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fsg import trainer
 from fsg.config import kind_of, to_dict
-from fsg.data import Dataset
 from fsg.estimators import GradientEstimator
+from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
 from fsg.starting_points import Pretrain
 from fsg.torch_optimizer import adapted
@@ -67,7 +67,7 @@ def unfit_networks(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
             dataset = train.data.load()
         except Exception:  # is told where the data is checked
             continue
-        if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, ImageDataset):
             continue
         try:
             with torch.device("meta"):
@@ -87,7 +87,7 @@ def _build(train: TrainConfig) -> None:
         dataset = train.data.load()
     except Exception:  # is told where the data is checked
         return
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, ImageDataset):
         raise _Unfit("data", f"load returned {kind_of(dataset)} (expected a fsg.data.Dataset)")
     if not hasattr(train.data, "validation"):
         raise _Unfit("data", "has no setting validation (expected one: how many training images are held out)")
@@ -102,7 +102,7 @@ def _build(train: TrainConfig) -> None:
             _build_parts(train, dataset)
 
 
-def _build_parts(train: TrainConfig, dataset: Dataset) -> None:
+def _build_parts(train: TrainConfig, dataset: ImageDataset) -> None:
     if isinstance(train.lr_schedule, Imported):
         factor = _called("lr_schedule", train.lr_schedule.factor, 0.0, max(1, train.epochs))
         if not isinstance(factor, numbers.Real):

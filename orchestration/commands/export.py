@@ -15,7 +15,7 @@ import fsg
 from fsg import packing
 from fsg.binarize import BinaryNetwork
 from fsg.costs import NetworkCost, network_cost
-from fsg.data import Dataset
+from fsg.image_dataset import ImageDataset
 from fsg.metrics import Batches
 from fsg.onnx_graph import OPSET, onnx_model
 from orchestration.commands.exit_status import DONE, FAILED
@@ -103,17 +103,18 @@ def export(folder: Path, name: str, to: Path, fold: bool) -> int:
     return DONE
 
 
-def _split(cell: Cell, dataset: Dataset) -> Literal["train", "validation", "test"]:
+def _split(cell: Cell, dataset: ImageDataset) -> Literal["train", "validation", "test"]:
     """The test images where the cell has opened them; otherwise those that it was validated on, if there are any."""
     if cell.train.test == "end":
         return "test"
     return "validation" if len(dataset.validation_labels) else "train"
 
 
-def _about(cell: Cell, dataset: Dataset) -> Texts:
+def _about(cell: Cell, dataset: ImageDataset) -> Texts:
     """What a user of the file must know besides: an image is (pixel/255 − mean)/std."""
     mean, std = (json.dumps([round(value, 8) for value in each.tolist()]) for each in (dataset.mean, dataset.std))
-    return {"mean": mean, "std": std, "cell": cell.id, "made_by": f"fsg {fsg.__version__}"}
+    names = {"classes": json.dumps(dataset.class_names)} if dataset.class_names else {}
+    return names | {"mean": mean, "std": std, "cell": cell.id, "made_by": f"fsg {fsg.__version__}"}
 
 
 def _written(

@@ -100,10 +100,18 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "numerics": fsg.NUMERICS,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
+        "classes": _class_names(plan),
         "data": dict(sorted((c.train.data.title(), c.train.data.fingerprint()) for c in plan.cells)),
         "git_diff": provenance.uncommitted(),
         **provenance.code(),
     }
+
+
+def _class_names(plan: ExperimentPlan) -> dict[str, list[str]]:
+    """What the labels stand for, by the title of the images, where these say it."""
+    sets = {cell.train.data.title(): cell.train.data for cell in plan.cells}
+    names = {title: list(data.load().class_names) for title, data in sorted(sets.items())}
+    return {title: each for title, each in names.items() if each}
 
 
 def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:

@@ -121,6 +121,7 @@ class CellTraining:
                 self.last |= self._run.advance()
                 self._say_what_is_lost(self._run.training)
                 if self._run.training.done:
+                    self.note = "; ".join(filter(None, [self.note, self._run.training.dataset.left_out()]))
                     self._run.finish(whole_state=self.cell.kind == "candidate")
                     self.ended = "done"
                 elif self._run.since_checkpoint() >= self.checkpoint_every:

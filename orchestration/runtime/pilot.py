@@ -16,7 +16,7 @@ import torch
 
 from fsg import trainer
 from fsg.config import to_dict
-from fsg.data import Dataset
+from fsg.image_dataset import ImageDataset
 from fsg.metrics import evaluate
 from fsg.starting_points import Scratch
 from fsg.trainer import TrainConfig
@@ -40,7 +40,7 @@ class Cost:
     megabytes: float = 0.0
     peak: float = 0.0
 
-    def seconds(self, cell: Cell, dataset: Dataset) -> float:
+    def seconds(self, cell: Cell, dataset: ImageDataset) -> float:
         """Training and evaluation of a whole cell."""
         train = cell.train
         if cell.continues is not None:
@@ -57,7 +57,7 @@ class Cost:
 def kind_of(train: TrainConfig) -> str:
     """What costs time, as text: two trainings of one kind take equally long a step."""
     values = to_dict(train)
-    what = ("data", "model", "estimator", "quantizer", "batch_size", "precision", "threads")
+    what = ("data", "model", "estimator", "quantizer", "batch_size", "accumulate", "precision", "threads")
     return json.dumps([*(_without_amounts(values[name]) for name in what), values["optimizer"]["name"]], sort_keys=True)
 
 
@@ -87,8 +87,7 @@ def run_pilot(
     peak: dict[str, float] = {}
     if training.step < training.total_steps:
         training.advance(peak_memory.measuring_peak(training, peak))
-    images = min(1000, len(training.dataset.test_labels))
-    batches = list(itertools.islice(training.dataset.evaluation("test", batch_size=500), -(-images // 500)))
+    batches = list(itertools.islice(training.dataset.evaluation("test"), 2))
     images = sum(len(labels) for _, labels in batches)
     evaluation = _timed(lambda: evaluate(training.model, batches), device)
     held = SystemMetrics(training.device).sample()

@@ -236,9 +236,9 @@ def total_steps(cell: Cell) -> int:
 
 def steps_per_epoch(train: TrainConfig) -> int:
     """Optimizer steps of an epoch."""
-    key = json.dumps([to_dict(train.data), train.batch_size], sort_keys=True)
+    key = json.dumps([to_dict(train.data), train.images_a_step], sort_keys=True)
     if key not in _steps:
-        _steps[key] = train.data.load().steps_per_epoch(train.batch_size)
+        _steps[key] = train.data.load().steps_per_epoch(train.images_a_step)
     return _steps[key]
 
 

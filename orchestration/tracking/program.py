@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fsg.binarize import binarize
 from fsg.config import to_dict
-from fsg.data import Dataset
+from fsg.image_dataset import ImageDataset
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
 from fsg.trainer import TrainConfig
@@ -41,7 +41,7 @@ class _Predictor(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, dataset: Dataset) -> None:
+    def __init__(self, network: nn.Module, dataset: ImageDataset) -> None:
         super().__init__()
         std = dataset.std.double().reshape(-1, 1, 1)
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -93,7 +93,7 @@ def _raw(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def trained_network(train: TrainConfig, weights: Mapping[str, Tensor], dataset: Dataset) -> nn.Module:
+def trained_network(train: TrainConfig, weights: Mapping[str, Tensor], dataset: ImageDataset) -> nn.Module:
     """The network that a training ended with, with the batch-norm statistics that an evaluation of it would use."""
     network = untrained_network(train, dataset.shape, dataset.classes)
     load_into(network, dict(weights))

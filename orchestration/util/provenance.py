@@ -26,7 +26,7 @@ DETERMINANTS = {
     "cudnn": "cuDNN versions",
     "driver": "GPU drivers",
 }
-_PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "optuna", "pydantic")
+_PACKAGES = ("torch", "torchvision", "pillow", "numpy", "ray", "mlflow", "optuna", "pydantic")
 
 
 @cache

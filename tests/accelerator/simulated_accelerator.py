@@ -10,7 +10,7 @@ it passes `_run`, those of the backward pass's own thread too:
     dimension among the arguments of an elementwise operation, an index on the CPU, a copy.
   - `waits` counts those for whose result the host waits: `item`, `bool`, `tolist`, `cpu`, `nonzero`, a mask as index, …
   - `uploads` counts copies of ordinary (not pinned) memory to the device, for which CUDA makes the host wait as well:
-    `to`, `torch.tensor(…, device=…)`, a list as index, …
+    `to`, `torch.tensor(…, device=…)`, a list as index, … What `pin_memory` gave and is copied `non_blocking` is none.
   - `launches` counts those that start a kernel, by name, and `kernels` how many these are: torch takes about 48 of the
     tensors of a list at once. `moved` is the bytes that they read and write.
   - `unsure` counts those that on CUDA add in the order in which threads come: what they give is certain only where no
@@ -89,11 +89,13 @@ class Accelerator:
 
     def __enter__(self) -> Self:
         _set_up()
+        self._pin_memory, Tensor.pin_memory = Tensor.pin_memory, _pinned  # type: ignore[method-assign, assignment]
         _active.append(self)
         return self
 
     def __exit__(self, *raised: object) -> None:
         _active.remove(self)
+        Tensor.pin_memory = self._pin_memory  # type: ignore[method-assign]
 
     def see(self, func: Any, name: str, args: Any, kwargs: Any, local: list[Tensor], to: str | None) -> None:
         if not _is_view(func) and name not in _NO_KERNEL:
@@ -105,7 +107,7 @@ class Accelerator:
         copied_first = name in _COPY | _INDEX or name.startswith("where")
         if name in _WAIT or mask or down or without_size:
             self._count(self.waits, name)
-        elif any(one.dim() or copied_first for one in local):
+        elif any(one.dim() or copied_first for one in local if not (_is_pinned(one) and _non_blocking(args, kwargs))):
             self._count(self.uploads, name)
         if name in _UNSURE or (name in _INDEX and "put" in name and True not in args[3:4]):
             self.unsure[self._place(), name] += 1
@@ -125,6 +127,21 @@ class Accelerator:
             frame = frame.f_back
         node = torch._C._current_autograd_node()
         return f"backward of {node.name()}" if node is not None else "elsewhere"
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    made = tensor.clone()
+    vars(made)["pinned"] = True
+    return made
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return vars(tensor).get("pinned", False)
+
+
+def _non_blocking(args: Any, kwargs: Any) -> bool:
+    """What `copy_` and `_to_copy` say of it."""
+    return bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
 
 
 def _is_view(func: Any) -> bool:

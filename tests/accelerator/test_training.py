@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from simulated_accelerator import NAME, Accelerator
 
 import fsg
 from fsg import checkpoint, history, mamba, selective_scan
-from fsg.data import FashionMNISTSubset
+from fsg.data import FashionMNISTSubset, ImageFolder
 from fsg.hypernetworks import EMA, LSTM
 from fsg.mamba import Mamba
 from fsg.metrics import evaluate, recalibrated_batchnorm
@@ -184,6 +186,50 @@ def test_the_draws_of_an_epoch_are_four_uploads() -> None:
         next(batches)
         assert gpu.uploads.total() <= 4
         strictly(gpu, lambda: list(batches))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images as files: noise of several sizes."""
+    draw, at = np.random.default_rng(0), tmp_path_factory.mktemp("images")
+    for number in range(40):
+        path = at / ("train" if number < 30 else "val") / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (20 + number, 30, 3), np.uint8)).save(path)
+    return at
+
+
+def test_a_step_on_images_from_files_neither_mixes_devices_nor_waits(folder: Path) -> None:
+    """The first of an epoch as well; in micro-batches."""
+    data = ImageFolder(folder=str(folder), size=12, validation=6)
+    settings = replace(config("estimator", "fsg"), data=data, batch_size=3, accumulate=2, epochs=2)
+    with Accelerator(FSG) as gpu:
+        training = after(2, settings)
+        for _ in range(4):  # of four an epoch
+            strictly(gpu, training._train)
+        assert gpu.kernels > 100
+        batches = list(training.dataset.evaluation("test", batch_size=4))
+        assert [len(labels) for _, labels in batches] == [4, 4, 2]
+        strictly(gpu, lambda: list(training.dataset.evaluation("test", batch_size=4)))
+
+
+def test_what_is_not_pinned_or_copied_at_once_is_an_upload() -> None:
+    with Accelerator(FSG) as gpu:
+        ordinary = torch.zeros(3)
+        pinned = ordinary.pin_memory()
+        pinned.to(NAME, non_blocking=True)
+        assert not gpu.uploads
+        pinned.to(NAME)
+        ordinary.to(NAME, non_blocking=True)
+        assert gpu.uploads.total() == 2
+
+
+def test_a_training_on_images_from_files_ends_with_the_bytes_of_the_cpus(folder: Path) -> None:
+    settings = replace(BASE, data=ImageFolder(folder=str(folder), size=12, validation=6), batch_size=6)
+    settings = replace(settings, estimator=CONFIGS["estimator"]["ste"])
+    with Accelerator(FSG):
+        ends = [ended(Training(settings, 0, device=device)) for device in ("cpu", NAME)]
+    assert ends[0] == ends[1]
 
 
 def test_the_torch_scan_is_few_kernels() -> None:

@@ -40,6 +40,7 @@ def test_learning_rates_and_weights_cost_no_time() -> None:
     [
         replace(TRAIN, estimator=FSG.Config()),
         replace(TRAIN, batch_size=64),
+        replace(TRAIN, accumulate=2),
         replace(TRAIN, optimizer=SGD()),
         replace(TRAIN, threads=2),
         replace(TRAIN, model=ResNet.Config(depth=14, width=2)),
