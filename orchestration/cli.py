@@ -18,7 +18,6 @@ app = typer.Typer(
     name="fsg",
     help="Binary neural networks trained by learned gradients: ablations that stand up to a reviewer.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -293,6 +292,19 @@ def export(
     from orchestration.commands.export import export  # start-up time
 
     raise typer.Exit(_one_line_errors(lambda: export(folder, cell, to, fold)))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the experiment is called.")],
+    kind: Annotated[
+        str, typer.Option(help="ablation; methods: tuned alike; search; estimator: one of your own.")
+    ] = "ablation",
+) -> None:
+    """Write NAME.yaml, a commented spec to start from, into this folder."""
+    from orchestration.commands.new import new  # start-up time
+
+    raise typer.Exit(_one_line_errors(lambda: new(name, kind, Path())))
 
 
 @app.command()
