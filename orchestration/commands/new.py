@@ -31,7 +31,7 @@ def new(name: str, kind: str, folder: Path) -> int:
     names = {"NAME": name, "MODULE": module}
     files = {folder / f"{name}.yaml": re.sub("NAME|MODULE", lambda found: names[found[0]], _template(f"{kind}.yaml"))}
     if kind == "estimator":
-        files[folder / f"{module}_estimator.py"] = _template("estimator.py.txt")
+        files[folder / f"{module}_estimator.py"] = _template("estimator.template")
     for path in files:
         if path.exists():
             print(f"{path}: is there already (expected a name that is new)", file=sys.stderr)
