@@ -7,6 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fsg import foreach
+
 
 class Unpacked(list[Tensor]):
     """Views of a vector, which packs them again without a copy."""
@@ -91,3 +93,18 @@ def _after(layout: FlatLayout, function: Callable[[Tensor], Tensor]) -> FlatLayo
 def _memory_order(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from the outermost in memory on; one of a single element is within another of the same stride."""
     return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], shape[dim] == 1)))
+
+
+@torch.no_grad()
+def kept(before: Sequence[Tensor], now: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The values of now, in the tensors of before where they lie alike: who reads these finds them there ever after."""
+    if isinstance(before, Unpacked) and isinstance(now, Unpacked) and before.layout.lies_like(now.layout):
+        before.vector.copy_(now.vector)
+        return before
+    if isinstance(now, Unpacked):
+        return now.layout.unpack(now.vector.clone())
+    if [x.stride() for x in before] != [x.stride() for x in now] or isinstance(before, Unpacked):
+        return [x.detach().clone() for x in now]
+    if now:
+        foreach.copy_(before, now)
+    return before

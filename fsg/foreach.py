@@ -3,15 +3,40 @@
 torch 2.14 has them under private names alone. A later torch has them as `torch.foreach`, which then replaces this file.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 add_ = torch._foreach_add_
 addcmul_ = torch._foreach_addcmul_
+addcdiv_ = torch._foreach_addcdiv_
 clamp_max_ = torch._foreach_clamp_max_
 clamp_min_ = torch._foreach_clamp_min_
 copy_ = torch._foreach_copy_
 div_ = torch._foreach_div_
 lerp_ = torch._foreach_lerp_
+mul = torch._foreach_mul
 mul_ = torch._foreach_mul_
 norm = torch._foreach_norm
 sqrt = torch._foreach_sqrt
+zero_ = torch._foreach_zero_
+
+
+def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
+    """tensors ← tensors + number."""
+    if isinstance(number, Tensor):
+        add_(tensors, number, alpha=1)  # without alpha torch takes it for a number, for which the host would wait
+    else:
+        add_(tensors, number)
+
+
+def add_scaled_(tensors: Sequence[Tensor], others: Sequence[Tensor], scale: float | Tensor) -> None:
+    """tensors ← tensors + scale·others: rounded once where the scale is a number, twice where it is a tensor.
+
+    (`addcmul_` with a tensor would round once as well, and be a kernel for each of the list.)
+    """
+    if isinstance(scale, Tensor):
+        add_(tensors, mul(others, scale))
+    else:
+        add_(tensors, others, alpha=scale)

@@ -89,6 +89,7 @@ def _places(layout: ChunkLayout) -> tuple[Tensor, Tensor]:
 class GradientHistory:
     """A ring buffer of the newest `length` gradients, each of one `shape`.
 
+    It is written and read by an index on its device, so that a graph can replay both; `appended` is the host's count.
     Raises ValueError for a length below 1.
     """
 
@@ -96,6 +97,7 @@ class GradientHistory:
         if length < 1:
             raise ValueError(f"history length is {length}, expected ≥ 1")
         self.storage = like.new_zeros((length, *shape))
+        self.order = torch.arange(length, device=like.device)  # places of the gradients, the oldest one's first
         self.appended = 0
 
     def __len__(self) -> int:
@@ -103,18 +105,23 @@ class GradientHistory:
 
     def append(self, gradient: Tensor) -> None:
         """Store a gradient; beyond `length` it takes the oldest one's place."""
-        self.storage[self.appended % len(self.storage)] = gradient
+        self.order.add_(1).remainder_(len(self.storage))
+        self.storage.index_copy_(0, self.order[-1:], gradient[None])
+        self.appended += 1
+
+    def replayed(self) -> None:
+        """Count a gradient that a graph has appended."""
         self.appended += 1
 
     def oldest_first(self) -> Tensor:
         """The stored gradients in the order of their arrival, [len(self), *shape]."""
-        if self.appended <= len(self.storage):
+        if self.appended < len(self.storage):
             return self.storage[: self.appended]
-        return self.storage.roll(-(self.appended % len(self.storage)), dims=0)
+        return self.storage.index_select(0, self.order)
 
     def newest(self) -> Tensor:
         """The gradient stored last, [*shape]."""
-        return self.storage[(self.appended - 1) % len(self.storage)]
+        return self.storage.index_select(0, self.order[-1:])[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"storage": self.storage, "appended": self.appended}
@@ -122,6 +129,8 @@ class GradientHistory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.storage.copy_(state["storage"])
         self.appended = state["appended"]
+        places = (torch.arange(len(self.storage)) + self.appended) % len(self.storage)
+        self.order.copy_(places)
 
 
 @dataclass(frozen=True)

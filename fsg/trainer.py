@@ -390,7 +390,7 @@ class Training:
             self.diagnostics = Diagnostics(self.estimator, sample_every=every)
             if "diagnostics" in state:
                 self.diagnostics.load_state_dict(state["diagnostics"])
-        self.watch = Watch(self.optimizer.names, self.optimizer.parameters)
+        self.watch = Watch(self.optimizer.names, self.optimizer.parameters, self.step)
         self.table = None
         self._batches = None
         torch.set_rng_state(state["random"]["cpu"])
@@ -441,7 +441,7 @@ class Training:
             )  # fmt: skip
         self.loss_sum += loss
         self.step += 1
-        self.watch.see(self.step, loss)
+        self.watch.see(loss)
         if self.step % self.steps_per_epoch == 0:
             self._batches = None
         logged = self.step % config.log_every == 0 or self.step == self.total_steps

@@ -11,6 +11,7 @@ from fsg.estimators.look_ahead import LookAhead
 from fsg.history import ChunkLayout, GradientHistory
 from fsg.hypernetworks import EMA, FastNet, Nonlinearity, SlowNet, SlowNetConfig, average
 from fsg.mamba import Mamba
+from fsg.scalars import Scalar
 
 AVERAGE_DECAY = 0.9
 
@@ -129,7 +130,7 @@ class FSG(LookAhead):
         elif self.slow is not None:
             self.slow_gradient = self.slow(history)
 
-    def look_ahead(self, lr: float) -> list[Tensor]:
+    def look_ahead(self, lr: Scalar) -> list[Tensor]:
         self.factor, self.looked_lr = self._factor(), lr
         with torch.enable_grad():
             self.combined, applied = self._combine()
@@ -140,6 +141,10 @@ class FSG(LookAhead):
     def learn(self, gradients: list[Tensor]) -> None:
         if self.combined.requires_grad:
             torch.autograd.backward(self.combined, -self.looked_lr * self.layout.pack(gradients))
+
+    def replayed(self) -> None:
+        super().replayed()
+        self.history.replayed()
 
     def applied(self) -> list[Tensor] | None:
         if self.config.applied == "previous":
