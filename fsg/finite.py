@@ -26,7 +26,7 @@ class Watch:
         self.now = torch.full((), step, dtype=torch.int64, device=parameters[0].device)
         self.step = torch.zeros_like(self.now)
         self.seen = torch.zeros(1 + len(parameters), device=parameters[0].device)
-        self.news = False  # whether a step came since the last check that found nothing
+        self.news = False  # whether a step came since the last check that found nothing: the host's to say
 
     @torch.no_grad()
     def see(self, loss: Tensor) -> None:
@@ -38,11 +38,6 @@ class Watch:
         first = torch.logical_or(self.step, finite).logical_not_()
         torch.where(first, seen, self.seen, out=self.seen)
         torch.where(first, self.now, self.step, out=self.step)
-        self.news = True
-
-    def replayed(self) -> None:
-        """Know of a step that a graph has replayed."""
-        self.news = True
 
     def check(self) -> tuple[int, str] | None:
         """The first step that was not finite and what was not; None where all were."""

@@ -96,15 +96,20 @@ def _memory_order(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...
 
 
 @torch.no_grad()
-def kept(before: Sequence[Tensor], now: Sequence[Tensor]) -> Sequence[Tensor]:
+def kept(before: list[Tensor], now: list[Tensor]) -> list[Tensor]:
     """The values of now, in the tensors of before where they lie alike: who reads these finds them there ever after."""
     if isinstance(before, Unpacked) and isinstance(now, Unpacked) and before.layout.lies_like(now.layout):
         before.vector.copy_(now.vector)
         return before
     if isinstance(now, Unpacked):
         return now.layout.unpack(now.vector.clone())
-    if [x.stride() for x in before] != [x.stride() for x in now] or isinstance(before, Unpacked):
+    if isinstance(before, Unpacked) or [_places(x) for x in before] != [_places(x) for x in now]:
         return [x.detach().clone() for x in now]
     if now:
         foreach.copy_(before, now)
     return before
+
+
+def _places(tensor: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides, without the dimensions of one element, which have no place in memory."""
+    return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

@@ -3,8 +3,6 @@
 torch 2.14 has them under private names alone. A later torch has them as `torch.foreach`, which then replaces this file.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,10 @@ norm = torch._foreach_norm
 sqrt = torch._foreach_sqrt
 zero_ = torch._foreach_zero_
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
-def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
+
+def add_number_(tensors: Tensors, number: float | Tensor) -> None:
     """tensors ← tensors + number."""
     if isinstance(number, Tensor):
         add_(tensors, number, alpha=1)  # without alpha torch takes it for a number, for which the host would wait
@@ -31,7 +31,7 @@ def add_number_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
         add_(tensors, number)
 
 
-def add_scaled_(tensors: Sequence[Tensor], others: Sequence[Tensor], scale: float | Tensor) -> None:
+def add_scaled_(tensors: Tensors, others: Tensors, scale: float | Tensor) -> None:
     """tensors ← tensors + scale·others: rounded once where the scale is a number, twice where it is a tensor.
 
     (`addcmul_` with a tensor would round once as well, and be a kernel for each of the list.)

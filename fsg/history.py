@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -51,11 +51,22 @@ class ChunkLayout:
 
     def from_memory(self, vector: Tensor) -> Tensor:
         """A vector of the layout `memory`, [N] → [M, chunk_size]; what stands in the padding means nothing."""
-        return vector.index_select(0, _places(self)[0]).view(self.rows, self.chunk_size)
+        return vector.index_select(0, self._places[0]).view(self.rows, self.chunk_size)
 
     def to_memory(self, rows: Tensor) -> Tensor:
         """The inverse, without the padding: [M, chunk_size] → [N]."""
-        return rows.reshape(-1).index_select(0, _places(self)[1])
+        return rows.reshape(-1).index_select(0, self._places[1])
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Where in the vector of `memory` each element of the rows is, and the other way."""
+        assert self.memory is not None
+        logical = self.memory.logical
+        places = self.unpack(torch.arange(self.rows * self.chunk_size, dtype=torch.int32))
+        within = torch.cat([piece.reshape(-1) for piece in places])
+        rows, back = torch.zeros(self.rows * self.chunk_size, dtype=torch.int32), torch.empty_like(logical)
+        rows[within], back[logical] = logical, within
+        return rows.to(self.memory.device), back.to(self.memory.device)
 
     def root_mean_square(self, history: Tensor) -> Tensor:
         """Of each tensor's elements over a history [K, M, chunk_size], for each of its rows: [M, 1], never zero."""
@@ -72,18 +83,6 @@ class ChunkLayout:
         have, want = (torch.stack([tensor.norm() for tensor in self.unpack(each)]) for each in (rows, to))
         factors = torch.where(have > torch.finfo(have.dtype).tiny, want / have, 0.0)
         return torch.cat([factor.expand(n) for factor, n in zip(factors, self.chunks, strict=True)])[:, None]
-
-
-@lru_cache(maxsize=4)
-def _places(layout: ChunkLayout) -> tuple[Tensor, Tensor]:
-    """Where in the vector of its `memory` each element of the rows is, and the other way."""
-    assert layout.memory is not None
-    logical = layout.memory.logical
-    places = layout.unpack(torch.arange(layout.rows * layout.chunk_size, dtype=torch.int32))
-    within = torch.cat([piece.reshape(-1) for piece in places])
-    rows, back = torch.zeros(layout.rows * layout.chunk_size, dtype=torch.int32), torch.empty_like(logical)
-    rows[within], back[logical] = logical, within
-    return rows.to(layout.memory.device), back.to(layout.memory.device)
 
 
 class GradientHistory:

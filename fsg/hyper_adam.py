@@ -19,19 +19,28 @@ class HyperAdam(torch.optim.Adam):
 
     def __init__(self, net: nn.Module, lr: float, weight_decay: float) -> None:
         super().__init__(net.parameters(), lr=lr, weight_decay=weight_decay)
-        self.scalars = Scalars(*self._of_step(1))
+        self.steps = 0
+        self.scalars = Scalars(*self._of_next_step())
 
     def begin_step(self) -> None:
         """Put what changes from step to step where `apply` finds it, or finds it again when it is replayed."""
-        steps = next((float(state["step"]) for state in self.state.values()), 0.0)
-        self.scalars.put(*self._of_step(steps + 1))
+        self.scalars.put(*self._of_next_step())
 
     def replayed(self) -> None:
         """Count a step whose `apply` a graph has replayed."""
-        for state in self.state.values():
-            state["step"] += 1
+        self.steps += 1
 
-    def step(self, closure: Any = None) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """PyTorch's, with its `step` for each parameter."""
+        for state in self.state.values():
+            state["step"] = torch.full_like(state["step"], self.steps)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.steps = max((int(state["step"]) for state in self.state.values()), default=0)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is called
         self.begin_step()
         self.apply()
 
@@ -42,6 +51,7 @@ class HyperAdam(torch.optim.Adam):
         taught: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not taught:
             return
+        self.steps += 1
         states = [self._state_of(parameter) for parameter in taught]
         gradients: Any = [parameter.grad for parameter in taught]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
@@ -60,18 +70,17 @@ class HyperAdam(torch.optim.Adam):
         else:
             foreach.addcdiv_(taught, means, denominators, descent)
 
-    def _of_step(self, step: float) -> tuple[float, float]:
+    def _of_next_step(self) -> tuple[float, float]:
         """√(1 − β₂ⁿ) and −lr/(1 − β₁ⁿ)."""
-        group = self.param_groups[0]
+        group, step = self.param_groups[0], self.steps + 1
         beta1, beta2 = group["betas"]
         return (1 - beta2**step) ** 0.5, -(group["lr"] / (1 - beta1**step))
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Counts a step of this parameter."""
+        """As PyTorch has it, the host's count of steps among it."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
             dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
             state["step"] = torch.zeros((), dtype=dtype, device="cpu")
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
         return state

@@ -31,6 +31,11 @@ def applied_direction(parameter: Tensor) -> Tensor | None:
     return parameter.grad if getattr(parameter.grad, "is_direction", False) else None
 
 
+def mark_direction(gradient: Tensor, applied: bool) -> None:
+    """Say whether what stands in a `.grad` is a direction that was applied."""
+    setattr(gradient, "is_direction", applied)  # noqa: B010  # a Tensor has no such attribute of its own
+
+
 class Rule(Protocol):
     """How gradients become directions."""
 
@@ -270,7 +275,8 @@ class Optimizer:
             foreach.clamp_min_(self.latent, -self.rule.clip_latent)
             foreach.clamp_max_(self.latent, self.rule.clip_latent)
         for parameter in self.parameters:
-            setattr(parameter.grad, "is_direction", True)  # noqa: B010  # a Tensor has no such attribute of its own
+            assert parameter.grad is not None
+            mark_direction(parameter.grad, True)
 
     def state_dict(self) -> dict[str, Any]:
         buffers = {b: dict(zip(self.ruled, tensors, strict=True)) for b, tensors in self.state.items()}

@@ -4,25 +4,25 @@ import functools
 import hashlib
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import fsg
 from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
+from fsg.cuda_graph import CapturedStep, OnCUDA, not_capturable
 from fsg.data import DataConfig, Dataset, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
-from fsg.estimators.contract import proposed, updated
+from fsg.estimators.protocol import InParts
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.imported import Imported
 from fsg.layers import anneal, dequantize, quantize
@@ -34,6 +34,7 @@ from fsg.optimizers import Adam, Optimizer, OptimizerConfig
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
+from fsg.step import StepInParts, train_step
 
 PAPERS_EPOCHS = 10
 NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
@@ -82,6 +83,11 @@ class TrainConfig(Settings):
         "When the test images are looked at; never: a search, which must not see them, can do without.",
         identity=False,  # the training is the same: `orchestration.spec.cells.cell_id` tells the two apart
     )
+    cuda_graph: Literal["auto", True, False] = choice(
+        "auto",
+        "Whether a GPU replays the step from a CUDA graph: true, false, or auto, where its components can be captured.",
+        identity="unless_default",
+    )
     diagnostics: bool = setting(
         True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
     )
@@ -92,6 +98,8 @@ class TrainConfig(Settings):
         if self.full_precision_layers and not isinstance(self.model, Imported):
             _check_layers(self.model, self.full_precision_layers)
         self._check_activations()
+        if self.cuda_graph is True and (why_not := not_capturable(self.estimator, self.optimizer, self.quantizer)):
+            raise ValueError(f"cuda_graph is true, and {why_not} (expected cuda_graph: auto)")
         if isinstance(self.loss, Distillation) and not isinstance(self.init, Pretrain):
             raise ValueError(NO_TEACHER.format(self.init.name))
 
@@ -119,47 +127,6 @@ class Row(NamedTuple):
 
     step: int
     values: dict[str, float]
-
-
-def train_step(
-    model: nn.Module,
-    estimator: GradientEstimator,
-    optimizer: Optimizer | torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    lr: float,
-    progress: float,
-    loss_function: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
-    arithmetic: AbstractContextManager[Any] | None = None,
-    diagnostics: Diagnostics | None = None,
-) -> Tensor:
-    """One step of training; returns `loss_function(model(images), labels)`, detached.
-
-    images [b, C, H, W], labels [b]; `progress` is the part of the training that is over, in [0, 1]. The network runs
-    within `arithmetic` (`torch.autocast(…)`), the estimator in the weights' own precision. An optimizer of torch's gets
-    `lr` too. Raises ValueError for an estimator that does not do what `GradientEstimator` says, and for an optimizer
-    whose groups have several learning rates.
-    """
-    weights = proposed(estimator, model, lr, progress)
-    with arithmetic or nullcontext():
-        loss = loss_function(functional_call(model, weights, (images,)), labels)
-    optimizer.zero_grad()
-    estimator.zero_grad()
-    torch.autograd.backward(loss)
-    applies = updated(estimator, model)
-    if diagnostics is not None:
-        diagnostics.observe(applies)
-    if applies:
-        _step(optimizer, lr)
-    return loss.detach()
-
-
-def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
-    if isinstance(optimizer, torch.optim.Optimizer):
-        torch_optimizer.step(optimizer, lr)
-    else:
-        optimizer.step(lr)
 
 
 def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterator[Row]:
@@ -297,6 +264,34 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.captured = self._capturing()
+
+    def _capturing(self) -> CapturedStep | None:
+        """The step as a CUDA graph, where it is to be one."""
+        config, required = self.config, self.config.cuda_graph is True
+        if required and self.device.type != "cuda":
+            raise ValueError(f"cuda_graph is true, and the device is {self.device.type} (expected cuda, or auto)")
+        if not config.cuda_graph or self.device.type != "cuda":
+            return None
+        if why_not := not_capturable(config.estimator, config.optimizer, config.quantizer):
+            warnings.warn(f"no CUDA graph: {why_not}", stacklevel=2)
+            return None
+        foreign = any(isinstance(part, Imported | Torchvision.Config) for part in (config.model, config.loss))
+        return CapturedStep(self.parts(), OnCUDA(), compare=foreign, required=required)
+
+    def parts(self) -> StepInParts:
+        """The step in the parts that a graph can replay. Raises ValueError for an estimator that has none."""
+        if not isinstance(self.estimator, InParts):
+            raise ValueError(f"{type(self.estimator).__name__} is not made of parts (expected an fsg.InParts)")
+        return StepInParts(
+            self.model, self.estimator, self.optimizer,
+            loss_of=self._loss_of, arithmetic=self._arithmetic, diagnostics=self.diagnostics, after=self._after,
+        )  # fmt: skip
+
+    def _after(self, loss: Tensor) -> None:
+        """What the device notes of a step."""
+        self.loss_sum += loss
+        self.watch.see(loss)
 
     def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
         """The loss of a step, which knows what the teacher says about its images where there is one."""
@@ -393,6 +388,7 @@ class Training:
         self.watch = Watch(self.optimizer.names, self.optimizer.parameters, self.step)
         self.table = None
         self._batches = None
+        self.captured = self._capturing()  # what was captured of another state has its tensors
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
@@ -433,15 +429,9 @@ class Training:
             self._batches = self.dataset.batches(self.seed, self.epoch, config.batch_size, start=done)
         images, labels = next(self._batches)
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
-        with self._watched_for_lost_state():
-            loss = train_step(
-                self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=self.progress(self.step), loss_function=self._loss_of(images),
-                arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
-            )  # fmt: skip
-        self.loss_sum += loss
+        self._step(images, labels, lr, self.progress(self.step))
+        self.watch.news = True
         self.step += 1
-        self.watch.see(loss)
         if self.step % self.steps_per_epoch == 0:
             self._batches = None
         logged = self.step % config.log_every == 0 or self.step == self.total_steps
@@ -450,6 +440,18 @@ class Training:
         if values is None:
             return []
         return [Row(self.step, {**values, "time/train_seconds": self.time["train"]})]
+
+    def _step(self, images: Tensor, labels: Tensor, lr: float, progress: float) -> None:
+        if self.captured is not None:
+            self.captured.make(images, labels, lr=lr, progress=progress)
+            return
+        with self._watched_for_lost_state():
+            loss = train_step(
+                self.model, self.estimator, self.optimizer, images, labels,
+                lr=lr, progress=progress, loss_function=self._loss_of(images),
+                arithmetic=self._arithmetic(), diagnostics=self.diagnostics,
+            )  # fmt: skip
+        self._after(loss)
 
     def _watched_for_lost_state(self) -> AbstractContextManager[None]:
         """The second step of a user's own estimator, which is the first with something to remember."""

@@ -109,6 +109,7 @@ class FSG(LookAhead):
         if self.identity and self.slow is not None:
             self.slow.start_at_zero()
         length = config.history_length if uses_slow else 1
+        self.warm_up = max(self.warm_up, length + 1)
         self.history = GradientHistory(length, (self.layout.rows, config.chunk_size), self.weights[0].detach())
 
     def remember(self, gradients: list[Tensor]) -> None:

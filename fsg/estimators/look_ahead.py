@@ -12,7 +12,7 @@ from fsg.estimators.protocol import InParts, gradients_of
 from fsg.estimators.quantization import Quantizers
 from fsg.flat import FlatLayout, Unpacked, kept
 from fsg.hyper_adam import HyperAdam
-from fsg.optimizers import applied_direction
+from fsg.optimizers import applied_direction, mark_direction
 from fsg.scalars import Scalar, Scalars
 
 
@@ -37,13 +37,13 @@ class LookAhead(InParts):
         super().__init__(model)
         self.quantizers = Quantizers(list(self.layers.values()))
         self.flat = FlatLayout.like(self.weights)
-        self.prequantized: Sequence[Tensor] = [torch.zeros_like(w) for w in self.weights]
+        self.prequantized: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
         self.nets: dict[str, nn.Module] = {}
         self.optimizers: dict[str, HyperAdam] = {}
         self.looked_ahead: list[Tensor] | None = None
         self.ready = False
-        self.given: Sequence[Tensor] = self.latent()  # gradients for the optimizer
-        self.bias_gradients: Sequence[Tensor] = []
+        self.given: list[Tensor] = self.latent()  # gradients for the optimizer
+        self.bias_gradients: list[Tensor] = []
         self.lr = self.applied_lr = 0.0
         self.rate = Scalars(self.lr)
         self.before: dict[str, Tensor] = {}  # what the optimizer got
@@ -121,6 +121,7 @@ class LookAhead(InParts):
             self.given = kept(self.given, self.flat.unpack(self.flat.pack(gradients)))
         for weight, gradient in zip(self.weights, self.given, strict=True):
             weight.grad = gradient
+            mark_direction(gradient, False)
         self.ready = True
         self._keep(applied is not None)
         return applied is not None
@@ -132,6 +133,7 @@ class LookAhead(InParts):
         self.bias_gradients = kept(self.bias_gradients, [bias.grad for bias in biases if bias.grad is not None])
         for bias, gradient in zip(biases, self.bias_gradients, strict=True):
             bias.grad = gradient
+            mark_direction(gradient, False)
         self.known = {} if applies else {name: p.grad.clone() for name, p in followed.items() if p.grad is not None}
         if not applies or not followed:
             self.before = {}
@@ -167,7 +169,9 @@ class LookAhead(InParts):
     def gradients_by_kind(self) -> dict[str, list[Tensor]]:
         """`ste` is the straight-through gradient at the looked-ahead weight."""
         quantized = gradients_of(self.quantized)
-        return {"quantized": quantized, "ste": self.straight_through(quantized)} | super().gradients_by_kind()
+        with torch.no_grad():  # computed anew: a graph replays no cache
+            straight_through = self.quantizers.of(self.effective).pull_back(quantized)
+        return {"quantized": quantized, "ste": straight_through} | super().gradients_by_kind()
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers.values():

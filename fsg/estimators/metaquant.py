@@ -46,7 +46,7 @@ class MetaQuant(LookAhead):
         super().__init__(model)
         self.net = net
         self.teach("meta", net, config.hyper_lr, config.hyper_weight_decay)
-        self.gradients: Sequence[Tensor] = [torch.zeros_like(w) for w in self.weights]
+        self.gradients: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
 
     @abstractmethod
     def generate_one(self, layer: int, gradient: Tensor, prequantized: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class LSTMFC(MetaQuant):
 
     def __init__(self, model: nn.Module, net: LSTMFCNet, config: _MetaQuantConfig) -> None:
         super().__init__(model, net, config)
-        self.states: Sequence[Tensor] = [
+        self.states: list[Tensor] = [
             w.new_zeros(1, w.numel(), config.hidden) for w in self.weights for _ in range(2)
         ]  # h and c of the first layer, h and c of the second, …
         self.next_states = list(self.states)

@@ -91,8 +91,11 @@ class InParts(GradientEstimator):
 
     What changes from step to step `begin_step` puts into `Scalars`, and `replayed` counts on the host what the parts
     would have. Between `absorb` and `generate` nothing is on autograd's tape, and what `generate` reads is the state
-    alone, at places that stay. All parts but `generate` read what was made before them.
+    alone, at places that stay. All parts but `generate` read what was made before them. All this holds after `warm_up`
+    steps.
     """
+
+    warm_up = 3
 
     def begin_step(self, lr: float, progress: float) -> None:
         """Put what changes from step to step where the parts find it."""
