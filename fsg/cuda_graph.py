@@ -86,14 +86,15 @@ class OnCUDA:
 class CapturedStep:
     """A step that is made plainly as often as its estimator's `warm_up` says, then captured, and replayed ever after.
 
-    With `compare` the last two plain steps are compared, operation by operation: a user's own component may do
+    With `compare` there are two more, which are compared, operation by operation: a user's own component may do
     something else in every step. A step that cannot be captured raises NotCaptured where it is `required`; otherwise it
     stays plain, and a warning says why.
     """
 
     def __init__(self, parts: StepInParts, device: Capturing, *, compare: bool = False, required: bool = False) -> None:
-        self.parts, self.device, self.left = parts, device, parts.estimator.warm_up
+        self.parts, self.device = parts, device
         self.compare, self.required, self.plain = compare, required, False
+        self.left = parts.estimator.warm_up + 2 * compare  # plain steps
         self.graphs: dict[str, Graph] = {}
         self.recording: Any = None
 
@@ -114,7 +115,7 @@ class CapturedStep:
         return self.parts.loss
 
     def _make_plainly(self) -> None:
-        within = self._recorded() if self.compare and 0 < self.left <= 2 else lambda part: nullcontext()
+        within = self._recorded() if self.compare and 0 < self.left <= 3 else lambda part: nullcontext()
         with self.device.warming_up():
             for part in ("descend", "generate", "give", "look", "apply"):
                 with within(part):

@@ -105,7 +105,7 @@ class GradientHistory:
     def append(self, gradient: Tensor) -> None:
         """Store a gradient; beyond `length` it takes the oldest one's place."""
         self.order.add_(1).remainder_(len(self.storage))
-        self.storage.index_copy_(0, self.order[-1:], gradient[None])
+        self.storage.index_copy_(0, self.order[-1:], gradient[None].to(self.storage.dtype))
         self.appended += 1
 
     def replayed(self) -> None:

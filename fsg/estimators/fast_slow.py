@@ -44,6 +44,8 @@ class FSG(LookAhead):
     W, g, f, s: the layer's shape. All layers share one fast and one slow net.
     """
 
+    derived = LookAhead.derived | {"layout"}
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):
         """Fast and slow gradient generation."""

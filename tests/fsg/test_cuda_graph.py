@@ -12,14 +12,16 @@ from torch import Tensor
 
 import fsg
 from fsg import scalars
-from fsg.checkpoint import digest
-from fsg.cuda_graph import CapturedStep
+from fsg.checkpoint import digest, from_bytes, to_bytes
+from fsg.cuda_graph import CapturedStep, NotCaptured
 from fsg.data import FashionMNISTSubset
+from fsg.estimators import STE
 from fsg.hypernetworks import EMA
+from fsg.imported import Imported
 from fsg.layers import quantize
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
-from fsg.quantizers import DoReFa
+from fsg.quantizers import DoReFa, ReCU
 from fsg.recording import Recording
 from fsg.step import PARTS, StepInParts
 from fsg.trainer import TrainConfig, Training
@@ -45,9 +47,9 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(8, 2, 6, 6, generator=generator), torch.randint(3, (8,), generator=generator)
 
 
-def in_parts(estimator: Any, optimizer: Any) -> StepInParts:
+def in_parts(estimator: Any, optimizer: Any, network: Any = Network) -> StepInParts:
     torch.manual_seed(0)
-    model = quantize(Network(), DoReFa())
+    model = quantize(network(), DoReFa())
     return StepInParts(model, estimator.build(model), optimizer.build(model))
 
 
@@ -107,4 +109,110 @@ def test_a_replayed_training_has_the_rows_the_tables_and_the_bytes_of_one_that_i
     training, device = simulated(config)
     assert list(run(training, 24)) == list(run(plain, 24))
     assert {graph.replays for graph in device.graphs[1:]} == {24 - training.estimator.warm_up}
+    assert digest(training.state_dict()) == digest(plain.state_dict())
+
+
+class Counts(Network):
+    """It does something else in every step."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images) * (1 + 1 / self.calls)
+
+
+class Waits(Network):
+    """It wants to know a number of the device."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits / 2 if logits.abs().max().item() > 1e6 else logits
+
+
+FOREIGN = {
+    Counts: r"aten.mul.Tensor, operation \d+, has 1\.\d+ and then 1\.\d+ \(descend\)",
+    Waits: "operation not permitted when stream is capturing",
+}
+
+
+def made(parts: StepInParts, make: Any, steps: int) -> list[Tensor]:
+    for step in range(steps):
+        make(*batch(step), lr=0.1 / (1 + step), progress=step / 20)
+    return [parameter.detach().clone() for parameter in parts.model.parameters()]
+
+
+@pytest.mark.parametrize("estimator", ["fsg", "lstmfc"])
+@pytest.mark.parametrize("network", FOREIGN)
+def test_what_cannot_be_captured_is_trained_plainly_and_one_line_says_why(network: Any, estimator: str) -> None:
+    parts, plain = (in_parts(ESTIMATORS[estimator], Adam(), network) for _ in range(2))
+    step = CapturedStep(parts, Simulated(), compare=True)
+    with pytest.warns(UserWarning, match=FOREIGN[network]) as said:
+        weights = made(parts, step.make, 8)
+    (warning,) = said
+    assert "\n" not in str(warning.message)
+    assert not step.graphs
+
+    def plainly(images: Tensor, labels: Tensor, lr: float, progress: float) -> None:
+        fsg.train_step(plain.model, plain.estimator, plain.optimizer, images, labels, lr=lr, progress=progress)
+
+    for one, other in zip(weights, made(plain, plainly, 8), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    states = [{"o": each.optimizer.state_dict(), "e": each.estimator.state_dict()} for each in (parts, plain)]
+    assert digest(states[0]) == digest(states[1])
+
+
+@pytest.mark.parametrize("network", FOREIGN)
+def test_what_has_to_be_captured_and_cannot_be_is_one_line(network: Any) -> None:
+    parts = in_parts(STE.Config(), SGD(), network)
+    step = CapturedStep(parts, Simulated(), compare=True, required=True)
+    with pytest.raises(NotCaptured, match=FOREIGN[network]) as refused:
+        made(parts, step.make, 8)
+    assert "\n" not in str(refused.value)
+    assert "expected cuda_graph: auto" in str(refused.value)
+
+
+def test_a_network_of_ones_own_that_does_the_same_in_every_step_is_captured() -> None:
+    parts = in_parts(ESTIMATORS["fsg"], Adam())
+    step = CapturedStep(parts, Simulated(), compare=True, required=True)
+    made(parts, step.make, 8)
+    assert step.graphs
+
+
+UNFIT = {
+    "an estimator": ({"estimator": Imported(path="mine:Mine", settings={})}, "the estimator mine:Mine gets"),
+    "an optimizer": ({"optimizer": Imported.of("torch.optim:SGD", {"lr": 0.1})}, "the optimizer torch.optim:SGD gets"),
+    "a quantizer": ({"quantizer": ReCU(tau_start=0.85)}, "the quantizer recu is annealed"),
+}
+
+
+@pytest.mark.parametrize(("settings", "why"), UNFIT.values(), ids=UNFIT)
+def test_settings_that_cannot_be_captured_are_refused_where_they_have_to_be(settings: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"cuda_graph is true, and {why}.*\(expected cuda_graph: auto\)"):
+        replace(BASE, cuda_graph=True, **settings)
+    assert replace(BASE, cuda_graph="auto", **settings) == replace(BASE, **settings)
+
+
+def test_a_graph_has_to_have_a_gpu_and_is_no_part_of_a_cpus_training() -> None:
+    with pytest.raises(ValueError, match=r"cuda_graph is true, and the device is cpu \(expected cuda, or auto\)"):
+        Training(replace(BASE, cuda_graph=True), 0)
+    assert Training(BASE, 0).captured is None
+    assert "cuda_graph" not in BASE.identity()
+    with pytest.raises(ValueError, match="cuda_graph is 1, expected one of auto, true, false"):
+        replace(BASE, cuda_graph=1)
+
+
+def test_a_captured_training_goes_on_from_a_state_of_one_that_is_not() -> None:
+    """And its own graphs, which have the old tensors, are forgotten."""
+    config = TRAININGS["fsg released"]
+    plain = Training(config, 0)
+    list(run(plain, 8))
+    kept = to_bytes(plain.state_dict())
+    training, _ = simulated(config)
+    list(run(training, 6))
+    training.load_state_dict(from_bytes(kept))
+    assert training.captured is None
+    training.captured = CapturedStep(training.parts(), Simulated())
+    assert list(run(training, 16)) == list(run(plain, 16))
+    assert training.captured.graphs
     assert digest(training.state_dict()) == digest(plain.state_dict())
