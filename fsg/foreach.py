@@ -32,11 +32,14 @@ def add_number_(tensors: Tensors, number: float | Tensor) -> None:
 
 
 def add_scaled_(tensors: Tensors, others: Tensors, scale: float | Tensor) -> None:
-    """tensors ← tensors + scale·others: rounded once where the scale is a number, twice where it is a tensor.
+    """tensors ← tensors + scale·others, rounded once, also where the scale is a tensor without dimension.
 
-    (`addcmul_` with a tensor would round once as well, and be a kernel for each of the list.)
+    That is then given in the forms of the tensors, all in the memory of one: without, each would be a kernel.
     """
-    if isinstance(scale, Tensor):
-        add_(tensors, mul(others, scale))
-    else:
+    if not isinstance(scale, Tensor):
         add_(tensors, others, alpha=scale)
+        return
+    forms = [(x.shape, x.stride()) for x in tensors]
+    extents = [1 + sum((n - 1) * step for n, step in zip(*form, strict=True)) for form in forms]
+    spread = scale.to(tensors[0].dtype).expand(max(extents)).contiguous()
+    addcmul_(tensors, others, [spread.as_strided(*form) for form in forms])
