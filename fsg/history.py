@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsg.flat import FlatLayout
+from fsg.once import once
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ChunkLayout:
         """The inverse, without the padding: [M, chunk_size] → [N]."""
         return rows.reshape(-1).index_select(0, self._places[1])
 
-    @cached_property
+    @once
     def _places(self) -> tuple[Tensor, Tensor]:
         """Where in the vector of `memory` each element of the rows is, and the other way."""
         assert self.memory is not None
@@ -146,7 +146,7 @@ class Sequences:
     lengths: tuple[int, ...]
     tails: tuple[int, ...]
 
-    @cached_property
+    @once
     def batches(self) -> tuple[list[Tensor], Tensor]:
         """Sequences of like length side by side: rows of their tokens [steps, sequences], a batch a power of two.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg import foreach
-from fsg.estimators.protocol import InParts, gradients_of
+from fsg.estimators.protocol import InParts, gradients_of, leaf
 from fsg.estimators.quantization import Quantizers
 from fsg.flat import FlatLayout, Unpacked, kept
 from fsg.hyper_adam import HyperAdam
@@ -102,7 +102,7 @@ class LookAhead(InParts):
         with torch.no_grad():
             self.effective = self.look_ahead(lr) if self.ready else self.latent()
             self.quantization = self.quantizers.of(self.effective)
-            self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]
+            self.quantized = [leaf(tensor) for tensor in self.quantization.quantized]
         return proposed | {f"{name}.weight": w for name, w in zip(self.layers, self.quantized, strict=True)}
 
     def absorb(self) -> None:

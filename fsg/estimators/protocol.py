@@ -131,6 +131,11 @@ class InParts(GradientEstimator):
         return self.give()
 
 
+def leaf(tensor: Tensor) -> Tensor:
+    """It with a gradient of its own; torch's compiler cannot say so of a result, and leaves it to `proposed`."""
+    return tensor.detach() if torch.compiler.is_compiling() else tensor.detach().requires_grad_()
+
+
 def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of each, zeros where the loss did not hang on it."""
     return [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]

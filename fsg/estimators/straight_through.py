@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
-from fsg.estimators.protocol import InParts, gradients_of
+from fsg.estimators.protocol import InParts, gradients_of, leaf
 from fsg.estimators.quantization import Quantizers, clipped
 from fsg.scalars import Scalars
 
@@ -42,7 +42,7 @@ class StraightThrough(InParts):
     def proposal(self) -> dict[str, Tensor]:
         with torch.no_grad():
             self.quantization = self.quantizers.of(self.weights)
-            self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]
+            self.quantized = [leaf(tensor) for tensor in self.quantization.quantized]
         return {f"{name}.weight": tensor for name, tensor in zip(self.layers, self.quantized, strict=True)}
 
     @torch.no_grad()

@@ -29,8 +29,8 @@ STEP = TrainConfig(
     log_every=1000,
     diagnostics=False,
 )
-# Kernels, as docs/performance.md has them, and megabytes: within 2.1 % those of a step that went layer by layer and could
-# not be captured, which adds a learning rate for each weight, and copies to places that stay.
+# Kernels, as docs/performance.md has them, and megabytes: within 2.1 % those of a step that went layer by layer and
+# could not be captured, to which a graph adds a learning rate for each weight, and copies to places that stay.
 MOST = {
     "full precision": (fsg.FullPrecision.Config(), 215, 220.31),
     "ste": (fsg.STE.Config(), 240, 265.23),

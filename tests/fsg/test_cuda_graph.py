@@ -53,8 +53,16 @@ def in_parts(estimator: Any, optimizer: Any, network: Any = Network) -> StepInPa
     return StepInParts(model, estimator.build(model), optimizer.build(model))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+def quick(names: Any, some: Any) -> list[Any]:
+    """All of them, of which some are no slow ones."""
+    return [pytest.param(*name, marks=() if name in some else pytest.mark.slow, id="-".join(name)) for name in names]
+
+
+PAIRS = [(estimator, optimizer) for estimator in ESTIMATORS for optimizer in OPTIMIZERS]
+QUICK = [pair for pair in PAIRS if pair[1] == "adam" or pair[0] == "fsg_released"]
+
+
+@pytest.mark.parametrize(("estimator", "optimizer"), quick(PAIRS, QUICK))
 def test_two_steps_ask_the_same_of_the_device(estimator: str, optimizer: str) -> None:
     """The same operations, with the same numbers, on memory that was there before or that the step itself made."""
     parts, recording = in_parts(ESTIMATORS[estimator], OPTIMIZERS[optimizer]), Recording(PARTS)
@@ -102,7 +110,7 @@ def run(training: Training, steps: int) -> Iterator[Any]:
         yield training.table
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", quick([(name,) for name in TRAININGS], [("ste",), ("fsg released",)]))
 def test_a_replayed_training_has_the_rows_the_tables_and_the_bytes_of_one_that_is_not(name: str) -> None:
     config = TRAININGS[name]
     plain = Training(config, 0)
