@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fsg.estimators import EstimatorConfig
 from fsg.imported import Imported
+from fsg.models import Torchvision
 from fsg.optimizers import OptimizerConfig
 from fsg.quantizers import BaseQuantizer, QuantizerConfig
 from fsg.step import PARTS, StepInParts
@@ -138,6 +139,8 @@ class CapturedStep:
             self.graphs = {part: self.device.capture(getattr(parts, part)) for part in PARTS}
         except RuntimeError as error:
             said = f"the training step cannot be captured as a CUDA graph: {str(error).strip().splitlines()[0]}"
+            if self.required and isinstance(error, torch.OutOfMemoryError):
+                raise
             if self.required:
                 raise NotCaptured(f"{said} (expected cuda_graph: auto)") from error
             warnings.warn(f"{said}; its kernels are started one by one", stacklevel=2)
@@ -153,3 +156,21 @@ class CapturedStep:
         self.graphs["give"].replay()
         self.parts.look()
         self.graphs["apply"].replay()
+
+
+def captured_step(config: Any, device: torch.device, parts: Callable[[], StepInParts]) -> CapturedStep | None:
+    """The step of a training of these settings (`TrainConfig`) on a device, where it is to be captured.
+
+    Raises ValueError where it has to be, and the device has no graphs.
+    """
+    if device.type != "cuda":
+        if config.cuda_graph is True:
+            raise ValueError(f"cuda_graph is true, and the device is {device.type} (expected cuda, or auto)")
+        return None
+    if not config.cuda_graph:
+        return None
+    if why_not := not_capturable(config.estimator, config.optimizer, config.quantizer):
+        warnings.warn(f"no CUDA graph: {why_not}", stacklevel=2)
+        return None
+    compare = any(isinstance(part, Imported | Torchvision.Config) for part in (config.model, config.loss))
+    return CapturedStep(parts(), OnCUDA(), compare=compare, required=config.cuda_graph is True)

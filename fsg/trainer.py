@@ -4,7 +4,6 @@ import functools
 import hashlib
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
-from fsg.cuda_graph import CapturedStep, OnCUDA, not_capturable
+from fsg.cuda_graph import captured_step, not_capturable
 from fsg.data import DataConfig, Dataset, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
@@ -264,20 +263,7 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self.captured = self._capturing()
-
-    def _capturing(self) -> CapturedStep | None:
-        """The step as a CUDA graph, where it is to be one."""
-        config, required = self.config, self.config.cuda_graph is True
-        if required and self.device.type != "cuda":
-            raise ValueError(f"cuda_graph is true, and the device is {self.device.type} (expected cuda, or auto)")
-        if not config.cuda_graph or self.device.type != "cuda":
-            return None
-        if why_not := not_capturable(config.estimator, config.optimizer, config.quantizer):
-            warnings.warn(f"no CUDA graph: {why_not}", stacklevel=2)
-            return None
-        foreign = any(isinstance(part, Imported | Torchvision.Config) for part in (config.model, config.loss))
-        return CapturedStep(self.parts(), OnCUDA(), compare=foreign, required=required)
+        self.captured = captured_step(self.config, self.device, self.parts)
 
     def parts(self) -> StepInParts:
         """The step in the parts that a graph can replay. Raises ValueError for an estimator that has none."""
@@ -388,7 +374,7 @@ class Training:
         self.watch = Watch(self.optimizer.names, self.optimizer.parameters, self.step)
         self.table = None
         self._batches = None
-        self.captured = self._capturing()  # what was captured of another state has its tensors
+        self.captured = captured_step(self.config, self.device, self.parts)  # another state has other tensors
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
