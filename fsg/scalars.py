@@ -16,8 +16,8 @@ def in_tensors(device: torch.device) -> bool:
 class Scalars:
     """So many of them, as operations take them.
 
-    On an accelerator each is a tensor without dimension, the same one for ever: a captured step reads there what was
-    `put` last. On the CPU each is a number.
+    On an accelerator each is a tensor without dimension, always the same one: a captured step reads there what was `put`
+    last. On the CPU each is a number.
     """
 
     def __init__(self, *values: float) -> None:
@@ -35,7 +35,7 @@ class Scalars:
         """The numbers for operations with a tensor like this one: its device, and its dtype if that is no half."""
         if not in_tensors(tensor.device):
             return self._values
-        if not self._slots:
+        if not self._slots or self._slots[0].device != tensor.device:
             dtype = torch.promote_types(tensor.dtype, torch.float32)
             self._slots = [torch.full((), value, dtype=dtype, device=tensor.device) for value in self._values]
         return tuple(self._slots)
