@@ -16,8 +16,8 @@ def in_tensors(device: torch.device) -> bool:
 class Scalars:
     """So many of them, as operations take them.
 
-    On an accelerator each is a tensor without dimension, always the same one: a captured step reads there what was `put`
-    last. On the CPU each is a number.
+    On an accelerator each is a tensor without dimension, always the same one: a captured step reads there what was
+    `put` last. On the CPU each is a number.
     """
 
     def __init__(self, *values: float) -> None:
