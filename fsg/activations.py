@@ -2,32 +2,51 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fsg.config import Settings, choice
+from fsg.scalars import Scalar, Scalars
 
 ActivationDerivative = Literal["clipped", "approx_sign", "ede", "reste"]
 
 
-def _ede(x: Tensor, progress: float) -> Tensor:
+class _Derivative(NamedTuple):
+    """What stands in for the derivative of the sign at x, and the numbers of it that hang on the progress."""
+
+    at: Callable[..., Tensor]
+    numbers: Callable[[float], tuple[float, ...]] = lambda progress: ()
+
+
+def _ede_numbers(progress: float) -> tuple[float, float]:
+    """t and k·t."""
     t = 0.1 * 100**progress
-    return max(1 / t, 1.0) * t * (1 - torch.tanh(t * x).square())
+    return t, max(1 / t, 1.0) * t
 
 
-def _reste(x: Tensor, progress: float) -> Tensor:
-    size, power = x.abs(), 1 + 2 * progress
-    slope = size.clamp_min(0.1) ** ((1 - power) / power)
+def _ede(x: Tensor, t: Scalar, height: Scalar) -> Tensor:
+    return height * (1 - torch.tanh(t * x).square())
+
+
+def _reste_numbers(progress: float) -> tuple[float, float]:
+    """(1 − o)/o and o."""
+    power = 1 + 2 * progress
+    return (1 - power) / power, power
+
+
+def _reste(x: Tensor, exponent: Scalar, power: Scalar) -> Tensor:
+    size = x.abs()
+    slope = size.clamp_min(0.1) ** exponent
     return torch.where(size <= 0.1, slope, slope / power) * (size <= 1.5)
 
 
-_DERIVATIVES: dict[ActivationDerivative, Callable[[Tensor, float], Tensor]] = {
-    "clipped": lambda x, progress: x.abs() <= 1,
-    "approx_sign": lambda x, progress: (2 - 2 * x.abs()).clamp_min(0),
-    "ede": _ede,
-    "reste": _reste,
+_DERIVATIVES: dict[ActivationDerivative, _Derivative] = {
+    "clipped": _Derivative(lambda x: x.abs() <= 1),
+    "approx_sign": _Derivative(lambda x: (2 - 2 * x.abs()).clamp_min(0)),
+    "ede": _Derivative(_ede, _ede_numbers),
+    "reste": _Derivative(_reste, _reste_numbers),
 }
 
 
@@ -60,15 +79,17 @@ class SignActivation(nn.Module):
         if derivative not in _DERIVATIVES:
             raise ValueError(f"derivative is {derivative!r}, expected one of {', '.join(_DERIVATIVES)}")
         self.derivative, self.dimension, self.progress = derivative, dimension, 0.0
+        self.scalars = Scalars(*_DERIVATIVES[derivative].numbers(self.progress))
         self.threshold = None if channels is None else nn.Parameter(torch.zeros(channels))
 
     def anneal(self, progress: float) -> None:
         self.progress = progress
+        self.scalars.put(*_DERIVATIVES[self.derivative].numbers(progress))
 
     def forward(self, features: Tensor) -> Tensor:
         if self.threshold is not None:
             features = features - _along(self.threshold, features, self.dimension)
-        return _Sign.apply(features, self.derivative, self.progress)
+        return _Sign.apply(features, self.derivative, *self.scalars.beside(features))
 
     def extra_repr(self) -> str:
         thresholds = "" if self.threshold is None else f", channels={len(self.threshold)}"
@@ -77,15 +98,16 @@ class SignActivation(nn.Module):
 
 class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, features: Tensor, derivative: ActivationDerivative, progress: float) -> Tensor:
+    def forward(context: Any, features: Tensor, derivative: ActivationDerivative, *numbers: Scalar) -> Tensor:
         context.save_for_backward(features)
-        context.derivative, context.progress = derivative, progress
+        context.derivative, context.numbers = derivative, numbers
         return torch.where(features >= 0, 1.0, -1.0).to(features.dtype)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Any:
         (features,) = context.saved_tensors
-        return gradient * _DERIVATIVES[context.derivative](features, context.progress), None, None
+        slope = _DERIVATIVES[context.derivative].at(features, *context.numbers)
+        return gradient * slope, None, *(None for _ in context.numbers)
 
 
 class RPReLU(nn.Module):

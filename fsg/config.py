@@ -86,7 +86,7 @@ def _unfit(value: Any, hint: Any) -> str | None:
     """What was expected of a number or a choice, `Literal[…]`, that is none; None for what is well."""
     if get_origin(hint) is Literal:
         fits = any(value == option and type(value) is type(option) for option in get_args(hint))
-        return None if fits else f"one of {', '.join(map(str, get_args(hint)))}"
+        return None if fits else f"one of {', '.join(map(as_written, get_args(hint)))}"
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [kind for kind in options if kind is not type(None)]
     if kinds not in ([int], [float]) or (value is None and len(kinds) < len(options)):
@@ -94,6 +94,11 @@ def _unfit(value: Any, hint: Any) -> str | None:
     whole = kinds == [int]
     fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
     return None if fits else "a whole number" if whole else "a number"
+
+
+def as_written(option: Any) -> str:
+    """An option as a YAML file has it."""
+    return str(option).lower() if isinstance(option, bool) else str(option)
 
 
 def to_dict(config: Settings) -> dict[str, Any]:

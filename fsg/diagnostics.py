@@ -86,9 +86,19 @@ class Diagnostics:
     @torch.no_grad()
     def observe(self, applied: bool = True) -> None:
         """Look at a step: after `estimator.update`, which said whether something is `applied`."""
+        self.count()
+        self.look(applied)
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """The flips of a step, which a graph can replay."""
         now = positive(self.estimator.quantized_weights())
         self.flips += now != self.positive
-        self.positive = now
+        self.positive.copy_(now)
+
+    @torch.no_grad()
+    def look(self, applied: bool = True) -> None:
+        """The gradients, where it is a sampled step's turn, after `count`."""
         if self.steps % self.sample_every == self.sample_every // 2:
             self._sample(applied)
         self.steps += 1

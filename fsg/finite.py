@@ -17,24 +17,27 @@ class Diverged(Exception):
 class Watch:
     """Keeps what a training looked like at the first step with a loss or a gradient that is not finite.
 
-    `see` queues work on the device and never waits for it; `check` does.
+    `see` queues work on the device, which a graph can replay, and never waits for it; `check` does.
     """
 
-    def __init__(self, names: list[str], parameters: list[Tensor]) -> None:
+    def __init__(self, names: list[str], parameters: list[Tensor], step: int = 0) -> None:
+        """`step` is the number of steps that were made before."""
         self.names, self.parameters = names, parameters
-        self.step = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
+        self.now = torch.full((), step, dtype=torch.int64, device=parameters[0].device)
+        self.step = torch.zeros_like(self.now)
         self.seen = torch.zeros(1 + len(parameters), device=parameters[0].device)
-        self.news = False  # whether a step came since the last check that found nothing
+        self.news = False  # whether a step came since the last check that found nothing: the host's to say
 
     @torch.no_grad()
-    def see(self, step: int, loss: Tensor) -> None:
-        """The loss of a step and the gradients, or what the optimizer made of them, in the parameters' `.grad`."""
+    def see(self, loss: Tensor) -> None:
+        """The loss of the next step, and the gradients, or what the optimizer made of them, in the `.grad`s."""
+        self.now += 1
         largest = foreach.norm([p if p.grad is None else p.grad for p in self.parameters], float("inf"))
         seen = torch.stack([value.to(self.seen.dtype) for value in (loss, *largest)])
-        first = (self.step == 0) & ~torch.isfinite(seen).all()
-        self.seen = torch.where(first, seen, self.seen)
-        self.step = torch.where(first, step, self.step)
-        self.news = True
+        finite = seen.norm(float("inf")) < float("inf")
+        first = torch.logical_or(self.step, finite).logical_not_()
+        torch.where(first, seen, self.seen, out=self.seen)
+        torch.where(first, self.now, self.step, out=self.step)
 
     def check(self) -> tuple[int, str] | None:
         """The first step that was not finite and what was not; None where all were."""

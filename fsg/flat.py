@@ -1,11 +1,13 @@
 """Tensors of several shapes in one vector: what is elementwise is then one kernel for all of them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from fsg import foreach
+from fsg.once import once
 
 
 class Unpacked(list[Tensor]):
@@ -44,18 +46,17 @@ class FlatLayout:
             return tensors.vector
         return torch.cat([x.permute(order).reshape(-1) for x, order in zip(tensors, self.orders, strict=True)])
 
-    @torch.no_grad()
     def unpack(self, vector: Tensor) -> Unpacked:
         """[N] → a view for each tensor, in its shape and memory format; nothing is differentiated."""
-        starts = accumulate(self.sizes, initial=int(vector.storage_offset()))
-        each = zip(self.shapes, self.strides, starts, strict=False)
-        return Unpacked([vector.as_strided(shape, stride, start) for shape, stride, start in each], vector, self)
+        with torch.no_grad():
+            each = zip(torch.split(vector, self.sizes), self.shapes, self.strides, strict=True)
+            return Unpacked([piece.as_strided(shape, stride) for piece, shape, stride in each], vector, self)
 
     def lies_like(self, other: "FlatLayout") -> bool:
         """Whether a vector of the one is a vector of the other: dimensions of one element have no place in it."""
         return self.shapes == other.shapes and self._outer_to_inner == other._outer_to_inner
 
-    @cached_property
+    @once
     def _outer_to_inner(self) -> list[list[int]]:
         each = zip(self.shapes, self.orders, strict=True)
         return [[dim for dim in order if shape[dim] > 1] for shape, order in each]
@@ -64,12 +65,12 @@ class FlatLayout:
         """A number for each tensor, given to each of its elements: [L] → [N]."""
         return values.index_select(0, self._owners)
 
-    @cached_property
+    @once
     def _owners(self) -> Tensor:
         sizes = torch.tensor(self.sizes)
         return torch.arange(len(self.sizes), dtype=torch.int32).repeat_interleave(sizes).to(self.device)
 
-    @cached_property
+    @once
     def logical(self) -> Tensor:
         """Where in the vector the elements are, tensor by tensor in the logical order of each: [N], on the CPU."""
         each = self.unpack(torch.arange(sum(self.sizes), dtype=torch.int32))
@@ -91,3 +92,23 @@ def _after(layout: FlatLayout, function: Callable[[Tensor], Tensor]) -> FlatLayo
 def _memory_order(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from the outermost in memory on; one of a single element is within another of the same stride."""
     return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], shape[dim] == 1)))
+
+
+@torch.no_grad()
+def kept(before: list[Tensor], now: list[Tensor]) -> list[Tensor]:
+    """The values of now, in the tensors of before where they lie alike: who reads these finds them there ever after."""
+    if isinstance(before, Unpacked) and isinstance(now, Unpacked) and before.layout.lies_like(now.layout):
+        before.vector.copy_(now.vector)
+        return before
+    if isinstance(now, Unpacked):
+        return now.layout.unpack(now.vector.clone())
+    if isinstance(before, Unpacked) or [_places(x) for x in before] != [_places(x) for x in now]:
+        return [x.detach().clone() for x in now]
+    if now:
+        foreach.copy_(before, now)
+    return before
+
+
+def _places(tensor: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides, without the dimensions of one element, which have no place in memory."""
+    return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsg.flat import FlatLayout
+from fsg.once import once
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,22 @@ class ChunkLayout:
 
     def from_memory(self, vector: Tensor) -> Tensor:
         """A vector of the layout `memory`, [N] → [M, chunk_size]; what stands in the padding means nothing."""
-        return vector.index_select(0, _places(self)[0]).view(self.rows, self.chunk_size)
+        return vector.index_select(0, self._places[0]).view(self.rows, self.chunk_size)
 
     def to_memory(self, rows: Tensor) -> Tensor:
         """The inverse, without the padding: [M, chunk_size] → [N]."""
-        return rows.reshape(-1).index_select(0, _places(self)[1])
+        return rows.reshape(-1).index_select(0, self._places[1])
+
+    @once
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Where in the vector of `memory` each element of the rows is, and the other way."""
+        assert self.memory is not None
+        logical = self.memory.logical
+        places = self.unpack(torch.arange(self.rows * self.chunk_size, dtype=torch.int32))
+        within = torch.cat([piece.reshape(-1) for piece in places])
+        rows, back = torch.zeros(self.rows * self.chunk_size, dtype=torch.int32), torch.empty_like(logical)
+        rows[within], back[logical] = logical, within
+        return rows.to(self.memory.device), back.to(self.memory.device)
 
     def root_mean_square(self, history: Tensor) -> Tensor:
         """Of each tensor's elements over a history [K, M, chunk_size], for each of its rows: [M, 1], never zero."""
@@ -74,21 +85,10 @@ class ChunkLayout:
         return torch.cat([factor.expand(n) for factor, n in zip(factors, self.chunks, strict=True)])[:, None]
 
 
-@lru_cache(maxsize=4)
-def _places(layout: ChunkLayout) -> tuple[Tensor, Tensor]:
-    """Where in the vector of its `memory` each element of the rows is, and the other way."""
-    assert layout.memory is not None
-    logical = layout.memory.logical
-    places = layout.unpack(torch.arange(layout.rows * layout.chunk_size, dtype=torch.int32))
-    within = torch.cat([piece.reshape(-1) for piece in places])
-    rows, back = torch.zeros(layout.rows * layout.chunk_size, dtype=torch.int32), torch.empty_like(logical)
-    rows[within], back[logical] = logical, within
-    return rows.to(layout.memory.device), back.to(layout.memory.device)
-
-
 class GradientHistory:
     """A ring buffer of the newest `length` gradients, each of one `shape`.
 
+    It is written and read by an index on its device, so that a graph can replay both; `appended` is the host's count.
     Raises ValueError for a length below 1.
     """
 
@@ -96,6 +96,7 @@ class GradientHistory:
         if length < 1:
             raise ValueError(f"history length is {length}, expected ≥ 1")
         self.storage = like.new_zeros((length, *shape))
+        self.order = torch.arange(length, device=like.device)  # places of the gradients, the oldest one's first
         self.appended = 0
 
     def __len__(self) -> int:
@@ -103,18 +104,23 @@ class GradientHistory:
 
     def append(self, gradient: Tensor) -> None:
         """Store a gradient; beyond `length` it takes the oldest one's place."""
-        self.storage[self.appended % len(self.storage)] = gradient
+        self.order.add_(1).remainder_(len(self.storage))
+        self.storage.index_copy_(0, self.order[-1:], gradient[None].to(self.storage.dtype))
+        self.appended += 1
+
+    def replayed(self) -> None:
+        """Count a gradient that a graph has appended."""
         self.appended += 1
 
     def oldest_first(self) -> Tensor:
         """The stored gradients in the order of their arrival, [len(self), *shape]."""
-        if self.appended <= len(self.storage):
+        if self.appended < len(self.storage):
             return self.storage[: self.appended]
-        return self.storage.roll(-(self.appended % len(self.storage)), dims=0)
+        return self.storage.index_select(0, self.order)
 
     def newest(self) -> Tensor:
         """The gradient stored last, [*shape]."""
-        return self.storage[(self.appended - 1) % len(self.storage)]
+        return self.storage.index_select(0, self.order[-1:])[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"storage": self.storage, "appended": self.appended}
@@ -122,6 +128,8 @@ class GradientHistory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.storage.copy_(state["storage"])
         self.appended = state["appended"]
+        places = (torch.arange(len(self.storage)) + self.appended) % len(self.storage)
+        self.order.copy_(places)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class Sequences:
     lengths: tuple[int, ...]
     tails: tuple[int, ...]
 
-    @cached_property
+    @once
     def batches(self) -> tuple[list[Tensor], Tensor]:
         """Sequences of like length side by side: rows of their tokens [steps, sequences], a batch a power of two.
 

@@ -10,7 +10,7 @@ Weight decay is a part of the gradient, or, where it is `decoupled`, of the dire
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -21,6 +21,7 @@ from fsg import foreach
 from fsg.config import Settings, choice, setting
 from fsg.imported import Imported
 from fsg.layers import quantized_layers
+from fsg.scalars import Scalar, Scalars
 
 State = dict[str, list[Tensor]]
 
@@ -28,6 +29,11 @@ State = dict[str, list[Tensor]]
 def applied_direction(parameter: Tensor) -> Tensor | None:
     """The direction that an `Optimizer` left in `.grad`; None for a gradient, which other optimizers leave there."""
     return parameter.grad if getattr(parameter.grad, "is_direction", False) else None
+
+
+def mark_direction(gradient: Tensor, applied: bool) -> None:
+    """Say whether what stands in a `.grad` is a direction that was applied."""
+    setattr(gradient, "is_direction", applied)  # noqa: B010  # a Tensor has no such attribute of its own
 
 
 class Rule(Protocol):
@@ -44,8 +50,12 @@ class Rule(Protocol):
         """Names of the buffers kept for each parameter, zero at the start, of its shape."""
         ...
 
-    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
-        """Turn the gradients into directions, in place; `step` counts from 1."""
+    def scalars(self, step: int) -> tuple[float, ...]:
+        """What of the rule changes from step to step; `step` counts from 1."""
+        ...
+
+    def direction(self, gradients: list[Tensor], state: State, scalars: Sequence[Scalar]) -> None:
+        """Turn the gradients into directions, in place."""
         ...
 
 
@@ -59,7 +69,10 @@ class _Rule(Settings):
     def buffers(self) -> tuple[str, ...]:
         return ()
 
-    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+    def scalars(self, step: int) -> tuple[float, ...]:
+        return ()
+
+    def direction(self, gradients: list[Tensor], state: State, scalars: Sequence[Scalar]) -> None:
         """The gradient itself."""
 
     def build(self, model: nn.Module) -> "Optimizer":
@@ -86,7 +99,7 @@ class SGD(_Rule):
     def buffers(self) -> tuple[str, ...]:
         return ("momentum",) if self.momentum else ()
 
-    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
+    def direction(self, gradients: list[Tensor], state: State, scalars: Sequence[Scalar]) -> None:
         if self.momentum:
             foreach.mul_(state["momentum"], self.momentum)
             foreach.add_(state["momentum"], gradients)
@@ -117,13 +130,17 @@ class Adam(_Rule):
     def buffers(self) -> tuple[str, ...]:
         return ("mean", "square")
 
-    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
-        mean, denominator = _moments(self, gradients, state)
+    def scalars(self, step: int) -> tuple[float, ...]:
+        """What is added to √v, and what m over that is multiplied with."""
         root = math.sqrt(1 - self.beta2**step)
-        foreach.add_(denominator, self.eps if self.epsilon == "uncorrected" else self.eps * root)
+        return self.eps if self.epsilon == "uncorrected" else self.eps * root, root / (1 - self.beta1**step)
+
+    def direction(self, gradients: list[Tensor], state: State, scalars: Sequence[Scalar]) -> None:
+        (mean, denominator), (eps, correction) = _moments(self, gradients, state), scalars
+        foreach.add_number_(denominator, eps)
         foreach.copy_(gradients, mean)
         foreach.div_(gradients, denominator)
-        foreach.mul_(gradients, root / (1 - self.beta1**step))
+        foreach.mul_(gradients, correction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +185,20 @@ class NAdam(_Rule):
             known.append(known[-1] * self.momentum(len(known)))
         return known[step]
 
-    def direction(self, gradients: list[Tensor], state: State, step: int) -> None:
-        mean, denominator = _moments(self, gradients, state)
+    def scalars(self, step: int) -> tuple[float, ...]:
+        """What is added to √v, the factors of g and of m, and that of their sum over √v."""
         root = math.sqrt(1 - self.beta2**step)
-        foreach.add_(denominator, self.eps * root)
-        foreach.mul_(gradients, (1 - self.momentum(step)) / (1 - self.product(step)))
-        foreach.add_(gradients, mean, alpha=self.momentum(step + 1) / (1 - self.product(step + 1)))
+        of_gradient = (1 - self.momentum(step)) / (1 - self.product(step))
+        return self.eps * root, of_gradient, self.momentum(step + 1) / (1 - self.product(step + 1)), root
+
+    def direction(self, gradients: list[Tensor], state: State, scalars: Sequence[Scalar]) -> None:
+        mean, denominator = _moments(self, gradients, state)
+        eps, of_gradient, of_mean, correction = scalars
+        foreach.add_number_(denominator, eps)
+        foreach.mul_(gradients, of_gradient)
+        foreach.add_scaled_(gradients, mean, of_mean)
         foreach.div_(gradients, denominator)
-        foreach.mul_(gradients, root)
+        foreach.mul_(gradients, correction)
 
 
 def _moments(rule: Adam | NAdam, gradients: list[Tensor], state: State) -> tuple[list[Tensor], list[Tensor]]:
@@ -206,15 +229,33 @@ class Optimizer:
         self.ruled: dict[str, Tensor] = {name: p for name, p in trained.items() if name not in apart}
         self.latent: list[Tensor] = [layer.weight for _, layer in quantized_layers(model)]
         self.steps = 0
+        self.scalars = Scalars(*self.scalars_of_step(0.0))
         self.state: State = {b: [torch.zeros_like(p) for p in self.ruled.values()] for b in rule.buffers()}
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
         """Apply the direction of the gradients; parameters without one count as zero gradient."""
+        self.begin_step(lr)
+        self.apply()
+
+    def scalars_of_step(self, lr: float) -> tuple[float, ...]:
+        """What changes from step to step, of the one that comes next."""
+        return (-lr, *self.rule.scalars(self.steps + 1))
+
+    def begin_step(self, lr: float) -> None:
+        """Put what changes from step to step where `apply` finds it, or finds it again when it is replayed."""
+        self.scalars.put(*self.scalars_of_step(lr))
+
+    def replayed(self) -> None:
+        """Count a step whose `apply` a graph has replayed."""
+        self.steps += 1
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """The step itself, after `begin_step`."""
         self.steps += 1
         for parameter in self.parameters:
             if parameter.grad is None:
@@ -225,15 +266,17 @@ class Optimizer:
             decay, decoupled = self.rule.weight_decay, self.rule.decoupled
             if decay and not decoupled:
                 foreach.add_(gradients, ruled, alpha=decay)
-            self.rule.direction(gradients, self.state, self.steps)
+            descent, *others = self.scalars.beside(ruled[0])
+            self.rule.direction(gradients, self.state, others)
             if decay and decoupled:
                 foreach.add_(gradients, ruled, alpha=decay)
-            foreach.add_(ruled, gradients, alpha=-lr)
+            foreach.add_scaled_(ruled, gradients, descent)
         if self.rule.clip_latent is not None and self.latent:
             foreach.clamp_min_(self.latent, -self.rule.clip_latent)
             foreach.clamp_max_(self.latent, self.rule.clip_latent)
         for parameter in self.parameters:
-            setattr(parameter.grad, "is_direction", True)  # noqa: B010  # a Tensor has no such attribute of its own
+            assert parameter.grad is not None
+            mark_direction(parameter.grad, True)
 
     def state_dict(self) -> dict[str, Any]:
         buffers = {b: dict(zip(self.ruled, tensors, strict=True)) for b, tensors in self.state.items()}
@@ -294,6 +337,7 @@ class BinaryOptimizer(Optimizer):
         self.binary = {name: p for name, p in model.named_parameters() if id(p) in latent}
         super().__init__(config.others, model, apart=self.binary)
         self.mean = [torch.zeros_like(weight) for weight in self.binary.values()]
+        self.of_binary = Scalars(0.0, 0.0)
         for name, layer in layers.items():
             layer.weight.copy_(torch.where(layer.weight >= 0, 1.0, -1.0))
             if not torch.equal(layer.quantizer(layer.weight), layer.weight):
@@ -302,16 +346,21 @@ class BinaryOptimizer(Optimizer):
                     "(sign, bwn or dorefa)"
                 )
 
+    def begin_step(self, lr: float) -> None:
+        super().begin_step(lr)
+        # W − lr·direction is −W
+        self.of_binary.put(self.config.gamma * lr / self.config.lr, 2 / lr if lr else 0.0)
+
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        super().step(lr)
-        gamma = self.config.gamma * lr / self.config.lr
+    def apply(self) -> None:
+        super().apply()
         for weight, mean in zip(self.binary.values(), self.mean, strict=True):
             gradient = weight.grad
             assert gradient is not None
+            gamma, flip = self.of_binary.beside(weight)
             mean.lerp_(gradient, gamma)
             flips = (mean * weight > 0) & (mean.abs() > self.config.threshold)
-            gradient.copy_(torch.where(flips, (2 / lr if lr else 0.0) * weight, 0.0))  # W − lr·direction is −W
+            gradient.copy_(torch.where(flips, flip * weight, 0.0))
             weight.copy_(torch.where(flips, -weight, weight))
 
     def state_dict(self) -> dict[str, Any]:

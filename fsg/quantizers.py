@@ -127,7 +127,7 @@ class DoReFa(BaseQuantizer, Settings):
 
     def flat(self, layout: FlatLayout, weights: Sequence[Tensor]) -> Flat:
         squashed = torch.tanh(layout.pack(weights))
-        each = torch.stack(foreach.norm(layout.unpack(squashed), math.inf))
+        each = torch.stack(foreach.norm(list(layout.unpack(squashed)), math.inf))
         largest = layout.spread(_positive(each))
         lies = layout.after(torch.tanh)
         return Flat(self, lies, lambda: self._normalised(squashed, largest), lambda: self._slope(squashed, largest))

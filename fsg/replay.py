@@ -34,7 +34,7 @@ from fsg.layers import quantize
 from fsg.mamba import Mamba, MambaBlock
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import BWN, DoReFa, Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 TOLERANCE = 1e-9
 

@@ -4,25 +4,24 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import fsg
 from fsg import host_generators, torch_optimizer
 from fsg.activations import ActivationConfig, RealActivations, placed_state
 from fsg.checkpoint import leaves
 from fsg.config import Settings, choice, setting
+from fsg.cuda_graph import captured_step, not_capturable
 from fsg.data import DataConfig, FashionMNISTSubset
 from fsg.diagnostics import Diagnostics, Table
 from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
-from fsg.estimators.contract import proposed, updated
+from fsg.estimators.protocol import InParts
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
@@ -35,6 +34,7 @@ from fsg.optimizers import Adam, Optimizer, OptimizerConfig
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
+from fsg.step import StepInParts, train_step, without_graph
 
 PAPERS_EPOCHS = 10
 NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
@@ -89,6 +89,11 @@ class TrainConfig(Settings):
         "When the test images are looked at; never: a search, which must not see them, can do without.",
         identity=False,  # the training is the same: `orchestration.spec.cells.cell_id` tells the two apart
     )
+    cuda_graph: Literal["auto", True, False] = choice(
+        "auto",
+        "Whether a GPU replays the step from a CUDA graph: true, false, or auto, where its components can be captured.",
+        identity="unless_default",
+    )
     diagnostics: bool = setting(
         True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
     )
@@ -99,6 +104,8 @@ class TrainConfig(Settings):
         if self.full_precision_layers and not isinstance(self.model, Imported):
             _check_layers(self.model, self.full_precision_layers)
         self._check_activations()
+        if self.cuda_graph is True and (why_not := not_capturable(self)):
+            raise ValueError(f"cuda_graph is true, and {why_not} (expected cuda_graph: auto)")
         if isinstance(self.loss, Distillation) and not isinstance(self.init, Pretrain):
             raise ValueError(NO_TEACHER.format(self.init.name))
 
@@ -130,97 +137,6 @@ class Row(NamedTuple):
 
     step: int
     values: dict[str, float]
-
-
-def train_step(
-    model: nn.Module,
-    estimator: GradientEstimator,
-    optimizer: Optimizer | torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    lr: float,
-    progress: float,
-    loss_function: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
-    teacher: Callable[[Tensor], Tensor] | None = None,
-    arithmetic: AbstractContextManager[Any] | None = None,
-    diagnostics: Diagnostics | None = None,
-    micro_batch: int | None = None,
-) -> Tensor:
-    """One step of training; returns `loss_function(model(images), labels)`, detached.
-
-    images [b, C, H, W], labels [b]; `progress` is the part of the training that is over, in [0, 1]. The network runs
-    within `arithmetic` (`torch.autocast(…)`), the estimator in the weights' own precision. An optimizer of torch's gets
-    `lr` too. A loss function with a `teacher` gets its logits by that name. With `micro_batch` only so many images go
-    through the network at once; the loss is a mean over images, and so is what is returned:
-
-        Σᵢ bᵢ/b · loss(imagesᵢ)
-
-    Raises ValueError for an estimator that does not do what `GradientEstimator` says, and for an optimizer whose groups
-    have several learning rates.
-    """
-    weights = proposed(estimator, model, lr, progress)
-
-    def loss_of(some: Tensor, wanted: Tensor, given: dict[str, Tensor]) -> Tensor:
-        with arithmetic or nullcontext():
-            said = {} if teacher is None else {"teacher": _without_graph(teacher, some)}
-            return loss_function(functional_call(model, given, (some,)), wanted, **said)
-
-    def clear() -> None:
-        optimizer.zero_grad()
-        estimator.zero_grad()
-
-    size = micro_batch or len(images)
-    loss = accumulate(loss_of, clear, weights, torch.split(images, size), torch.split(labels, size))
-    applies = updated(estimator, model)
-    if diagnostics is not None:
-        diagnostics.observe(applies)
-    if applies:
-        _step(optimizer, lr)
-    return loss.detach()
-
-
-def accumulate(
-    loss_of: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
-    clear: Callable[[], object],
-    weights: dict[str, Tensor],
-    images: Sequence[Tensor],
-    labels: Sequence[Tensor],
-) -> Tensor:
-    """Σᵢ bᵢ/b · loss(imagesᵢ, labelsᵢ, weights) of micro-batches [bᵢ, …], one after the other; leaves its gradients.
-
-    `clear` takes those of before away. Where there are several, what the weights were made of is gone back through
-    once, with the sum of the gradients at the weights.
-    """
-    several, count = len(images) > 1, sum(map(len, images))
-    made = {name: weight for name, weight in weights.items() if several and weight.grad_fn is not None}
-    leaves_of = {name: weight.detach().requires_grad_() for name, weight in made.items()}
-    total: Tensor | None = None
-    for some, wanted in zip(images, labels, strict=True):
-        loss = loss_of(some, wanted, weights | leaves_of)
-        if several:
-            loss = loss * (len(some) / count)
-        if total is None:
-            clear()
-        torch.autograd.backward(loss)
-        total = loss.detach() if total is None else total + loss.detach()
-    reached = [name for name, leaf in leaves_of.items() if leaf.grad is not None]
-    if reached:
-        torch.autograd.backward([made[name] for name in reached], [leaves_of[name].grad for name in reached])
-    assert total is not None
-    return total
-
-
-@torch.no_grad()
-def _without_graph(teacher: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    return teacher(images)
-
-
-def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
-    if isinstance(optimizer, torch.optim.Optimizer):
-        torch_optimizer.step(optimizer, lr)
-    else:
-        optimizer.step(lr)
 
 
 def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterator[Row]:
@@ -359,6 +275,28 @@ class Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.time = {"train": 0.0, "evaluation": 0.0}
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.captured = captured_step(self.config, self.device, self.parts)
+
+    def parts(self) -> StepInParts:
+        """The step in the parts that a graph can replay. Raises ValueError for an estimator that has none."""
+        if not isinstance(self.estimator, InParts):
+            raise ValueError(f"{type(self.estimator).__name__} is not made of parts (expected an fsg.InParts)")
+        return StepInParts(
+            self.model, self.estimator, self.optimizer,
+            loss_of=self._loss_of, arithmetic=self._arithmetic, diagnostics=self.diagnostics, after=self._after,
+        )  # fmt: skip
+
+    def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
+        """The loss of a step, which knows what the teacher says about its images where there is one."""
+        if self.teacher is None:
+            return self.loss
+        with self._arithmetic():
+            return functools.partial(self.loss, teacher=without_graph(self.teacher, images))
+
+    def _after(self, loss: Tensor) -> None:
+        """What the device notes of a step."""
+        self.loss_sum += loss
+        self.watch.see(loss)
 
     @property
     def epoch(self) -> int:
@@ -445,9 +383,10 @@ class Training:
             self.diagnostics = Diagnostics(self.estimator, sample_every=every)
             if "diagnostics" in state:
                 self.diagnostics.load_state_dict(state["diagnostics"])
-        self.watch = Watch(self.optimizer.names, self.optimizer.parameters)
+        self.watch = Watch(self.optimizer.names, self.optimizer.parameters, self.step)
         self.table = None
         self._batches = None
+        self.captured = captured_step(self.config, self.device, self.parts)  # another state has other tensors
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
@@ -488,15 +427,9 @@ class Training:
             self._batches = self.dataset.batches(self.seed, self.epoch, config.images_a_step, start=done)
         images, labels = next(self._batches)
         lr = config.optimizer.lr * config.lr_schedule.factor(epoch, config.epochs)
-        with self._watched_for_lost_state():
-            loss = train_step(
-                self.model, self.estimator, self.optimizer, images, labels,
-                lr=lr, progress=self.progress(self.step), loss_function=self.loss, teacher=self.teacher,
-                arithmetic=self._arithmetic(), diagnostics=self.diagnostics, micro_batch=config.batch_size,
-            )  # fmt: skip
-        self.loss_sum += loss
+        self._step(images, labels, lr, self.progress(self.step))
+        self.watch.news = True
         self.step += 1
-        self.watch.see(self.step, loss)
         if self.step % self.steps_per_epoch == 0:
             self._batches = None
         logged = self.step % config.log_every == 0 or self.step == self.total_steps
@@ -505,6 +438,18 @@ class Training:
         if values is None:
             return []
         return [Row(self.step, {**values, "time/train_seconds": self.time["train"]})]
+
+    def _step(self, images: Tensor, labels: Tensor, lr: float, progress: float) -> None:
+        if self.captured is not None:
+            self.captured.make(images, labels, lr=lr, progress=progress)
+            return
+        with self._watched_for_lost_state():
+            loss = train_step(
+                self.model, self.estimator, self.optimizer, images, labels,
+                lr=lr, progress=progress, loss_function=self.loss, teacher=self.teacher,
+                arithmetic=self._arithmetic(), diagnostics=self.diagnostics, micro_batch=self.config.batch_size,
+            )  # fmt: skip
+        self._after(loss)
 
     def _watched_for_lost_state(self) -> AbstractContextManager[None]:
         """The second step of a user's own estimator, which is the first with something to remember."""

@@ -46,15 +46,19 @@ EPOCHS = "FSG, chunk 64: epochs of 50,000 images, diagnostics on"
 
 
 class Contestant(NamedTuple):
-    """A step to be measured: an estimator's, with the scan that FSG_SCAN names; no estimator: the plain loop."""
+    """A step to be measured: an estimator's, with the scan that FSG_SCAN names; no estimator: the plain loop.
+
+    `captured`: replayed from CUDA graphs.
+    """
 
     estimator: EstimatorConfig | None
     scan: str = ""
+    captured: bool = False
 
     def missing(self, device: str) -> str:
         """Why it cannot be measured here; empty where it can."""
-        if self.scan and device == "cpu":
-            return "it is a scan for GPUs"
+        if (self.scan or self.captured) and device == "cpu":
+            return "it is for GPUs"
         if self.scan == "mamba-ssm" and importlib.util.find_spec("mamba_ssm") is None:
             return "mamba-ssm is not installed"
         if self.scan == "triton" and not HAS_TRITON:
@@ -71,6 +75,12 @@ STEPS = {
     "FSG, chunk 64": Contestant(FSG.Config(chunk_size=64)),
     "FSG, chunk 8": Contestant(FSG.Config(chunk_size=8)),
     "FSG, chunk 1": Contestant(FSG.Config(chunk_size=1)),
+    "full precision, captured": Contestant(FullPrecision.Config(), captured=True),
+    "STE, captured": Contestant(STE.Config(), captured=True),
+    "MultiFC, captured": Contestant(MultiFC.Config(), captured=True),
+    "FSG, an average in the slow net's place, captured": Contestant(FSG.Config(slow_net=EMA()), captured=True),
+    "FSG, chunk 64, captured": Contestant(FSG.Config(chunk_size=64), captured=True),
+    "FSG, chunk 1, captured": Contestant(FSG.Config(chunk_size=1), captured=True),
     "FSG, chunk 64, the scan in torch": Contestant(FSG.Config(chunk_size=64), "torch"),
     "FSG, chunk 64, the scan of mamba-ssm": Contestant(FSG.Config(chunk_size=64), "mamba-ssm"),
 }
@@ -133,7 +143,7 @@ def started(contestant: Contestant, config: TrainConfig, device: str) -> Running
         if contestant.estimator is None:
             step = cpu.plain(config, device)
         else:
-            step = cpu.ours(config, contestant.estimator, device)
+            step = cpu.ours(replace(config, cuda_graph=contestant.captured), contestant.estimator, device)
         for _ in range(WARM_UP):
             step()
     synchronize(device)

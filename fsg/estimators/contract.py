@@ -27,6 +27,8 @@ def proposed(estimator: GradientEstimator, model: nn.Module, lr: float, progress
         if name not in latent and not _has(model, name):
             example = f", such as {min(latent)!r}" if latent else ""
             raise ValueError(f"{says} {name!r}, which is no parameter of the model, {wanted}{example}")
+        if name in latent and not weight.requires_grad:  # of a `propose` that torch has compiled
+            weight.requires_grad_()
     return weights
 
 

@@ -11,6 +11,7 @@ from fsg.estimators.look_ahead import LookAhead
 from fsg.history import ChunkLayout, GradientHistory
 from fsg.hypernetworks import EMA, FastNet, Nonlinearity, SlowNet, SlowNetConfig, average
 from fsg.mamba import Mamba
+from fsg.scalars import Scalar
 
 AVERAGE_DECAY = 0.9
 
@@ -42,6 +43,8 @@ class FSG(LookAhead):
 
     W, g, f, s: the layer's shape. All layers share one fast and one slow net.
     """
+
+    derived = LookAhead.derived | {"layout"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):
@@ -108,6 +111,7 @@ class FSG(LookAhead):
         if self.identity and self.slow is not None:
             self.slow.start_at_zero()
         length = config.history_length if uses_slow else 1
+        self.warm_up = max(self.warm_up, length + 1)
         self.history = GradientHistory(length, (self.layout.rows, config.chunk_size), self.weights[0].detach())
 
     def remember(self, gradients: list[Tensor]) -> None:
@@ -129,7 +133,7 @@ class FSG(LookAhead):
         elif self.slow is not None:
             self.slow_gradient = self.slow(history)
 
-    def look_ahead(self, lr: float) -> list[Tensor]:
+    def look_ahead(self, lr: Scalar) -> list[Tensor]:
         self.factor, self.looked_lr = self._factor(), lr
         with torch.enable_grad():
             self.combined, applied = self._combine()
@@ -140,6 +144,10 @@ class FSG(LookAhead):
     def learn(self, gradients: list[Tensor]) -> None:
         if self.combined.requires_grad:
             torch.autograd.backward(self.combined, -self.looked_lr * self.layout.pack(gradients))
+
+    def replayed(self) -> None:
+        super().replayed()
+        self.history.replayed()
 
     def applied(self) -> list[Tensor] | None:
         if self.config.applied == "previous":

@@ -6,11 +6,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fsg.config import Settings
-from fsg.estimators.protocol import GradientEstimator
+from fsg.estimators.protocol import InParts
 from fsg.layers import anneal, dequantize
 
 
-class FullPrecision(GradientEstimator):
+class FullPrecision(InParts):
     """Full-precision weights, trained and evaluated, whatever the quantizer is.
 
     Forward:   Ŵ = W
@@ -32,11 +32,13 @@ class FullPrecision(GradientEstimator):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         dequantize(model)
-        self.layers = {}
+        self.layers, self.model = {}, model
 
-    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
-        anneal(model, progress)
+    def begin_step(self, lr: float, progress: float) -> None:
+        anneal(self.model, progress)
+
+    def proposal(self) -> dict[str, Tensor]:
         return {}
 
-    def update(self, model: nn.Module) -> bool:
+    def give(self) -> bool:
         return True

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsg.estimators.protocol import GradientEstimator, gradients_of
+from fsg import foreach
+from fsg.estimators.protocol import InParts, gradients_of, leaf
 from fsg.estimators.quantization import Quantizers
-from fsg.flat import FlatLayout, Unpacked
-from fsg.optimizers import applied_direction
+from fsg.flat import FlatLayout, Unpacked, kept
+from fsg.hyper_adam import HyperAdam
+from fsg.optimizers import applied_direction, mark_direction
+from fsg.scalars import Scalar, Scalars
 
 
-class LookAhead(GradientEstimator):
+class LookAhead(InParts):
     """Hypernetworks generate a gradient; the forward pass quantizes a weight that has already followed it.
 
         W_eff = W − lr·direction(hypernetworks),   Ŵ = Q(W_eff)
@@ -28,19 +31,21 @@ class LookAhead(GradientEstimator):
     it lost over lr. fsg's own optimizers leave it in `.grad`, to the last bit.
     """
 
-    derived = frozenset({"before", "known", "applied_lr", "given"})
+    derived = frozenset({"before", "known", "applied_lr", "given", "bias_gradients", "rate"})
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.quantizers = Quantizers(list(self.layers.values()))
         self.flat = FlatLayout.like(self.weights)
-        self.prequantized = [torch.zeros_like(w) for w in self.weights]
+        self.prequantized: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
         self.nets: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.optimizers: dict[str, HyperAdam] = {}
         self.looked_ahead: list[Tensor] | None = None
         self.ready = False
-        self.given = self.latent()  # gradients for the optimizer
+        self.given: list[Tensor] = self.latent()  # gradients for the optimizer
+        self.bias_gradients: list[Tensor] = []
         self.lr = self.applied_lr = 0.0
+        self.rate = Scalars(self.lr)
         self.before: dict[str, Tensor] = {}  # what the optimizer got
         self.known: dict[str, Tensor] = {}  # directions of a step without an optimizer's, or of a state
 
@@ -48,7 +53,7 @@ class LookAhead(GradientEstimator):
         """Give a hypernetwork its own Adam (PyTorch's), and both a place in the state."""
         self.nets[name] = net.to(self.weights[0].detach())
         # 0 and not 0.0 without a decay: torch's own default, which digests of recorded trainings have
-        self.optimizers[name] = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay or 0)
+        self.optimizers[name] = HyperAdam(net, lr, weight_decay or 0)
 
     @abstractmethod
     def remember(self, gradients: list[Tensor]) -> None:
@@ -56,10 +61,10 @@ class LookAhead(GradientEstimator):
 
     @abstractmethod
     def generate(self) -> None:
-        """Let the hypernetworks make gradients of what is remembered: with a graph, for the next look-ahead."""
+        """Let the hypernetworks make gradients of what is remembered: with a tape, for the next look-ahead."""
 
     @abstractmethod
-    def look_ahead(self, lr: float) -> list[Tensor]:
+    def look_ahead(self, lr: Scalar) -> list[Tensor]:
         """W_eff of every layer, from what was generated; leaves the gradients to apply in `looked_ahead`."""
 
     @abstractmethod
@@ -74,7 +79,7 @@ class LookAhead(GradientEstimator):
         """A copy of the latent weights, views of one vector."""
         return self.flat.unpack(self.flat.pack([weight.detach() for weight in self.weights]))
 
-    def biases(self, lr: float) -> dict[str, Tensor]:
+    def biases(self, lr: Scalar) -> dict[str, Tensor]:
         """The quantized layers' biases, looked ahead by the direction d that was last applied to them.
 
             b_eff = b − lr·d
@@ -84,39 +89,64 @@ class LookAhead(GradientEstimator):
         found = [(name, bias, self.direction(name, bias)) for name, bias in self._biases()]
         return {name: bias - lr * direction for name, bias, direction in found if direction is not None}
 
-    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+    def begin_step(self, lr: float, progress: float) -> None:
+        super().begin_step(lr, progress)
         self.lr = lr
-        self.anneal(progress)
+        self.rate.put(lr)
+        for optimizer in self.optimizers.values():
+            optimizer.begin_step()
+
+    def proposal(self) -> dict[str, Tensor]:
+        (lr,) = self.rate.beside(self.weights[0])
         proposed = self.biases(lr) if self.ready else {}
         with torch.no_grad():
             self.effective = self.look_ahead(lr) if self.ready else self.latent()
             self.quantization = self.quantizers.of(self.effective)
-            self.prequantized = self.quantization.prequantized
-            self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]
+            self.quantized = [leaf(tensor) for tensor in self.quantization.quantized]
         return proposed | {f"{name}.weight": w for name, w in zip(self.layers, self.quantized, strict=True)}
 
-    def update(self, model: nn.Module) -> bool:
+    def absorb(self) -> None:
         gradients = gradients_of(self.quantized)
         if self.ready and self.optimizers:
             self.learn(self.straight_through(gradients))
             for optimizer in self.optimizers.values():
-                optimizer.step()
+                optimizer.apply()
+        self.prequantized = kept(self.prequantized, self.quantization.prequantized)
         self.remember(gradients)
-        self.generate()
+
+    def give(self) -> bool:
         applied = self.applied()
         with torch.no_grad():  # in the weights' memory format, for the optimizer
-            self.given = self.flat.unpack(self.flat.pack(applied or self.straight_through(gradients)))
+            gradients = applied or self.straight_through(gradients_of(self.quantized))
+            self.given = kept(self.given, self.flat.unpack(self.flat.pack(gradients)))
         for weight, gradient in zip(self.weights, self.given, strict=True):
             weight.grad = gradient
+            mark_direction(gradient, False)
         self.ready = True
         self._keep(applied is not None)
         return applied is not None
 
     def _keep(self, applies: bool) -> None:
         """Keep what the direction of this step will be found by."""
-        self.applied_lr, followed = self.lr, self.directions()
-        self.before = {name: p.detach().clone() for name, p in followed} if applies else {}
-        self.known = {} if applies else {name: p.grad.clone() for name, p in followed if p.grad is not None}
+        self.applied_lr, followed = self.lr, dict(self.directions())
+        biases = [bias for name, bias in self._biases() if name in followed and bias.grad is not None]
+        self.bias_gradients = kept(self.bias_gradients, [bias.grad for bias in biases if bias.grad is not None])
+        for bias, gradient in zip(biases, self.bias_gradients, strict=True):
+            bias.grad = gradient
+            mark_direction(gradient, False)
+        self.known = {} if applies else {name: p.grad.clone() for name, p in followed.items() if p.grad is not None}
+        if not applies or not followed:
+            self.before = {}
+        elif self.before:
+            foreach.copy_(list(self.before.values()), [p.detach() for p in followed.values()])
+        else:
+            self.before = {name: p.detach().clone() for name, p in followed.items()}
+
+    def replayed(self) -> None:
+        super().replayed()
+        self.applied_lr = self.lr
+        for optimizer in self.optimizers.values():
+            optimizer.replayed()
 
     def direction(self, name: str, parameter: Tensor) -> Tensor | None:
         """The direction last applied to one of `directions()`; the raw gradient where none was; None where no such is.
@@ -139,7 +169,9 @@ class LookAhead(GradientEstimator):
     def gradients_by_kind(self) -> dict[str, list[Tensor]]:
         """`ste` is the straight-through gradient at the looked-ahead weight."""
         quantized = gradients_of(self.quantized)
-        return {"quantized": quantized, "ste": self.straight_through(quantized)} | super().gradients_by_kind()
+        with torch.no_grad():  # computed anew: a graph replays no cache
+            straight_through = self.quantizers.of(self.effective).pull_back(quantized)
+        return {"quantized": quantized, "ste": straight_through} | super().gradients_by_kind()
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers.values():

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
 from fsg.estimators.look_ahead import LookAhead
+from fsg.flat import kept
 from fsg.hypernetworks import FastNet, Nonlinearity, activation
+from fsg.scalars import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +46,20 @@ class MetaQuant(LookAhead):
         super().__init__(model)
         self.net = net
         self.teach("meta", net, config.hyper_lr, config.hyper_weight_decay)
-        self.gradients = [torch.zeros_like(w) for w in self.weights]
+        self.gradients: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
 
     @abstractmethod
     def generate_one(self, layer: int, gradient: Tensor, prequantized: Tensor) -> Tensor:
         """m of one layer from g and W̃, of their shape."""
 
     def remember(self, gradients: list[Tensor]) -> None:
-        self.gradients = gradients
+        self.gradients = kept(self.gradients, gradients)
 
     def generate(self) -> None:
         pairs = zip(self.gradients, self.prequantized, strict=True)
         self.generated = self.flat.pack([self.generate_one(layer, g, w) for layer, (g, w) in enumerate(pairs)])
 
-    def look_ahead(self, lr: float) -> list[Tensor]:
+    def look_ahead(self, lr: Scalar) -> list[Tensor]:
         latent, self.looked_lr = self.latent(), lr
         self.calibration = self.flat.pack(self.quantizers.of(latent).calibration)
         calibrated, direction = self.calibration * self.generated.detach(), self.flat.pack(self._directions())
@@ -168,22 +170,26 @@ class LSTMFC(MetaQuant):
 
     def __init__(self, model: nn.Module, net: LSTMFCNet, config: _MetaQuantConfig) -> None:
         super().__init__(model, net, config)
-        self.states = [(w.new_zeros(1, w.numel(), config.hidden),) * 2 for w in self.weights]
-        self.next_states = self.states
+        self.states: list[Tensor] = [
+            w.new_zeros(1, w.numel(), config.hidden) for w in self.weights for _ in range(2)
+        ]  # h and c of the first layer, h and c of the second, …
+        self.next_states = list(self.states)
 
     def remember(self, gradients: list[Tensor]) -> None:
         super().remember(gradients)
-        self.states, self.next_states = self.next_states, list(self.next_states)
+        self.states = kept(self.states, self.next_states)
 
     def generate_one(self, layer: int, gradient: Tensor, prequantized: Tensor) -> Tensor:
-        factor, (h, c) = self.net(prequantized, self.states[layer])
-        self.next_states[layer] = (h.detach(), c.detach())
+        its = slice(2 * layer, 2 * layer + 2)
+        factor, state = self.net(prequantized, tuple(self.states[its]))
+        self.next_states[its] = [tensor.detach() for tensor in state]
         return gradient * factor
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"lstm": [list(state) for state in self.states]}
+        return super().state_dict() | {"lstm": [list(state) for state in zip(*[iter(self.states)] * 2, strict=True)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.states = [(h.to(w), c.to(w)) for w, (h, c) in zip(self.weights, state["lstm"], strict=True)]
+        both = zip(self.weights, state["lstm"], strict=True)
+        self.states = [tensor.detach().to(w, copy=True) for w, pair in both for tensor in pair]
         self.next_states = list(self.states)
         super().load_state_dict(state)

@@ -83,6 +83,59 @@ class GradientEstimator(ABC):
         return
 
 
+class InParts(GradientEstimator):
+    """An estimator whose step is made of parts that a graph can replay: on the same tensors, with the same numbers.
+
+        propose   begin_step, proposal
+        update    absorb, generate, give
+
+    What changes from step to step `begin_step` puts into `Scalars`, and `replayed` counts on the host what the parts
+    would have. Between `absorb` and `generate` nothing is on autograd's tape, and what `generate` reads is the state
+    alone, at places that stay. All parts but `generate` read what was made before them. All this holds after `warm_up`
+    steps.
+    """
+
+    warm_up = 3
+
+    def begin_step(self, lr: float, progress: float) -> None:
+        """Put what changes from step to step where the parts find it."""
+        self.anneal(progress)
+
+    @abstractmethod
+    def proposal(self) -> dict[str, Tensor]:
+        """What `propose` returns."""
+
+    def absorb(self) -> None:
+        """Learn by g = ∂loss/∂Ŵ, and remember it."""
+        return
+
+    def generate(self) -> None:
+        """Make of what is remembered what `give` and the next step's proposal read: twice is as good as once."""
+        return
+
+    @abstractmethod
+    def give(self) -> bool:
+        """Write the latent weights' `.grad`, as `update` does."""
+
+    def replayed(self) -> None:
+        """Count a step whose parts a graph has replayed."""
+        return
+
+    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+        self.begin_step(lr, progress)
+        return self.proposal()
+
+    def update(self, model: nn.Module) -> bool:
+        self.absorb()
+        self.generate()
+        return self.give()
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """It with a gradient of its own; torch's compiler cannot say so of a result, and leaves it to `proposed`."""
+    return tensor.detach() if torch.compiler.is_compiling() else tensor.detach().requires_grad_()
+
+
 def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of each, zeros where the loss did not hang on it."""
     return [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]

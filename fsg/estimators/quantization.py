@@ -1,7 +1,6 @@
 """The weights of all layers as their quantizers see them, and how a gradient goes back through that."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from fsg.flat import FlatLayout
 from fsg.layers import QuantizedLayer
+from fsg.once import once
 from fsg.quantizers import Flat, Quantizer
 
 Surrogate = Callable[[Tensor], Tensor]
@@ -59,15 +59,15 @@ class _OneByOne:
     def __init__(self, quantizer: Quantizer, weights: Sequence[Tensor]) -> None:
         self.quantizer, self.weights = quantizer, weights
 
-    @cached_property
+    @once
     def prequantized(self) -> list[Tensor]:
         return [self.quantizer.prequantize(weight) for weight in self.weights]
 
-    @cached_property
+    @once
     def quantized(self) -> list[Tensor]:
         return [self.quantizer.quantize(prequantized) for prequantized in self.prequantized]
 
-    @cached_property
+    @once
     def calibration(self) -> list[Tensor]:
         return [self.quantizer.calibration(weight) for weight in self.weights]
 
@@ -86,15 +86,15 @@ class _AllAtOnce:
     def __init__(self, flat: Flat) -> None:
         self.flat, self.layout = flat, flat.layout
 
-    @cached_property
+    @once
     def prequantized(self) -> list[Tensor]:
         return self.layout.unpack(self.flat.prequantized())
 
-    @cached_property
+    @once
     def calibration(self) -> list[Tensor]:
         return self.layout.unpack(self.flat.calibration())
 
-    @cached_property
+    @once
     def quantized(self) -> list[Tensor]:
         return self.layout.unpack(self.flat.quantizer.quantize(self.layout.pack(self.prequantized)))
 

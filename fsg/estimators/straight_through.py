@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fsg.config import Settings, choice, setting
-from fsg.estimators.protocol import GradientEstimator, gradients_of
+from fsg.estimators.protocol import InParts, gradients_of, leaf
 from fsg.estimators.quantization import Quantizers, clipped
+from fsg.scalars import Scalars
 
 
-class StraightThrough(GradientEstimator):
+class StraightThrough(InParts):
     """What straight-through estimators share: they differ in the surrogate alone.
 
     Forward:   Ŵ = Q(W̃)
@@ -23,6 +24,7 @@ class StraightThrough(GradientEstimator):
     pull-back of a quantizer with statistics of its own is in its docstring. W, g, x: the layer's shape.
     """
 
+    derived = frozenset({"scalars"})
     progress = 0.0
 
     @abstractmethod
@@ -33,16 +35,18 @@ class StraightThrough(GradientEstimator):
         super().__init__(model)
         self.quantizers = Quantizers(list(self.layers.values()))
 
-    def propose(self, model: nn.Module, *, lr: float, progress: float) -> dict[str, Tensor]:
+    def begin_step(self, lr: float, progress: float) -> None:
+        super().begin_step(lr, progress)
         self.progress = progress
-        self.anneal(progress)
+
+    def proposal(self) -> dict[str, Tensor]:
         with torch.no_grad():
             self.quantization = self.quantizers.of(self.weights)
-            self.quantized = [tensor.detach().requires_grad_() for tensor in self.quantization.quantized]
+            self.quantized = [leaf(tensor) for tensor in self.quantization.quantized]
         return {f"{name}.weight": tensor for name, tensor in zip(self.layers, self.quantized, strict=True)}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> bool:
+    def give(self) -> bool:
         gradients = self.quantization.pull_back(gradients_of(self.quantized), self.surrogate)
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
@@ -115,15 +119,25 @@ class EDE(StraightThrough):
     def __init__(self, model: nn.Module, config: "EDE.Config") -> None:
         super().__init__(model)
         self.config = config
+        self.scalars = Scalars(*self._of_step())
 
     def sharpness(self) -> tuple[float, float]:
         """t and k of this step."""
         t = self.config.t_min * (self.config.t_max / self.config.t_min) ** self.progress
         return t, max(1 / t, 1.0)
 
+    def begin_step(self, lr: float, progress: float) -> None:
+        super().begin_step(lr, progress)
+        self.scalars.put(*self._of_step())
+
     def surrogate(self, position: Tensor) -> Tensor:
+        t, height = self.scalars.beside(position)
+        return height * (1 - torch.tanh(t * position).square())
+
+    def _of_step(self) -> tuple[float, float]:
+        """t and k·t."""
         t, k = self.sharpness()
-        return k * t * (1 - torch.tanh(t * position).square())
+        return t, k * t
 
 
 class ReSTE(StraightThrough):
@@ -163,6 +177,7 @@ class ReSTE(StraightThrough):
     def __init__(self, model: nn.Module, config: "ReSTE.Config") -> None:
         super().__init__(model)
         self.config = config
+        self.scalars = Scalars(*self._of_step())
 
     def power(self) -> float:
         """o of this step."""
@@ -170,8 +185,18 @@ class ReSTE(StraightThrough):
         risen = 1 - math.cos(math.pi / 2 * self.progress) if cosine else self.progress
         return 1 + (self.config.o_end - 1) * risen
 
+    def begin_step(self, lr: float, progress: float) -> None:
+        super().begin_step(lr, progress)
+        self.scalars.put(*self._of_step())
+
     def surrogate(self, position: Tensor) -> Tensor:
-        m, t, o = self.config.m, self.config.t, self.power()
+        m, t = self.config.m, self.config.t
+        exponent, o, chord = self.scalars.beside(position)
         size = position.abs()
-        slope = size.clamp_min(m) ** ((1 - o) / o) / o
-        return torch.where(size <= m, m ** ((1 - o) / o), slope) * (size <= t)
+        slope = size.clamp_min(m) ** exponent / o
+        return torch.where(size <= m, chord, slope) * (size <= t)
+
+    def _of_step(self) -> tuple[float, float, float]:
+        """(1 − o)/o, o, and the slope of the chord."""
+        o = self.power()
+        return (1 - o) / o, o, self.config.m ** ((1 - o) / o)

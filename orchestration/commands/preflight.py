@@ -141,6 +141,8 @@ def _precision(spec: ExperimentSpec, remote: bool) -> Iterator[tuple[str, str]]:
     wanted = {train.precision for train in spec.trains}
     if spec.resources.gpu_share or _has_auto(spec):
         return
+    if any(train.cuda_graph is True for train in spec.trains):
+        yield "train.cuda_graph", "a CUDA graph needs a GPU (expected auto, or resources.gpus above 0)"
     if "tf32" in wanted:
         yield "train.precision", "tf32 needs a GPU (expected fp32, or resources.gpus above 0)"
     if "bf16" in wanted and not remote and not computes_bf16():

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
 
 
 def resolved_text(spec: Mapping[str, Any], variant: str) -> str:
@@ -21,19 +20,12 @@ def resolved_text(spec: Mapping[str, Any], variant: str) -> str:
             _name(point): dict(_differences(first["train"], point["train"])) for point in points if point is not first
         }
     shown |= {"studies": spec["studies"]} if spec.get("studies") else {}
-    yaml, text = YAML(), io.StringIO()
-    yaml.dump(_lists_on_a_line(shown), text)
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style = None  # what holds no mapping stands on one line
+    yaml.width = 10_000
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(shown, text)
     return text.getvalue()
-
-
-def _lists_on_a_line(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _lists_on_a_line(inner) for name, inner in value.items()}
-    if isinstance(value, list) and not any(isinstance(inner, Mapping) for inner in value):
-        line = CommentedSeq(value)
-        line.fa.set_flow_style()
-        return line
-    return value
 
 
 def _name(point: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field as Constraint
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-from fsg.config import Settings, choice, setting, to_dict
+from fsg.config import Settings, as_written, choice, setting, to_dict
 from fsg.imported import Imported
 from fsg.trainer import TrainConfig
 from orchestration.spec.search_config import Search, Seeds, Tuning
@@ -250,7 +250,7 @@ def expected(hint: Any, metadata: Mapping[str, Any] = {}) -> str:
         said = [info.description for info in arguments[1:] if isinstance(info, FieldInfo) and info.description]
         return said[0] if said else expected(arguments[0], metadata)
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
+        return "one of " + ", ".join(map(as_written, arguments)) if len(arguments) > 1 else as_written(arguments[0])
     if get_origin(hint) in (Union, UnionType):
         kinds = [expected(member, metadata) for member in arguments if member is not NoneType]
         return " or ".join(kinds + ["null"] * (NoneType in arguments))

@@ -169,6 +169,8 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     made = _INSTEAD.get(name, func)(*args, **kwargs)
     if _active and name not in _NO_KERNEL and not _is_view(func):
         touched = [one for one in (*flat, *pytree.tree_leaves(made)) if isinstance(one, Tensor)]
+        if name == "index_copy_":  # of the tensor itself, as much as is written
+            touched = touched[1:-1] + touched[2:3]
         for accelerator in _active:
             accelerator.moved += sum(one.numel() * one.element_size() for one in touched)
     if to == "cpu":

@@ -29,11 +29,13 @@ STEP = TrainConfig(
     log_every=1000,
     diagnostics=False,
 )
-MOST = {  # kernels, as docs/performance.md has them, and megabytes: those of a step that went layer by layer
-    "full precision": (fsg.FullPrecision.Config(), 216, 218.92),
-    "ste": (fsg.STE.Config(), 241, 264.93),
-    "multifc": (fsg.MultiFC.Config(), 611, 324.06),
-    "fsg, an average": (fsg.FSG.Config(slow_net=EMA()), 329, 402.72),
+# Kernels, as docs/performance.md has them, and megabytes: within 2.1 % those of a step that went layer by layer and
+# could not be captured, to which a graph adds a learning rate for each weight, and copies to places that stay.
+MOST = {
+    "full precision": (fsg.FullPrecision.Config(), 215, 220.31),
+    "ste": (fsg.STE.Config(), 240, 265.23),
+    "multifc": (fsg.MultiFC.Config(), 584, 330.69),
+    "fsg, an average": (fsg.FSG.Config(slow_net=EMA()), 324, 408.33),
 }
 
 
@@ -57,7 +59,7 @@ def test_a_step_with_a_slow_net_is_few_kernels_where_its_scan_is_tritons(monkeyp
         monkeypatch.setattr(module, "way_on", lambda device: "triton")
     small = fsg.FSG.Config(chunk_size=4096, layer_embedding_dim=2, history_length=2, slow_net=Mamba(d_state=2))
     gpu = step(small, before=3)
-    assert gpu.kernels + WITHIN_TRITONS <= 614, gpu.launches.most_common(10)
+    assert gpu.kernels + WITHIN_TRITONS <= 535, gpu.launches.most_common(10)
 
 
 def step(estimator: Any, before: int = 8) -> Accelerator:

