@@ -9,6 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+from orchestration.util.user_code import begin_program
+
+if __name__ == "__main__" or Path(sys.argv[0]).name in ("fsg", "launch.py", "submitted.py"):
+    begin_program(sys.argv[1:])  # before any library is imported
+
 import typer
 
 from orchestration.ledger import store

@@ -28,6 +28,7 @@ from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
+from orchestration.util.user_code import import_from
 
 if TYPE_CHECKING:
     from orchestration.search.source import ErrorCapturingSource
@@ -37,7 +38,7 @@ View = LiveView | PlainLines
 
 def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View) -> int:
     """Train what is pending; returns the exit status. An unexpected error goes to a log and is told in one line."""
-    stop_file = plan.ledger.stop_file(number)
+    stop_file = store.absolute(plan.ledger.stop_file(number))
     try:
         with stopping_at(stop_file, view) as install, view.display(), Path(os.devnull).open("w") as nowhere:
             with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
@@ -87,7 +88,7 @@ def train_on_ray(
         max_concurrent=spec.resources.max_concurrent,
         max_retries=spec.resources.max_retries,
         checkpoint_every=spec.resources.checkpoint_every,
-        python_path=[str(own)] if own else [],
+        python_path=import_from(str(own)) if own else [],
     )
     packages = [Path(fsg.__file__).parent, Path(provenance.__file__).parents[1]]
     with connect(request.address, packages, own, lambda name: restart_process(name, request, ledger, number)):

@@ -40,6 +40,11 @@ def resolve_path(text: str | Path) -> Path:
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
 
+def absolute(path: Path) -> Path:
+    """The same place, whatever the working directory becomes."""
+    return path if is_remote(path) else path.absolute()
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path is in an object store."""
     return not isinstance(path, Path)

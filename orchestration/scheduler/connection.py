@@ -19,10 +19,11 @@ import ray
 
 from orchestration.scheduler.environment import Unusable
 from orchestration.util import submission
+from orchestration.util.directory import working_in
 from orchestration.util.error_text import first_line
 from orchestration.util.provenance import cores
 from orchestration.util.scratch import scratch
-from orchestration.util.user_code import python_files
+from orchestration.util.user_code import SHIPPED, python_files
 
 _VITAL = ("raylet", "gcs_server")
 POLL_INTERVAL = 0.5
@@ -55,11 +56,13 @@ def connect(
         else:
             shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
             if own is not None:
-                shipped |= {"working_dir": str(python_files(own, folder / "own"))}
+                python_files(own, folder / "package" / SHIPPED)
+                shipped |= {"working_dir": str(folder / "package")}
             # What was submitted with the driver is what its workers get, too.
             options |= {"address": address} | ({} if submission.record() else {"runtime_env": shipped})
         try:
-            with _refusing(address), _ray_below(folder) if address is None else nullcontext():
+            place = _ray_below(folder) if address is None else nullcontext()
+            with _refusing(address), place, working_in(folder):  # Ray has workers import from where it is started
                 _knock(address)
                 _start(options, own=address is None)
             with _watched(died) if address is None else nullcontext():

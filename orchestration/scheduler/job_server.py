@@ -32,7 +32,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from orchestration.scheduler.environment import Unusable
 from orchestration.util import provenance, requirements, submission
 from orchestration.util.error_text import first_line
-from orchestration.util.user_code import python_files
+from orchestration.util.user_code import SHIPPED, python_files
 
 Job = JobDetails
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -181,12 +181,13 @@ def experiment_of(job: Job) -> str:
 def pack(target: Path, spec: Path, own: Path | None, record: dict[str, Any]) -> Path:
     """Make the folder to submit: this code, the spec, the Python files of the user's folder, and a record."""
     target.mkdir(parents=True)
+    (target / SHIPPED).mkdir()
     if own is not None:
-        python_files(own, target)
+        python_files(own, target / SHIPPED)
     for name in _PACKAGES:
         source = Path(__file__).resolve().parents[2] / name
         shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    shutil.copyfile(spec, target / spec.name)
+    shutil.copyfile(spec, target / SHIPPED / spec.name)
     versions = {"python": platform.python_version(), **provenance.code()}
     (target / submission.FILE).write_text(json.dumps(versions | record, indent=1))
     return target
@@ -215,4 +216,4 @@ def _token() -> str | None:
 def _of_driver(text: str) -> str:
     """What the driver printed, without Ray's lines before it and without the folder where Ray keeps the package."""
     text = re.sub(r"^(.* -- Runtime env is setting up|Running entrypoint for job ).*\n", "", text, flags=re.MULTILINE)
-    return re.sub(r"/\S*/_ray_pkg_\w+/", "", text)
+    return re.sub(rf"/\S*/_ray_pkg_\w+/({SHIPPED}/)?", "", text)

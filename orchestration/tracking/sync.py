@@ -28,6 +28,7 @@ from orchestration.tracking import saved_view, server
 from orchestration.tracking.cell_run import CellRunSender
 from orchestration.tracking.runs import PARENT, Mark, MlflowRuns
 from orchestration.util.clock import now_ms
+from orchestration.util.directory import staying
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import without_password
 
@@ -62,7 +63,7 @@ class Tracker:
 
     def sync(self) -> SyncReport:
         """Send whatever the ledger holds and MLflow lacks. Raises what MLflow raises; nothing is lost by it."""
-        with self._lock:
+        with self._lock, staying():
             try:
                 report = self._sync()
             except Exception as error:
