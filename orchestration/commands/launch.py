@@ -24,6 +24,7 @@ from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.networks import networks_of
 from orchestration.util import provenance, submission
 from orchestration.util.clock import now_ms
+from orchestration.util.databases import sqlite_file
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import without_password
 
@@ -82,7 +83,7 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "own_folders": own_folders(spec),
         "profile": request.profile,
         "sets": list(request.sets),
-        "tracking_uri": without_password(request.mlflow) if request.mlflow else None,
+        "tracking_uri": _tracking_uri(request, plan.ledger),
         "cells": [cell.id for cell in plan.cells],
         "networks": [one.to_dict() for one in networks_of(plan.cells)],
         "numerics": fsg.NUMERICS,
@@ -92,6 +93,14 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "git_diff": provenance.uncommitted(),
         **provenance.code(),
     }
+
+
+def _tracking_uri(request: LaunchRequest, ledger: Ledger) -> str | None:
+    """As it is recorded; None for the database beside the results, wherever these will lie."""
+    if request.mlflow is None:
+        return None
+    beside = None if store.is_remote(ledger.folder) else ledger.folder.resolve().parent / "mlflow.db"
+    return None if beside and sqlite_file(request.mlflow) == beside else without_password(request.mlflow)
 
 
 def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:

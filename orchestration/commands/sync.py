@@ -9,6 +9,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.experiment import recorded_spec
 from orchestration.tracking.sync import Tracker
+from orchestration.util.databases import sqlite_file
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import without_password
 
@@ -29,6 +30,11 @@ def sync(folder: Path, tracking_uri: str | None = None) -> int:
     if uri and ":***@" in uri:
         print(f"{folder}: the password of {uri} is not kept (expected --tracking-uri with it)", file=sys.stderr)
         return BAD_INPUT
+    if not tracking_uri and uri and (file := sqlite_file(uri)) and not file.exists():
+        uri = None if (folder.resolve().parent / "mlflow.db").exists() else uri
+        if uri is not None:  # MLflow would make one there
+            print(f"{folder}: {file} is not there (expected --tracking-uri with the database's place)", file=sys.stderr)
+            return BAD_INPUT
     tracker = Tracker(ledger, recorded_spec(launches[-1]), uri)
     try:
         sent = tracker.sync()

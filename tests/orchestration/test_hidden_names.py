@@ -17,8 +17,10 @@ from orchestration.util.user_code import begin_program, import_from
 
 # Python itself and its start-up hooks import some of these before any line of ours: they are for `fsg` and `launch.py`.
 OF_PYTHON = ["queue", "html", "statistics", "types", "random", "secrets", "email", "json", "socket", "signal"]
-INSTALLED = ["mlflow", "jinja2", "requests", "matplotlib", "optuna", "sqlalchemy", "numpy", "torch", "rich", "typer",
-             "click", "pydantic", "psutil", "pandas", "alembic", "flask", "uvicorn", "cloudpickle", "fsg"]  # fmt: skip
+INSTALLED = [
+    "mlflow", "jinja2", "requests", "matplotlib", "optuna", "sqlalchemy", "numpy", "torch", "rich", "typer", "click",
+    "pydantic", "psutil", "pandas", "alembic", "flask", "uvicorn", "cloudpickle", "scipy",
+]  # fmt: skip
 POISON = 'raise RuntimeError("an analysis script of the user\'s")\n'
 OWN = """
 import fsg
@@ -158,7 +160,7 @@ def test_nothing_is_imported_in_a_librarys_place(user: Path, tmp_path: Path, way
     poisoned(user, INSTALLED + ([] if on_path else OF_PYTHON[:3]))
     program = [str(LAUNCH)] if on_path else ["-m", "orchestration.cli", "launch"]
     short = IMPORTING.replace("epochs: 20", "epochs: 1") + (
-        "tuning: {space: {optimizer.lr: {low: 1.0e-3, high: 0.1}}, trials: 1, seeds: [9]}\n"
+        "tuning: {space: {optimizer.lr: {low: 1.0e-3, high: 0.1}}, budget: 1, seeds: [9]}\n"
     )
     (user / "tiny.yaml").write_text(short)
     environment = os.environ | ({"PYTHONPATH": str(user)} if on_path else {})
