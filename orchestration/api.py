@@ -16,6 +16,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.results import Results
 from orchestration.spec.experiment import ExperimentSpec, SpecErrors, load_spec
+from orchestration.util.output import Unfailing
 
 __all__ = ["Refused", "Results", "SpecErrors", "load_spec", "open_results", "plan", "run"]
 
@@ -109,6 +110,7 @@ def _follow(command: Sequence[str]) -> tuple[int, list[str]]:
     """
     terminal = sys.stdout.isatty()  # where its live view can be drawn
     interrupted = False
+    output = Unfailing(sys.stdout)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         with subprocess.Popen(
             command,
@@ -122,7 +124,7 @@ def _follow(command: Sequence[str]) -> tuple[int, list[str]]:
             while process.returncode is None:
                 try:
                     for line in process.stdout or ():
-                        print(line, end="")
+                        output.write(line)
                     process.wait()
                 except KeyboardInterrupt:
                     interrupted = True

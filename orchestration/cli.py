@@ -3,20 +3,20 @@
 Every command imports its file when it is called: `fsg --help` waits for no library.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from orchestration.util.user_code import begin_program
+from orchestration.util import program
 
 if __name__ == "__main__" or Path(sys.argv[0]).name in ("fsg", "launch.py", "submitted.py"):
-    begin_program(sys.argv[1:])  # before any library is imported
+    program.begin(sys.argv[1:])  # before any library is imported
 
 import typer
 
 from orchestration.ledger import store
+from orchestration.util.output import unfailing_output
 from orchestration.util.verbose import log_to_stderr
 
 app = typer.Typer(
@@ -334,11 +334,8 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
-    try:
+    with unfailing_output():
         app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
-    except BrokenPipeError:  # the reader of our output went away: nothing more to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,10 @@ from orchestration.util.error_text import first_line
 from orchestration.util.passwords import without_password
 
 if TYPE_CHECKING:
-    from orchestration.tracking.sync import Tracker
+    from orchestration.tracking.sync import Patience, Tracker
 
 SYNC_EVERY = 15.0
+MLFLOW_TIMEOUT = 20.0  # for all that is left to be sent at the end
 
 
 def launch(request: LaunchRequest) -> int:
@@ -105,7 +106,7 @@ def _tracking_uri(request: LaunchRequest, ledger: Ledger) -> str | None:
 
 def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     """Train what is pending while MLflow is kept level, then report. Raises KeyboardInterrupt where it was stopped."""
-    from orchestration.tracking.sync import Tracker, background  # start-up time
+    from orchestration.tracking.sync import Patience, Tracker, background  # start-up time
 
     request.say(plan.summary)
     if plan.orphans:
@@ -114,9 +115,10 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     tracker = Tracker(plan.ledger, plan.spec, request.mlflow)
     view = view_for(plan.statuses, plan.spec.folder_name, plan.max_running, request.console)
     waiting = request.console.status("updating MLflow and the report")
+    patience = Patience(MLFLOW_TIMEOUT, request.say)
     status = INTERRUPTED
     try:
-        with background(tracker, SYNC_EVERY, view.message):
+        with background(tracker, SYNC_EVERY, patience, view.message):
             try:
                 status = DONE if plan.complete else train(request, plan, number, view)
                 status = FAILED if status == DONE and measures_nothing(plan) else status
@@ -125,14 +127,21 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
                 raise
             finally:
                 with suppress(Unwritable):
-                    plan.ledger.record_launch_end(number, {"finished": now_ms(), "exit_status": status})
+                    plan.ledger.record_launch_end(number, _end(plan.ledger, number, status))
                 waiting.start()
         if status == INTERRUPTED:
             raise KeyboardInterrupt
-        _conclude(request, plan, tracker, view)
+        _conclude(request, plan, tracker, patience, view)
     finally:
         waiting.stop()
     return status
+
+
+def _end(ledger: Ledger, number: int, status: int) -> dict[str, Any]:
+    """The record of a launch's end, with the signal that stopped it."""
+    stop = ledger.stop_file(number)
+    why = {"reason": f"stopped by {store.of(stop).read(stop).decode()}"} if store.exists(stop) else {}
+    return {"finished": now_ms(), "exit_status": status, **why}
 
 
 def measures_nothing(plan: ExperimentPlan) -> bool:
@@ -151,15 +160,18 @@ def measures_nothing(plan: ExperimentPlan) -> bool:
     return not any(against in over and done & {pair, against} for pair, against in compared)
 
 
-def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", view: View) -> None:
+def _conclude(
+    request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", patience: "Patience", view: View
+) -> None:
     """Print the report, and what went wrong. A report or an MLflow that fails takes nothing from a run."""
     try:
         request.say(f"report   {_report(request, plan.ledger)}")
     except Exception as error:
         print(f"the report is not complete: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
     try:
-        if tracker.behind is None:
-            tracker.log_report(plan.ledger.folder)
+        if tracker.reached and not patience.run(lambda: tracker.log_report(plan.ledger.folder)):
+            tracker.give_up(patience.seconds)
+        if tracker.reached:
             request.say(f"MLflow   {tracker.ui()}")
     except Exception as error:
         tracker.behind = first_line(error)

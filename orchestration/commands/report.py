@@ -3,13 +3,12 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from orchestration.commands.exit_status import BAD_INPUT, DONE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build
 from orchestration.report.tables import terminal_table
 from orchestration.report.write import write
+from orchestration.util import terminal
 from orchestration.util.error_text import first_line
 
 
@@ -21,7 +20,7 @@ def report(folder: Path) -> int:
         print(first_line(error), file=sys.stderr)
         return BAD_INPUT
     paths = write(built)
-    console = Console()
+    console = terminal.console()
     console.print(terminal_table(built))
     for path in paths:
         if path.parent == built.folder:

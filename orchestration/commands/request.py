@@ -14,7 +14,7 @@ from orchestration.commands.exit_status import BAD_INPUT, FAILED, INTERRUPTED
 from orchestration.ledger.stores.errors import LockedError
 from orchestration.scheduler.environment import Unusable
 from orchestration.spec.experiment import SpecErrors
-from orchestration.util import submission
+from orchestration.util import submission, terminal
 from orchestration.util.passwords import without_password
 
 
@@ -39,7 +39,7 @@ class LaunchRequest:
     submit: bool = False
     study_storage: str | None = None
     yes: bool = False
-    console: Console = field(default_factory=lambda: Console(file=sys.stdout))
+    console: Console = field(default_factory=terminal.console)
 
     @property
     def command(self) -> str:

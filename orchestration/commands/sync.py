@@ -43,6 +43,11 @@ def sync(folder: Path, tracking_uri: str | None = None) -> int:
     except Exception as error:
         print(without_password(f"MLflow ({tracker.uri}) cannot be written to: {first_line(error)}"), file=sys.stderr)
         return FAILED
+    for line in sent.refused:
+        print(without_password(f"MLflow refused {line}"), file=sys.stderr)
+    if sent.refused:
+        print(f"sent {sent.runs} runs, {sent.metrics} metric values and {sent.files} files: all but what was refused")
+        return FAILED
     print(f"sent {sent.runs} runs, {sent.metrics} metric values and {sent.files} files: MLflow is level with {folder}")
     print(f"MLflow   {tracker.ui()}")
     return DONE

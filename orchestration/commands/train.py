@@ -28,6 +28,7 @@ from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
+from orchestration.util.program import stops
 from orchestration.util.user_code import import_from
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View)
     """Train what is pending; returns the exit status. An unexpected error goes to a log and is told in one line."""
     stop_file = store.absolute(plan.ledger.stop_file(number))
     try:
-        with stopping_at(stop_file, view) as install, view.display(), Path(os.devnull).open("w") as nowhere:
+        with (
+            stopping_at(stop_file, view) as install,
+            view.display(),
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        ):
             with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
                 trained, unsettled = train_on_ray(request, plan, number, view, install)
     except (Refused, Unusable):
@@ -145,7 +150,7 @@ def _search_source(
 
 @contextmanager
 def stopping_at(stop_file: Path, view: View) -> Iterator[Callable[[], None]]:
-    """Within, the first SIGINT or SIGTERM asks the workers to stop at a checkpoint; the second ends it all at once.
+    """Within, SIGINT, SIGTERM or SIGHUP asks the workers to stop at a checkpoint; a second one ends it all at once.
 
     What is yielded puts these handlers in place once more, where a library has replaced them.
     """
@@ -154,12 +159,12 @@ def stopping_at(stop_file: Path, view: View) -> Iterator[Callable[[], None]]:
         try:
             if store.exists(stop_file):
                 raise KeyboardInterrupt
-            write_new(stop_file, b"")
+            write_new(stop_file, signal.Signals(signum).name.encode())
         except OSError:  # a full disk
             raise KeyboardInterrupt from None
         view.stopping()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stops()}
 
     def install() -> None:
         for number in before:

@@ -30,7 +30,7 @@ from orchestration.runtime.retrain import (
     train_until_killed,
 )
 from orchestration.spec.cells import Cell, total_steps
-from orchestration.util import provenance
+from orchestration.util import provenance, terminal
 from orchestration.util.error_text import first_line
 from orchestration.util.scratch import keep, scratch
 
@@ -68,7 +68,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     """
     if cells < 1:
         raise ValueError(f"got {cells} cells (expected ≥ 1)")
-    console = console or Console()
+    console = console or terminal.console()
     ledger = Ledger(folder)
     launches = ledger.launches()
     if not launches:

@@ -86,7 +86,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """`<name>.svg` and `<name>.png` in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-    svg.write_text(_svg(figure))
+    svg.write_text(_svg(figure), encoding="utf-8")
     with matplotlib.rc_context(_STYLE):
         figure.savefig(png, dpi=160, metadata={"Software": None})
     return [svg, png]

@@ -1,7 +1,9 @@
 """A worker: trains one cell after another in a process that stays warm. It does not know of Ray."""
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -39,6 +41,9 @@ class Worker:
             os.chdir(config.directory)
         import_from(*config.python_path, *shipped())
         end_of_safe_path()
+        for stream in (sys.stdout, sys.stderr):  # what a component prints must not fail its training
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         self._stop_file = store.PolledFile(store.resolve_path(config.stop_file))
         signal.signal(signal.SIGTERM, self._on_sigterm)
 

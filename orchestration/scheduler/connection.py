@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,8 @@ def connect(
             options |= {"address": address} | ({} if submission.record() else {"runtime_env": shipped})
         try:
             place = _ray_below(folder) if address is None else nullcontext()
-            with _refusing(address), place, working_in(folder):  # Ray has workers import from where it is started
+            # Ray has workers import from the directory in which it is started.
+            with _refusing(address), place, _hung_up_later(), working_in(folder):
                 _knock(address)
                 _start(options, own=address is None)
             with _watched(died) if address is None else nullcontext():
@@ -83,6 +85,19 @@ def _ray_below(folder: Path) -> Iterator[None]:
         del os.environ["RAY_TMPDIR"]
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
+
+
+@contextmanager
+def _hung_up_later() -> Iterator[None]:
+    """Within, a SIGHUP waits; for ever in what is started there: a terminal that closes speaks to Ray's processes, too.
+
+    It is the driver that stops the workers, each at a checkpoint.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

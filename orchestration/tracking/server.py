@@ -22,6 +22,7 @@ from orchestration.ledger import store
 from orchestration.tracking import artifacts, saved_view
 from orchestration.util.databases import sqlite_address, sqlite_file
 from orchestration.util.passwords import without_password
+from orchestration.util.program import stops
 from orchestration.util.scratch import scratch
 
 HOST, PORT = "127.0.0.1", 5000
@@ -164,9 +165,10 @@ def _tell(address: str, open_browser: bool, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Within, SIGTERM is a KeyboardInterrupt, so that the server ends with us."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Within, SIGTERM and SIGHUP are a KeyboardInterrupt, so that the server ends with us."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stops()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

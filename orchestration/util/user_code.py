@@ -17,7 +17,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _set_aside: list[str] = []
 
 
-def begin_program(words: Iterable[str]) -> None:
+def take_off_users_folders(words: Iterable[str]) -> None:
     """Take the folders that the user works in off the paths of this program and of those that it starts.
 
     They are the working directory, which `python -m` puts first, and those of the files that `words` name, where
@@ -39,7 +39,7 @@ def end_of_safe_path() -> None:
 
 
 def import_from(*folders: str) -> list[str]:
-    """Put folders last on `sys.path`, and what `begin_program` took off; returns them, in the order in which they are.
+    """Put folders last on `sys.path`, then what `take_off_users_folders` took; returns them in their order.
 
     In every process alike: which file a name means hangs on the order.
     """

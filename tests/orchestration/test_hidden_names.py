@@ -13,7 +13,7 @@ from launches import LAUNCH, SPEC, images, ledger_of
 from fsg.import_closure import refuse_hidden
 from orchestration.spec.experiment import SpecErrors, load_spec
 from orchestration.util import user_code
-from orchestration.util.user_code import begin_program, import_from
+from orchestration.util.user_code import import_from, take_off_users_folders
 
 # Python itself and its start-up hooks import some of these before any line of ours: they are for `fsg` and `launch.py`.
 OF_PYTHON = ["queue", "html", "statistics", "types", "random", "secrets", "email", "json", "socket", "signal"]
@@ -92,7 +92,7 @@ def test_a_program_takes_the_users_folders_off(
     monkeypatch.setenv("PYTHONSAFEPATH", "")
     rest = list(sys.path)
     sys.path[:] = ["", str(user), str(other), *rest]
-    begin_program(["launch", str(user / "tiny.yaml")])
+    take_off_users_folders(["launch", str(user / "tiny.yaml")])
     assert sys.path == [str(other), *rest]
     assert os.environ["PYTHONPATH"] == str(other)
     import_from(str(user))

@@ -25,8 +25,8 @@ from orchestration.util.databases import sqlite_address, sqlite_file
 ALL_AT_ONCE = 'it\'s "a"?b=c&d#e%20f 100% %(here)s:@[x]{y}\\z;$HOME <実験>\n2'
 NAMES = [
     "a?b", "a#b", "a%20b", "a b", " a ", "100%", "100% run", "a'b", 'a"b', "ünï", "実験", "a&b", "a=b", "a@b",
-    "a:b", "a;b", "a\\b", "{a}", "$HOME", "~a", "[a]", "a+b", "a,b", "a|b", "a*b", "a<b>", "a(b)", "a!b", "a`b`", "a^b", "-a", "...",
-    "a?mode=memory", "file:a", "sqlite:", "a%3Fb", "%", "a\tb", "a\nb", "🙂", "e\u0301",
+    "a:b", "a;b", "a\\b", "{a}", "$HOME", "~a", "[a]", "a+b", "a,b", "a|b", "a*b", "a<b>", "a(b)", "a!b", "a`b`", "a^b",
+    "-a", "...", "a?mode=memory", "file:a", "sqlite:", "a%3Fb", "%", "a\tb", "a\nb", "🙂", "e\u0301",
 ]  # fmt: skip
 SPEC = spec_of(seeds=(0,))
 

@@ -1,0 +1,51 @@
+"""How a program of this project begins, before any library is imported: its descriptors, paths, signals and output.
+
+Nothing but the standard library is imported here.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+from orchestration.util.user_code import take_off_users_folders
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def begin(words: Iterable[str]) -> None:
+    """Make this process one that its surroundings cannot break; `words` are those of its command."""
+    _open_missing_descriptors()
+    take_off_users_folders(words)
+    os.environ["PYTHONIOENCODING"] = os.environ.get("PYTHONIOENCODING", "").partition(":")[0] + ":replace"
+    for number in stops():
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    sys.excepthook, sys.unraisablehook = _told_in_a_line, _ignored_where_nobody_can_hear
+
+
+def stops() -> list[signal.Signals]:
+    """The signals that ask a process to stop: a terminal that closes is none where `nohup` says so."""
+    return [one for one in STOPS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+
+
+def _open_missing_descriptors() -> None:
+    """A file that takes the number of a closed output would get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _told_in_a_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    os.write(2, b"Interrupted.\n")
+
+
+def _ignored_where_nobody_can_hear(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
