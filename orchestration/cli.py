@@ -334,8 +334,11 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
-    with unfailing_output():
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
+    try:
+        with unfailing_output():
+            app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
+    except SystemExit as end:
+        program.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from orchestration.util.clock import now_ms
 from orchestration.util.directory import staying
 from orchestration.util.error_text import first_line, one_line
 from orchestration.util.passwords import without_password
+from orchestration.util.program import AT_WORK
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ class Patience:
             except Exception as error:
                 failed.append(error)
 
-        thread = threading.Thread(target=attempt, name="tracking's end", daemon=True)
+        thread = threading.Thread(target=attempt, name=AT_WORK, daemon=True)
         thread.start()
         ended = self.wait(thread)
         if failed:
@@ -233,7 +234,7 @@ def background(
     it refuses. The last is waited for as long as there is patience.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_keep_syncing, args=(tracker, every, stop, warn), name="tracking", daemon=True)
+    thread = threading.Thread(target=_keep_syncing, args=(tracker, every, stop, warn), name=AT_WORK, daemon=True)
     thread.start()
     try:
         yield

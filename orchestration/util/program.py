@@ -6,11 +6,13 @@ Nothing but the standard library is imported here.
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 from types import TracebackType
 
 from orchestration.util.user_code import take_off_users_folders
 
+AT_WORK = "MLflow"  # the name of threads that the end of a program does not wait for
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -23,6 +25,13 @@ def begin(words: Iterable[str]) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     sys.excepthook, sys.unraisablehook = _told_in_a_line, _ignored_where_nobody_can_hear
+
+
+def leave(status: int) -> None:
+    """End the program. A thread that is still at work must not meet an interpreter that is taken down around it."""
+    if any(thread.name == AT_WORK for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 def stops() -> list[signal.Signals]:
