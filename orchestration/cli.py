@@ -319,10 +319,11 @@ def _one_line_errors(work: Callable[[], int]) -> int:
 
 def _on_cluster(verb: str, address: str, name: str | None) -> int:
     from orchestration.scheduler.environment import Unusable, is_job_server, prepare  # start-up time
+    from orchestration.util.passwords import without_password  # start-up time
 
     try:
         if not is_job_server(address):
-            raise Unusable(f"--address: {address}: is not a job server's (expected http://HOST:8265)")
+            raise Unusable(f"--address: {without_password(address)}: is not a job server's (expected http://HOST:8265)")
         prepare(address)
         from orchestration.commands import jobs  # start-up time
 

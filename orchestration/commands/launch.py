@@ -26,7 +26,7 @@ from orchestration.util import provenance, submission
 from orchestration.util.clock import now_ms
 from orchestration.util.databases import sqlite_file
 from orchestration.util.error_text import first_line
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import hide_passwords, without_password
 
 if TYPE_CHECKING:
     from orchestration.tracking.sync import Patience, Tracker
@@ -176,7 +176,7 @@ def _conclude(
     except Exception as error:
         tracker.behind = first_line(error)
     if tracker.behind is not None:
-        lacks = without_password(f"MLflow is incomplete ({tracker.behind})")
+        lacks = hide_passwords(f"MLflow is incomplete ({tracker.behind})", tracker.uri)
         request.say(f"{lacks}; the ledger is complete. Later: fsg sync {shlex.quote(str(plan.ledger.folder))}")
     for cell in plan.cells:
         outcome = plan.ledger.outcome(cell.id)

@@ -49,7 +49,7 @@ class LaunchRequest:
         words = ["fsg", "launch", str(self.source), *self.options]
         words += ["--results", str(self.results)] if self.results != Path("results") else []
         words += ["--tracking-uri", without_password(self.tracking_uri)] if self.tracking_uri else []
-        words += ["--address", self.address] if self.address else []
+        words += ["--address", without_password(self.address)] if self.address else []
         words += ["--study-storage", without_password(self.study_storage)] if self.study_storage else []
         return shlex.join(words)
 

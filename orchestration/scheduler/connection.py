@@ -22,6 +22,7 @@ from orchestration.scheduler.environment import Unusable
 from orchestration.util import submission
 from orchestration.util.directory import working_in
 from orchestration.util.error_text import first_line
+from orchestration.util.passwords import hide_passwords
 from orchestration.util.provenance import cores
 from orchestration.util.scratch import scratch
 from orchestration.util.user_code import SHIPPED, python_files
@@ -109,7 +110,7 @@ def _refusing(address: str | None) -> Iterator[None]:
         why = None if address is None else _why_unconnected(error)
         if why is None:
             raise
-        raise Unusable(f"--address {address}: {why}") from error
+        raise Unusable(hide_passwords(f"--address {address}: {why}", address)) from error
 
 
 def _knock(address: str | None) -> None:

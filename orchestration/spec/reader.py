@@ -16,6 +16,7 @@ from fsg.imported import Imported, closure, config_class, named
 from orchestration.spec.components import KINDS, misfit
 from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, meant, nearest
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError, printable
+from orchestration.util.passwords import without_password
 from orchestration.util.user_code import import_from
 
 Read = tuple[Settings | None, tuple[Problem, ...]]
@@ -235,7 +236,7 @@ def show(value: Any) -> str:
         return str(value) if not value else "a mapping" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"
-    return f"'{printable(value, 60)}'" if isinstance(value, str) else str(value)
+    return f"'{printable(without_password(value), 60)}'" if isinstance(value, str) else str(value)
 
 
 def reason(error: BaseException) -> str:

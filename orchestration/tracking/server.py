@@ -21,7 +21,7 @@ from pathlib import Path
 from orchestration.ledger import store
 from orchestration.tracking import artifacts, saved_view
 from orchestration.util.databases import sqlite_address, sqlite_file
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import hide_passwords, without_password
 from orchestration.util.program import stops
 from orchestration.util.scratch import scratch
 
@@ -90,6 +90,7 @@ def serving(uri: str, port: int, beside: bool = False) -> Iterator[str]:
     Raises OSError, with the last line that it wrote, where it does not start.
     """
     words = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    given = uri
     file, server = sqlite_file(uri), f"http://{HOST}:{port}"
     with scratch("fsg-ui-") as empty, tempfile.TemporaryFile() as said:  # the server imports from where it runs
         (empty / "copy").mkdir()
@@ -105,7 +106,7 @@ def serving(uri: str, port: int, beside: bool = False) -> Iterator[str]:
                     said.seek(0)
                     lines = said.read().decode(errors="replace").strip().splitlines()
                     raise OSError(
-                        f"MLflow's server did not start: {without_password(lines[-1]) if lines else 'silent'}"
+                        f"MLflow's server did not start: {hide_passwords(lines[-1], given) if lines else 'silent'}"
                     )
                 time.sleep(0.1)
             yield server

@@ -32,7 +32,7 @@ from orchestration.tracking.runs import PARENT, Mark, MlflowRuns
 from orchestration.util.clock import now_ms
 from orchestration.util.directory import staying
 from orchestration.util.error_text import first_line, one_line
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import hide_passwords, without_password
 from orchestration.util.program import AT_WORK
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ class Tracker:
                 report = self._sync()
             except Exception as error:
                 self.runs.forget()
-                self.reached, self.behind = False, first_line(error)[:200]
+                self.reached, self.behind = False, hide_passwords(first_line(error), self.uri)[:200]
                 raise
-            self.reached, self.behind = True, _told(report.refused)
+            self.reached, self.behind = True, _told(tuple(hide_passwords(one, self.uri) for one in report.refused))
             if report.refused:
                 self.runs.forget()
             sent = report.metrics, report.files, report.runs
@@ -253,13 +253,13 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
         try:
             refused = set(tracker.sync().refused)
             for line in sorted(refused - told):
-                warn(without_password(f"MLflow refused {line}. The ledger is complete; it is retried."))
+                warn(hide_passwords(f"MLflow refused {line}. The ledger is complete; it is retried.", tracker.uri))
             told |= refused
         except Exception as error:
             if not warned:
                 why = tracker.behind or first_line(error)
                 line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger is complete; MLflow is retried."
-                warn(without_password(line))
+                warn(hide_passwords(line, tracker.uri))
             warned = True
         if last:
             return
