@@ -15,6 +15,7 @@ SHIPPED = "own-code"  # the folder of the user's files within what is sent to a 
 _SAFE = "PYTHONSAFEPATH"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _set_aside: list[str] = []
+_given: dict[str, str] = {}  # what this changes in the environment, as it was
 
 
 def take_off_users_folders(words: Iterable[str]) -> None:
@@ -28,14 +29,20 @@ def take_off_users_folders(words: Iterable[str]) -> None:
     _set_aside.extend(path for path in sys.path if os.path.realpath(path) in folders and path not in _set_aside)
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in folders]
     if given := os.environ.get("PYTHONPATH"):
+        _given["PYTHONPATH"] = given
         kept = [path for path in given.split(os.pathsep) if os.path.realpath(path) not in folders]
         os.environ["PYTHONPATH"] = os.pathsep.join(kept)
     os.environ[_SAFE] = "1"
 
 
 def end_of_safe_path() -> None:
-    """What this process starts from here on is the user's, or a program that begins anew."""
+    """What this process starts from here on is the user's."""
     os.environ.pop(_SAFE, None)
+
+
+def environment_as_given() -> dict[str, str]:
+    """The environment for a program that begins anew in this one's place."""
+    return {name: value for name, value in os.environ.items() if name != _SAFE} | _given
 
 
 def import_from(*folders: str) -> list[str]:
