@@ -40,6 +40,7 @@ def path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(user_code, "_set_aside", [])
+    monkeypatch.setattr(user_code, "_given", {})
     yield
     for name in set(sys.modules) - before:
         if name.startswith("my_"):
@@ -95,6 +96,10 @@ def test_a_program_takes_the_users_folders_off(
     take_off_users_folders(["launch", str(user / "tiny.yaml")])
     assert sys.path == [str(other), *rest]
     assert os.environ["PYTHONPATH"] == str(other)
+    assert os.environ["PYTHONSAFEPATH"] == "1"
+    again = user_code.environment_as_given()
+    assert again["PYTHONPATH"] == os.pathsep.join([str(user), str(other), ""])
+    assert "PYTHONSAFEPATH" not in again
     import_from(str(user))
     assert sys.path == [str(other), *rest, str(user), str(elsewhere)], "back again, behind"
 
