@@ -130,9 +130,11 @@ class Tracker:
         try:
             yield
         except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
+                raise  # a connection, a full disk: all that would follow fails, too
             try:
                 self.runs.client().get_experiment(self.runs.experiment_id)
-            except Exception:  # it is gone, and so is all that would follow
+            except Exception:
                 raise error from None
             refused.append(f"{name}: {one_line(error)[:300]}")
 
