@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 import pytest
 from synthetic_experiment import launched, spec_of, trained
@@ -60,23 +61,23 @@ def tracked(results: Path, migrated: Path) -> Path:
 
 
 def read(results: Path) -> dict[str, bytes]:
-    """Every artifact that MLflow lists in the database of results, as it hands it out."""
+    """Every artifact of a run, from where the database of results says that it is."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(sqlite_address(results / "mlflow.db"))
     (one,) = [one for one in client.search_experiments() if one.name == SPEC.folder_name]
-    return {
-        f"{run.info.run_name}/{path}": Path(client.download_artifacts(run.info.run_id, path)).read_bytes()
-        for run in client.search_runs([one.experiment_id])
-        for path in files(client, run.info.run_id)
-    }
+    found = {}
+    for run in client.search_runs([one.experiment_id]):
+        place = Path(url2pathname(urllib.parse.urlsplit(run.info.artifact_uri).path))
+        files = [path for path in place.rglob("*") if path.is_file()]
+        found |= {f"{run.info.run_name}/{path.relative_to(place)}": path.read_bytes() for path in files}
+    return found
 
 
-def in_another_process() -> None:
-    """MLflow remembers, by the run, where a process has had its artifacts."""
-    from mlflow.tracking._tracking_service import utils
-
-    utils._artifact_repos_cache.clear()
+def synced(folder: Path) -> int:
+    """`fsg sync` in a process of its own: MLflow remembers, by the run, where a process has had its artifacts."""
+    words = "import sys; from orchestration.cli import main; main(['sync', sys.argv[1]])"
+    return subprocess.run([sys.executable, "-c", words, str(folder)], check=False).returncode
 
 
 def files(client: Any, run: str, below: str | None = None) -> list[str]:
@@ -98,21 +99,17 @@ def test_results_of_any_name_are_tracked_moved_and_copied(tmp_path: Path, migrat
     assert {path.rpartition("/")[2] for path in sent} >= {"as_written.yaml", "resolved.json", "report.html"}
     assert list(tmp_path.iterdir()) == [results], "nothing lies beside it"
 
-    in_another_process()
     moved = results.rename(tmp_path / f"{name} moved")
     tracker = Tracker(Ledger(moved / "ablation"), SPEC)
     assert tracker.sync() == SyncReport(0, 0, 0)
     assert read(moved) == sent
 
-    in_another_process()
     copy = Path(shutil.copytree(moved, tmp_path / f"copy of {name}"))
     before = everything(moved)
     (copy / "ablation" / "report.html").write_text("another report")
-    assert sync(copy / "ablation") == 0
+    assert synced(copy / "ablation") == 0
     assert everything(moved) == before, "nothing is written to where it came from"
-    in_another_process()
     assert read(copy) == sent | {"ablation/report/report.html": b"another report"}
-    in_another_process()
     assert read(moved) == sent
     assert sorted(tmp_path.iterdir()) == sorted([moved, copy])
 
