@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -124,7 +125,8 @@ def _follow(command: Sequence[str]) -> tuple[int, list[str]]:
             while process.returncode is None:
                 try:
                     for line in process.stdout or ():
-                        output.write(line)
+                        with redirect_stdout(output):
+                            print(line, end="")
                     process.wait()
                 except KeyboardInterrupt:
                     interrupted = True
