@@ -7,10 +7,11 @@ import ast
 import functools
 import importlib
 import importlib.util
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,24 @@ def import_closure(module: str) -> Closure:
     files, libraries = {own.relative_to(root).as_posix(): own}, set[str]()
     if is_installed(own):
         return Closure(files, root, frozenset({module.partition(".")[0]}))
+    for _, found in _modules(module, libraries):
+        if found is not None and found.file is not None and found.file.read_bytes().strip():
+            files.setdefault(found.file.relative_to(found.root).as_posix(), found.file)
+    return Closure(files, root, frozenset(libraries))
+
+
+def refuse_hidden(module: str) -> None:
+    """Raises ValueError where a module, or one that it imports, is not the user's file of that name, but a library."""
+    importlib.invalidate_caches()
+    for name, found in _modules(module, set()):
+        if found is None and (own := _hidden(name.removesuffix(".*"))):
+            head = name.partition(".")[0]
+            what = f"{own.name} in {own.parent} is hidden by the module {head} of Python or of a package"
+            raise ValueError(f"{what} (expected another name: rename {own.name})")
+
+
+def _modules(module: str, libraries: set[str]) -> Iterator[tuple[str, _Module | None]]:
+    """A module and all that it may import, each once; None for what is not the user's."""
     waiting, seen = [module], set[str]()
     while waiting:
         name = waiting.pop()
@@ -61,18 +80,32 @@ def import_closure(module: str) -> Closure:
             continue
         seen.add(name)
         found = _located(name, libraries)
+        yield name, None if name.endswith(".*") and found else found
         if found is None:
             continue
         if name.endswith(".*"):
             waiting += _submodules(name[:-2], found)
         elif found.file is not None:
-            source = found.file.read_bytes()
-            if source.strip():
-                files.setdefault(found.file.relative_to(found.root).as_posix(), found.file)
             package = name if found.folders else name.rpartition(".")[0]
-            waiting += [above for one in _imports(source, package) for above in _with_parents(one)]
+            waiting += [above for one in _imports(found.file.read_bytes(), package) for above in _with_parents(one)]
         waiting += _with_parents(name)
-    return Closure(files, root, frozenset(libraries))
+
+
+def _hidden(name: str) -> Path | None:
+    """A file of the user's by the name of a module, where that is another: of Python's own, or installed."""
+    spec = _spec(name.partition(".")[0])
+    if spec is None or not (_is_library(_place(spec)) or spec.name in _THIS_PROJECT):
+        return None
+    used = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()]
+    if place := _place(spec):
+        used.append(place.resolve())
+    for folder in (Path(path).resolve() for path in sys.path):
+        for below in (folder / spec.name, folder.joinpath(*name.split("."))):
+            ends = ("/__init__.py", *EXTENSION_SUFFIXES, ".py")
+            own = next((file for end in ends if (file := Path(f"{below}{end}")).is_file()), None)
+            if own and not _is_library(own) and not any(own.is_relative_to(one) for one in used):
+                return own.parent if own.name == "__init__.py" else own
+    return None
 
 
 def source_file(module: str) -> Source:
@@ -94,15 +127,13 @@ def _located(name: str, libraries: set[str]) -> _Module | None:
     head, *rest = name.removesuffix(".*").split(".")
     if head in _THIS_PROJECT:
         return None
-    spec = None
-    with suppress(ImportError, ValueError):  # what is not there, is optional
-        spec = importlib.util.find_spec(head)  # what is imported already counts: that is what is used
+    spec = _spec(head)
     if spec is None:
         return None
     file = Path(spec.origin) if spec.has_location and spec.origin else None
     folders = tuple(map(Path, spec.submodule_search_locations or ()))
-    place = file or next(iter(folders), None)
-    if place is None or place.is_relative_to(sysconfig.get_path("stdlib")) or is_installed(place):
+    place = _place(spec)
+    if place is None or _is_library(place):
         if place is not None and is_installed(place):
             libraries.add(head)
         return None
@@ -110,6 +141,25 @@ def _located(name: str, libraries: set[str]) -> _Module | None:
     for part in rest:
         found = found and _below(found, part)
     return found
+
+
+def _spec(head: str) -> ModuleSpec | None:
+    """Of a top-level module; what is imported already counts: that is what is used. None: what is not there."""
+    try:
+        return importlib.util.find_spec(head)
+    except (ImportError, ValueError):
+        return None
+
+
+def _place(spec: ModuleSpec) -> Path | None:
+    """A module's file, or else its first folder; None of what is built into Python."""
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    return Path(spec.origin) if spec.has_location and spec.origin else next(iter(folders), None)
+
+
+def _is_library(place: Path | None) -> bool:
+    """Whether a module there is Python's own, or installed."""
+    return place is None or place.is_relative_to(sysconfig.get_path("stdlib")) or is_installed(place)
 
 
 def is_installed(path: Path) -> bool:

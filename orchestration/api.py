@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.results import Results
 from orchestration.spec.experiment import ExperimentSpec, SpecErrors, load_spec
+from orchestration.util.output import Unfailing
 
 __all__ = ["Refused", "Results", "SpecErrors", "load_spec", "open_results", "plan", "run"]
 
@@ -109,6 +111,7 @@ def _follow(command: Sequence[str]) -> tuple[int, list[str]]:
     """
     terminal = sys.stdout.isatty()  # where its live view can be drawn
     interrupted = False
+    output = Unfailing(sys.stdout)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         with subprocess.Popen(
             command,
@@ -122,7 +125,8 @@ def _follow(command: Sequence[str]) -> tuple[int, list[str]]:
             while process.returncode is None:
                 try:
                     for line in process.stdout or ():
-                        print(line, end="")
+                        with redirect_stdout(output):
+                            print(line, end="")
                     process.wait()
                 except KeyboardInterrupt:
                     interrupted = True

@@ -3,15 +3,20 @@
 Every command imports its file when it is called: `fsg --help` waits for no library.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+from orchestration.util import program
+
+if __name__ == "__main__" or Path(sys.argv[0]).name in ("fsg", "launch.py", "submitted.py"):
+    program.begin(sys.argv[1:])  # before any library is imported
+
 import typer
 
 from orchestration.ledger import store
+from orchestration.util.output import unfailing_output
 from orchestration.util.verbose import log_to_stderr
 
 app = typer.Typer(
@@ -326,10 +331,11 @@ def _one_line_errors(work: Callable[[], int]) -> int:
 
 def _on_cluster(verb: str, address: str, name: str | None) -> int:
     from orchestration.scheduler.environment import Unusable, is_job_server, prepare  # start-up time
+    from orchestration.util.passwords import without_password  # start-up time
 
     try:
         if not is_job_server(address):
-            raise Unusable(f"--address: {address}: is not a job server's (expected http://HOST:8265)")
+            raise Unusable(f"--address: {without_password(address)}: is not a job server's (expected http://HOST:8265)")
         prepare(address)
         from orchestration.commands import jobs  # start-up time
 
@@ -342,10 +348,10 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
-    except BrokenPipeError:  # the reader of our output went away: nothing more to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        with unfailing_output():
+            app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
+    except SystemExit as end:
+        program.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 # Python puts this file's folder first on the path, where `statistics` is ours and not the standard library's.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent), *(path for path in sys.path if Path(path).resolve() != _HERE)]
 
 from orchestration.cli import main  # noqa: E402
 

@@ -18,6 +18,7 @@ def main(words: Sequence[str]) -> None:
         print(f"FSG_RESULTS {says} in the cluster (expected a folder that all nodes share: --results /FOLDER)")
         sys.exit(2)
     from orchestration.cli import main as fsg  # start-up time
+    from orchestration.util.user_code import SHIPPED  # start-up time
 
     verb, spec, *others = words
     try:
@@ -26,7 +27,7 @@ def main(words: Sequence[str]) -> None:
     except OSError as error:
         print(f"{results}: cannot be written to in the cluster ({error.strerror})")
         sys.exit(2)
-    fsg([verb, str(Path(__file__).resolve().parents[1] / spec), *others])
+    fsg([verb, str(Path(__file__).resolve().parents[1] / SHIPPED / spec), *others])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.own_code import import_own_code
 from orchestration.runtime.retrain import digest_of, other_rows, rows_of, to_train_again
 from orchestration.spec.cells import Cell, numerics_of, with_current_id
-from orchestration.util import provenance
+from orchestration.util import provenance, terminal
 from orchestration.util.scratch import scratch
 
 STEPS = 50
@@ -33,7 +33,7 @@ class _Differs(Exception):
 
 def accept(folder: Path, console: Console | None = None) -> int:
     """Accept what may be accepted of an experiment's folder. Returns the exit status."""
-    console = console or Console()
+    console = console or terminal.console()
     ledger = Ledger(folder)
     launches = ledger.launches()
     if not launches:

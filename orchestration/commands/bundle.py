@@ -31,6 +31,7 @@ from orchestration.report.write import write
 from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.spec.cells import imported
 from orchestration.spec.fields import train_from_dict
+from orchestration.spec.yaml_tree import printable
 from orchestration.util import provenance
 
 FORMAT = 1
@@ -40,6 +41,7 @@ MAX_FILES = 1_000_000
 _MANIFEST_BYTES = 256 * 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 2**20
+_LONGEST = 1000  # characters of a text that is shown
 
 
 class BundleError(ValueError):
@@ -287,13 +289,16 @@ def _seal_of_file(path: Path) -> dict[str, Any]:
 def describe(opened: Opened, folder: Path, results: Path) -> list[str]:
     """What a bundle holds, and how to run it again, once it lies in a folder."""
     manifest = opened.manifest
+    experiment, question, verdict = (
+        printable(manifest[key], _LONGEST) for key in ("experiment", "question", "verdict")
+    )
     cells = ", ".join(f"{count} {state}" for state, count in manifest["cells"].items())
     size = sum(seal["size"] for seal in manifest["files"].values())
     return [
         f"{opened.path}: {len(manifest['files'])} files, {size / 1e6:.1f} MB, every one as the manifest says",
-        f"experiment  {manifest['experiment']}: {manifest['question']}",
+        f"experiment  {experiment}: {question}",
         f"cells       {cells}",
-        f"verdict     {manifest['verdict']}",
+        f"verdict     {verdict}",
         f"code        commit {manifest.get('git_commit') or 'none'}, "
         + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         f"run again   {shlex.join(opened.words(folder, results))}",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +19,8 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import Report, build
 from orchestration.spec.fields import Report as Asked
 from orchestration.spec.fields import adapter
+from orchestration.spec.yaml_tree import printable
+from orchestration.util import terminal
 
 ABSENT = "–"
 _CODE = ("git_commit", "git_diff_sha256", "fsg_source_sha256", "orchestration_source_sha256", "numerics")
@@ -177,10 +179,10 @@ def _short(value: Any) -> str:
     if value is None:
         return "none"
     text = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
-    return text if len(text) <= 70 else f"{text[:69]}…"
+    return printable(text, 70)
 
 
 def diff(before: Path, after: Path) -> int:
     """Print what differs. Returns the exit status. Raises ValueError where one of them was never launched."""
-    Console().print(render(differences(Ledger(before), Ledger(after))))
+    terminal.console().print(render(differences(Ledger(before), Ledger(after))))
     return DONE

@@ -45,8 +45,8 @@ def submit(address: str, wanted: SubmitRequest, stay: bool) -> int:
     _say(server.log(job))
     if _over(job) and (job.driver_exit_code or job.status.value != "SUCCEEDED"):
         return _ended(job)
-    print(f"{wanted.experiment} runs at {address} as {job.submission_id}; this machine may disconnect.")
-    at = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    print(f"{wanted.experiment} runs at {server.shown} as {job.submission_id}; this machine may disconnect.")
+    at = "" if address == DEFAULT_ADDRESS else f" --address {server.shown}"
     for verb, what in (("status", "how far it is"), ("attach", "follow it"), ("stop", "stop it at a checkpoint")):
         print(f"  {f'fsg {verb} {wanted.experiment}{at}':<48} {what}")
     return DONE
@@ -57,7 +57,7 @@ def status(address: str, experiment: str | None) -> int:
     server = JobServer(address)
     found = server.experiments() if experiment is None else {experiment: server.job(experiment)}
     if not found:
-        print(f"nothing was submitted to {address} yet")
+        print(f"nothing was submitted to {server.shown} yet")
     for name, job in found.items():
         print(f"{name}: {_standing(job)}")
         lines = server.log(job).strip().splitlines()
@@ -98,7 +98,7 @@ def _follow(server: JobServer, job: Job) -> int:
         job = server.follow(job, _say)
     except KeyboardInterrupt:
         name = experiment_of(job)
-        print(f"\n{name} keeps running at {server.address}: fsg attach {name}, or fsg stop {name}", file=sys.stderr)
+        print(f"\n{name} keeps running at {server.shown}: fsg attach {name}, or fsg stop {name}", file=sys.stderr)
         return DONE
     return _ended(job)
 

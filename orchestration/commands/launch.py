@@ -16,6 +16,7 @@ from orchestration.commands.request import LaunchRequest, Refused, refusing_writ
 from orchestration.commands.submit import submit
 from orchestration.commands.train import View, train
 from orchestration.ledger import store
+from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.ledger.study_records import planned_cells
 from orchestration.report.make import make
@@ -25,13 +26,15 @@ from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.networks import networks_of
 from orchestration.util import provenance, submission
 from orchestration.util.clock import now_ms
+from orchestration.util.databases import sqlite_file
 from orchestration.util.error_text import first_line
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import hide_passwords, without_password
 
 if TYPE_CHECKING:
-    from orchestration.tracking.sync import Tracker
+    from orchestration.tracking.sync import Patience, Tracker
 
 SYNC_EVERY = 15.0
+MLFLOW_TIMEOUT = 20.0  # for all that is left to be sent at the end
 
 
 def launch(request: LaunchRequest) -> int:
@@ -94,7 +97,7 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "own_folders": own_folders(spec),
         "profile": request.profile,
         "sets": list(request.sets),
-        "tracking_uri": without_password(request.mlflow) if request.mlflow else None,
+        "tracking_uri": _tracking_uri(request, plan.ledger),
         "cells": [cell.id for cell in plan.cells],
         "networks": [one.to_dict() for one in networks_of(plan.cells)],
         "numerics": fsg.NUMERICS,
@@ -114,9 +117,17 @@ def _class_names(plan: ExperimentPlan) -> dict[str, list[str]]:
     return {title: each for title, each in names.items() if each}
 
 
+def _tracking_uri(request: LaunchRequest, ledger: Ledger) -> str | None:
+    """As it is recorded; None for the database beside the results, wherever these will lie."""
+    if request.mlflow is None:
+        return None
+    beside = None if store.is_remote(ledger.folder) else ledger.folder.resolve().parent / "mlflow.db"
+    return None if beside and sqlite_file(request.mlflow) == beside else without_password(request.mlflow)
+
+
 def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     """Train what is pending while MLflow is kept level, then report. Raises KeyboardInterrupt where it was stopped."""
-    from orchestration.tracking.sync import Tracker, background  # start-up time
+    from orchestration.tracking.sync import Patience, Tracker, background  # start-up time
 
     request.say(plan.summary)
     if plan.orphans:
@@ -125,9 +136,10 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     tracker = Tracker(plan.ledger, plan.spec, request.mlflow)
     view = view_for(plan.statuses, plan.spec.folder_name, plan.max_running, request.console)
     waiting = request.console.status("updating MLflow and the report")
+    patience = Patience(MLFLOW_TIMEOUT, request.say)
     status = INTERRUPTED
     try:
-        with background(tracker, SYNC_EVERY, view.message):
+        with background(tracker, SYNC_EVERY, patience, view.message):
             try:
                 status = DONE if plan.complete else train(request, plan, number, view)
                 status = FAILED if status == DONE and measures_nothing(plan) else status
@@ -136,14 +148,21 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
                 raise
             finally:
                 with suppress(Unwritable, FileExistsError):  # the last launch's once more has its end
-                    plan.ledger.record_launch_end(number, {"finished": now_ms(), "exit_status": status})
+                    plan.ledger.record_launch_end(number, _end(plan.ledger, number, status))
                 waiting.start()
         if status == INTERRUPTED:
             raise KeyboardInterrupt
-        _conclude(request, plan, tracker, view)
+        _conclude(request, plan, tracker, patience, view)
     finally:
         waiting.stop()
     return status
+
+
+def _end(ledger: Ledger, number: int, status: int) -> dict[str, Any]:
+    """The record of a launch's end, with the signal that stopped it."""
+    stop = ledger.stop_file(number)
+    why = {"reason": f"stopped by {store.of(stop).read(stop).decode()}"} if store.exists(stop) else {}
+    return {"finished": now_ms(), "exit_status": status, **why}
 
 
 def measures_nothing(plan: ExperimentPlan) -> bool:
@@ -162,7 +181,9 @@ def measures_nothing(plan: ExperimentPlan) -> bool:
     return not any(against in over and done & {pair, against} for pair, against in compared)
 
 
-def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", view: View) -> None:
+def _conclude(
+    request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", patience: "Patience", view: View
+) -> None:
     """Print the report, and what went wrong. A report or an MLflow that fails takes nothing from a run."""
     try:
         paths = make(plan.ledger.folder, request.console)
@@ -170,13 +191,14 @@ def _conclude(request: LaunchRequest, plan: ExperimentPlan, tracker: "Tracker", 
     except Exception as error:
         print(f"the report is not complete: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
     try:
-        if tracker.behind is None:
-            tracker.log_report(plan.ledger.folder)
+        if tracker.reached and not patience.run(lambda: tracker.log_report(plan.ledger.folder)):
+            tracker.give_up(patience.seconds)
+        if tracker.reached:
             request.say(f"MLflow   {tracker.ui()}")
     except Exception as error:
         tracker.behind = first_line(error)
     if tracker.behind is not None:
-        lacks = without_password(f"MLflow is incomplete ({tracker.behind})")
+        lacks = hide_passwords(f"MLflow is incomplete ({tracker.behind})", tracker.uri)
         request.say(f"{lacks}; the ledger is complete. Later: fsg sync {shlex.quote(str(plan.ledger.folder))}")
     for cell in plan.cells:
         outcome = plan.ledger.outcome(cell.id)

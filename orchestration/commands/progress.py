@@ -18,6 +18,7 @@ from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.status import CellStatus
 from orchestration.spec.cells import Cell, total_steps
 from orchestration.util.duration import duration
+from orchestration.util.terminal import EscapedText
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ class LiveView(_TallyView):
         hint = "stopping: each running cell keeps a checkpoint; press Ctrl-C again to end at once"
         hint = hint if tally.stopping else "Ctrl-C stops at a checkpoint; the same command resumes"
         parts += [Text(""), Text(hint, style="yellow" if tally.stopping else "dim", no_wrap=True, overflow="ellipsis")]
-        return Group(*parts)
+        return EscapedText(Group(*parts))
 
     def _head(self) -> RenderableType:
         tally = self.tally

@@ -3,16 +3,15 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from orchestration.commands.exit_status import BAD_INPUT, DONE
 from orchestration.report.make import make
+from orchestration.util import terminal
 from orchestration.util.error_text import first_line
 
 
 def report(folder: Path) -> int:
     """Print the report of an experiment's folder, and write it where it has changed. Returns the exit status."""
-    console = Console()
+    console = terminal.console()
     try:
         paths = make(folder, console)
     except (OSError, ValueError) as error:

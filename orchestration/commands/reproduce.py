@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from orchestration.analysis import statistics
 from orchestration.analysis.units import Unit
 from orchestration.commands.exit_status import DONE, FAILED
@@ -16,7 +14,7 @@ from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import bits, rows_of, to_train_again
 from orchestration.spec.cells import Cell, find_cell
-from orchestration.util import provenance
+from orchestration.util import provenance, terminal
 
 _SPREADS = 2.0
 _SECONDS = 2.0  # between two looks at a training that goes on
@@ -40,7 +38,7 @@ def find(ledger: Ledger, name: str) -> Cell:
 
 def reproduce(folder: Path, name: str) -> int:
     """Train a cell again and print whether it agrees. Returns the exit status. Raises what `reproduce_cell` does."""
-    with Console(stderr=True).status("training it again") as status:
+    with terminal.console(stderr=True).status("training it again") as status:
         answer = reproduce_cell(folder, name, lambda line: status.update(f"training it again: {line}"))
     for line in answer.lines:
         print(line)

@@ -14,7 +14,7 @@ from orchestration.commands.exit_status import BAD_INPUT, FAILED, INTERRUPTED
 from orchestration.ledger.stores.errors import LockedError
 from orchestration.scheduler.environment import Unusable
 from orchestration.spec.experiment import SpecErrors
-from orchestration.util import submission
+from orchestration.util import submission, terminal
 from orchestration.util.passwords import without_password
 
 
@@ -39,7 +39,7 @@ class LaunchRequest:
     submit: bool = False
     study_storage: str | None = None
     yes: bool = False
-    console: Console = field(default_factory=lambda: Console(file=sys.stdout))
+    console: Console = field(default_factory=terminal.console)
 
     @property
     def command(self) -> str:
@@ -49,7 +49,7 @@ class LaunchRequest:
         words = ["fsg", "launch", str(self.source), *self.options]
         words += ["--results", str(self.results)] if self.results != Path("results") else []
         words += ["--tracking-uri", without_password(self.tracking_uri)] if self.tracking_uri else []
-        words += ["--address", self.address] if self.address else []
+        words += ["--address", without_password(self.address)] if self.address else []
         words += ["--study-storage", without_password(self.study_storage)] if self.study_storage else []
         return shlex.join(words)
 

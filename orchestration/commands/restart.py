@@ -11,6 +11,7 @@ from orchestration.commands.request import LaunchRequest
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.util.clock import now_ms
+from orchestration.util.user_code import environment_as_given
 
 _DEATHS = "FSG_RAY_DEATHS"  # in the environment: how often Ray has died so far
 MAX_DEATHS = 5
@@ -44,4 +45,4 @@ def restart_process(what: str, request: LaunchRequest, ledger: Ledger, number: i
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
             os.set_inheritable(int(name), int(name) <= 2)
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_DEATHS: str(deaths)})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment_as_given() | {_DEATHS: str(deaths)})

@@ -8,7 +8,7 @@ from orchestration.ledger import store
 from orchestration.scheduler.environment import prepare
 from orchestration.spec.cells import own_code
 from orchestration.spec.experiment import load_spec
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import has_password
 
 
 def submit(request: LaunchRequest, words: Sequence[str]) -> int:
@@ -36,5 +36,5 @@ def submit(request: LaunchRequest, words: Sequence[str]) -> int:
 
 
 def _refuse_password(option: str, uri: str, expected: str) -> None:
-    if without_password(uri) != uri:
+    if has_password(uri):
         raise Refused(f"{option}: has a password, which a job would show (expected {expected})")

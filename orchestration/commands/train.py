@@ -28,6 +28,8 @@ from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
+from orchestration.util.program import stops
+from orchestration.util.user_code import import_from
 
 if TYPE_CHECKING:
     from orchestration.search.source import ErrorCapturingSource
@@ -37,9 +39,13 @@ View = LiveView | PlainLines
 
 def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View) -> int:
     """Train what is pending; returns the exit status. An unexpected error goes to a log and is told in one line."""
-    stop_file = plan.ledger.stop_file(number)
+    stop_file = store.absolute(plan.ledger.stop_file(number))
     try:
-        with stopping_at(stop_file, view) as install, view.display(), Path(os.devnull).open("w") as nowhere:
+        with (
+            stopping_at(stop_file, view) as install,
+            view.display(),
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        ):
             with redirect_stdout(nowhere):  # Ray prints advice on every worker that dies
                 trained, unsettled = train_on_ray(request, plan, number, view, install)
     except (Refused, Unusable):
@@ -87,7 +93,7 @@ def train_on_ray(
         max_concurrent=spec.resources.max_concurrent,
         max_retries=spec.resources.max_retries,
         checkpoint_every=spec.resources.checkpoint_every,
-        python_path=[str(own)] if own else [],
+        python_path=import_from(str(own)) if own else [],
     )
     packages = [Path(fsg.__file__).parent, Path(provenance.__file__).parents[1]]
     with connect(request.address, packages, own, lambda name: restart_process(name, request, ledger, number)):
@@ -144,7 +150,7 @@ def _search_source(
 
 @contextmanager
 def stopping_at(stop_file: Path, view: View) -> Iterator[Callable[[], None]]:
-    """Within, the first SIGINT or SIGTERM asks the workers to stop at a checkpoint; the second ends it all at once.
+    """Within, SIGINT, SIGTERM or SIGHUP asks the workers to stop at a checkpoint; a second one ends it all at once.
 
     What is yielded puts these handlers in place once more, where a library has replaced them.
     """
@@ -153,12 +159,12 @@ def stopping_at(stop_file: Path, view: View) -> Iterator[Callable[[], None]]:
         try:
             if store.exists(stop_file):
                 raise KeyboardInterrupt
-            write_new(stop_file, b"")
+            write_new(stop_file, signal.Signals(signum).name.encode())
         except OSError:  # a full disk
             raise KeyboardInterrupt from None
         view.stopping()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stops()}
 
     def install() -> None:
         for number in before:

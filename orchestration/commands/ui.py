@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestration.commands.exit_status import BAD_INPUT
 from orchestration.tracking import server
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import hide_passwords
 
 
 def ui(folder: Path, tracking_uri: str | None, port: int, browser: bool) -> int:
@@ -13,5 +13,5 @@ def ui(folder: Path, tracking_uri: str | None, port: int, browser: bool) -> int:
     try:
         return server.show(folder, tracking_uri, port, browser, lambda line: print(line, flush=True))
     except (OSError, ValueError) as error:
-        print(without_password(str(error)), file=sys.stderr)
+        print(hide_passwords(str(error), tracking_uri), file=sys.stderr)
         return BAD_INPUT

@@ -6,7 +6,7 @@ state (`fsg.checkpoint.digest`), the weights in the files, every row, and the di
 may differ. A cell that was done and has lost a file does not count as the same.
 """
 
-import os
+import json
 import random
 import sys
 from collections import Counter
@@ -30,7 +30,7 @@ from orchestration.runtime.retrain import (
     train_until_killed,
 )
 from orchestration.spec.cells import Cell, total_steps
-from orchestration.util import provenance
+from orchestration.util import provenance, terminal
 from orchestration.util.error_text import first_line
 from orchestration.util.scratch import keep, scratch
 
@@ -68,7 +68,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     """
     if cells < 1:
         raise ValueError(f"got {cells} cells (expected ≥ 1)")
-    console = console or Console()
+    console = console or terminal.console()
     ledger = Ledger(folder)
     launches = ledger.launches()
     if not launches:
@@ -91,7 +91,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     if device == "cuda" and not provenance.gpu_names():
         print(f"{folder}: was trained on a GPU, and this machine has none (expected one of that type)", file=sys.stderr)
         return BAD_INPUT
-    own = os.pathsep.join(import_own_code(ledger))
+    own = json.dumps(import_own_code(ledger))
     draw = random.Random(seed)
     try:
         long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
@@ -126,7 +126,7 @@ def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, d
     if changed := edits(cell.train):
         return Verdict(cell, steps, None, None, None, 0, tuple(changed))
     before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)
-    command = [sys.executable, "-m", "orchestration.runtime.retrain", str(folder), cell.id, device, own]
+    command = [sys.executable, "-P", "-m", "orchestration.runtime.retrain", str(folder), cell.id, device, own]
     killed_at = train_until_killed(command, steps, draw) if steps >= _FEWEST_STEPS else None
     differences = []
     failure = train_to_the_end(command)

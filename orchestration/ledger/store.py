@@ -8,6 +8,7 @@ is durable before that later one exists. No file is ever overwritten. S3's crede
 environment and files (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, …); they are recorded nowhere.
 """
 
+import os
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +25,7 @@ def resolve_path(text: str | Path) -> Path:
         return text
     scheme, found, rest = text.partition("://")
     if not found:
+        _refuse_other_bytes(text)
         return Path(text)
     if f"{scheme}://" != SCHEME:
         raise ValueError(f"{scheme}://…: not known (expected a folder or s3://BUCKET/PREFIX)")
@@ -38,6 +40,21 @@ def resolve_path(text: str | Path) -> Path:
         hint = "expected pip install 's3fs==2026.9.0' 'universal-pathlib==0.3.10'"
         raise ValueError(f"{text}: {error.name} is not installed ({hint})") from None
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
+
+
+def _refuse_other_bytes(text: str) -> None:
+    """MLflow's database and the records hold text."""
+    place = os.path.abspath(text)
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        shown = place.encode("utf-8", "backslashreplace").decode()
+        raise ValueError(f"{shown}: is no text in UTF-8 (expected a folder whose name is)") from None
+
+
+def absolute(path: Path) -> Path:
+    """The same place, whatever the working directory becomes."""
+    return path if is_remote(path) else path.absolute()
 
 
 def is_remote(path: Path) -> bool:

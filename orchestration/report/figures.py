@@ -29,7 +29,7 @@ class Drawing:
         """`<name>.svg` and `<name>.png` in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         svg, png = folder / f"{self.name}.svg", folder / f"{self.name}.png"
-        svg.write_text(self.svg)
+        svg.write_text(self.svg, encoding="utf-8")
         png.write_bytes(self.png)
         return [svg, png]
 

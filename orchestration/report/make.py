@@ -10,6 +10,7 @@ from rich.text import Text
 from orchestration.ledger import store
 from orchestration.report import stamp
 from orchestration.report.stamp import Stamp
+from orchestration.util.terminal import EscapedText
 
 if TYPE_CHECKING:
     from orchestration.report.data import Report
@@ -55,7 +56,7 @@ def _table(report: "Report", width: int) -> str:
     """With its styles, for a terminal so wide."""
     from orchestration.report.tables import terminal_table  # start-up time
 
-    terminal = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=width)
-    with terminal.capture() as shown:
-        terminal.print(terminal_table(report))
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=width)
+    with console.capture() as shown:
+        console.print(EscapedText(terminal_table(report)))
     return shown.get().rstrip("\n")

@@ -27,7 +27,7 @@ class Stamp:
     width: int
 
     def save(self, folder: Path) -> None:
-        (folder / NAME).write_text(json.dumps(asdict(self), indent=1))
+        (folder / NAME).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
 
 def current(folder: Path) -> Stamp | None:
@@ -35,7 +35,7 @@ def current(folder: Path) -> Stamp | None:
     if store.is_remote(folder):
         return None
     try:
-        found = Stamp(**json.loads((folder / NAME).read_text()))
+        found = Stamp(**json.loads((folder / NAME).read_text(encoding="utf-8")))
         whole = all((folder / name).stat().st_size == size for name, size in found.files.items())
         return found if whole and found.inputs == inputs(folder) else None
     except (OSError, ValueError, TypeError, AttributeError):

@@ -23,8 +23,7 @@ def import_own_code(ledger: Ledger) -> list[str]:
         named += [above for above in ledger.folder.resolve().parents[1:2] if _unchanged(own, above)]
     folders = dict.fromkeys(str(folder) for folder in named if own and folder.is_dir())
     found = sorted(folders, key=lambda folder: -_unchanged(own, Path(folder)))
-    import_from(*found)
-    return found
+    return import_from(*found) if own else []
 
 
 def _recorded(ledger: Ledger) -> dict[str, str]:

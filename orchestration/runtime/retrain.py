@@ -1,9 +1,10 @@
 """A finished cell is trained again in a scratch ledger, to compare: whole, or killed on the way and resumed.
 
-`python -m orchestration.runtime.retrain LEDGER CELL DEVICE FOLDERS [STEP …]` is the process that is killed. What is
-compared: the rows, the diagnostics, the weights and the digest of the final state, to the last bit.
+`python -m orchestration.runtime.retrain LEDGER CELL DEVICE FOLDERS [STEP …]` is the process that is killed; FOLDERS
+is a list in JSON. What is compared, to the last bit: rows, diagnostics, weights, the digest of the final state.
 """
 
+import json
 import math
 import os
 import random
@@ -86,7 +87,7 @@ def main(folder: str, cell_id: str, device: str, own: str, *checkpoints: str) ->
     """
     tell = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a component of the user's own prints
-    import_from(*own.split(os.pathsep))
+    import_from(*json.loads(own))
     at = {int(step) for step in checkpoints}
     ledger = Ledger(Path(folder))
     training = CellTraining(ledger, ledger.cell(cell_id), device=device)

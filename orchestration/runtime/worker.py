@@ -1,7 +1,9 @@
 """A worker: trains one cell after another in a process that stays warm. It does not know of Ray."""
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -11,7 +13,7 @@ from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.messages import Order, WorkerReport
-from orchestration.util.user_code import import_from
+from orchestration.util.user_code import end_of_safe_path, import_from, shipped
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Worker:
         self._running: CellTraining | None = None
         if os.path.isdir(config.directory):
             os.chdir(config.directory)
-        import_from(*config.python_path)
+        import_from(*config.python_path, *shipped())
+        end_of_safe_path()
+        for stream in (sys.stdout, sys.stderr):  # what a component prints must not fail its training
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         self._stop_file = store.PolledFile(store.resolve_path(config.stop_file))
         signal.signal(signal.SIGTERM, self._on_sigterm)
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,12 @@ import ray
 
 from orchestration.scheduler.environment import Unusable
 from orchestration.util import submission
+from orchestration.util.directory import working_in
 from orchestration.util.error_text import first_line
+from orchestration.util.passwords import hide_passwords
 from orchestration.util.provenance import cores
 from orchestration.util.scratch import scratch
-from orchestration.util.user_code import python_files
+from orchestration.util.user_code import SHIPPED, python_files
 
 _VITAL = ("raylet", "gcs_server")
 POLL_INTERVAL = 0.5
@@ -55,11 +58,14 @@ def connect(
         else:
             shipped: dict[str, Any] = {"py_modules": [str(package) for package in packages]}
             if own is not None:
-                shipped |= {"working_dir": str(python_files(own, folder / "own"))}
+                python_files(own, folder / "package" / SHIPPED)
+                shipped |= {"working_dir": str(folder / "package")}
             # What was submitted with the driver is what its workers get, too.
             options |= {"address": address} | ({} if submission.record() else {"runtime_env": shipped})
         try:
-            with _refusing(address), _ray_below(folder) if address is None else nullcontext():
+            place = _ray_below(folder) if address is None else nullcontext()
+            # Ray has workers import from the directory in which it is started.
+            with _refusing(address), place, _hung_up_later(), working_in(folder):
                 _knock(address)
                 _start(options, own=address is None)
             with _watched(died) if address is None else nullcontext():
@@ -83,6 +89,19 @@ def _ray_below(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _hung_up_later() -> Iterator[None]:
+    """Within, a SIGHUP waits; for ever in what is started there: a terminal that closes speaks to Ray's processes, too.
+
+    It is the driver that stops the workers, each at a checkpoint.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _refusing(address: str | None) -> Iterator[None]:
     """Says in a line why there is no connection to the cluster at an address."""
     try:
@@ -91,7 +110,7 @@ def _refusing(address: str | None) -> Iterator[None]:
         why = None if address is None else _why_unconnected(error)
         if why is None:
             raise
-        raise Unusable(f"--address {address}: {why}") from error
+        raise Unusable(hide_passwords(f"--address {address}: {why}", address)) from error
 
 
 def _knock(address: str | None) -> None:

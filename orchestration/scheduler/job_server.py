@@ -32,7 +32,8 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from orchestration.scheduler.environment import Unusable
 from orchestration.util import provenance, requirements, submission
 from orchestration.util.error_text import first_line
-from orchestration.util.user_code import python_files
+from orchestration.util.passwords import hide_passwords, without_password
+from orchestration.util.user_code import SHIPPED, python_files
 
 Job = JobDetails
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -60,6 +61,7 @@ class JobServer:
 
     def __init__(self, address: str, token: str | None = None) -> None:
         self.address = address.rstrip("/")
+        self.shown = without_password(self.address)
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.ERROR)
         with self._refusing():
@@ -96,7 +98,7 @@ class JobServer:
         found = self.experiments()
         if experiment not in found:
             names = ", ".join(found) or "none yet"
-            raise Unusable(f"{experiment}: was not submitted to {self.address} (expected one of: {names})")
+            raise Unusable(f"{experiment}: was not submitted to {self.shown} (expected one of: {names})")
         return found[experiment]
 
     def refreshed(self, job: Job) -> Job:
@@ -148,29 +150,32 @@ class JobServer:
         if answer.status_code in (401, 403):
             what = "the token is wrong" if headers else "a token is required, and none is set"
             raise Unusable(
-                f"{self.address}: {what} (expected the cluster's, RAY_AUTH_TOKEN in its .env file, "
+                f"{self.shown}: {what} (expected the cluster's, RAY_AUTH_TOKEN in its .env file, "
                 "in RAY_AUTH_TOKEN or ~/.ray/auth_token)"
             )
         theirs = answer.json()["ray_version"] if answer.ok else None
         if theirs is None:
-            raise Unusable(f"{self.address}: is not a Ray job server (expected http://HOST:8265)")
+            raise Unusable(f"{self.shown}: is not a Ray job server (expected http://HOST:8265)")
         if theirs == ray.__version__:
             return
-        both = f"{self.address}: the cluster has Ray {theirs}, here is {ray.__version__}"
+        both = f"{self.shown}: the cluster has Ray {theirs}, here is {ray.__version__}"
         if not requirements.supports("ray", theirs):
             raise Unusable(f"{both} (expected {requirements.supported()['ray'].specifier}: build its image anew)")
         print(f"warning: {both}; the experiment runs on the cluster's", file=sys.stderr)
+
+    def _told(self, error: Exception) -> str:
+        return hide_passwords(first_line(error), self.address)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
         try:
             yield
         except (requests.ConnectionError, requests.Timeout, ConnectionError):
-            raise Unusable(f"{self.address}: nothing answers there (expected a cluster: make cluster-up)") from None
+            raise Unusable(f"{self.shown}: nothing answers there (expected a cluster: make cluster-up)") from None
         except (requests.RequestException, ValueError, KeyError) as error:
-            raise Unusable(f"{self.address}: is not a Ray job server ({first_line(error)})") from error
+            raise Unusable(f"{self.shown}: is not a Ray job server ({self._told(error)})") from error
         except RuntimeError as error:
-            raise Unusable(f"{self.address}: {first_line(error)}") from error
+            raise Unusable(f"{self.shown}: {self._told(error)}") from error
 
 
 def experiment_of(job: Job) -> str:
@@ -181,12 +186,13 @@ def experiment_of(job: Job) -> str:
 def pack(target: Path, spec: Path, own: Path | None, record: dict[str, Any]) -> Path:
     """Make the folder to submit: this code, the spec, the Python files of the user's folder, and a record."""
     target.mkdir(parents=True)
+    (target / SHIPPED).mkdir()
     if own is not None:
-        python_files(own, target)
+        python_files(own, target / SHIPPED)
     for name in _PACKAGES:
         source = Path(__file__).resolve().parents[2] / name
         shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    shutil.copyfile(spec, target / spec.name)
+    shutil.copyfile(spec, target / SHIPPED / spec.name)
     versions = {"python": platform.python_version(), **provenance.code()}
     (target / submission.FILE).write_text(json.dumps(versions | record, indent=1))
     return target
@@ -215,4 +221,4 @@ def _token() -> str | None:
 def _of_driver(text: str) -> str:
     """What the driver printed, without Ray's lines before it and without the folder where Ray keeps the package."""
     text = re.sub(r"^(.* -- Runtime env is setting up|Running entrypoint for job ).*\n", "", text, flags=re.MULTILINE)
-    return re.sub(r"/\S*/_ray_pkg_\w+/", "", text)
+    return re.sub(rf"/\S*/_ray_pkg_\w+/({SHIPPED}/)?", "", text)

@@ -21,7 +21,7 @@ from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import train_from_dict
 from orchestration.util import provenance
 from orchestration.util.error_text import first_line
-from orchestration.util.user_code import import_from
+from orchestration.util.user_code import import_from, shipped
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _look(wanted: dict[str, Any]) -> list[str]:
         found.append(f"does not see {wanted['results']} (expected {what})")
     if os.path.isdir(wanted["directory"]):
         os.chdir(wanted["directory"])
-    import_from(*wanted["python_path"])
+    import_from(*wanted["python_path"], *shipped())
     for train, kind, fingerprint in wanted["inputs"]:
         config = train_from_dict(train)
         source = config.data if kind == "data" else config.init

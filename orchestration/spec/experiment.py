@@ -15,7 +15,6 @@ from orchestration.spec.reader import show
 from orchestration.spec.resolver import Point, Resolved, Resolver
 from orchestration.spec.study import StudySpec
 from orchestration.spec.yaml_tree import Mark, Node, Problem, ProblemError, parse, printable, read_text
-from orchestration.util.user_code import import_from
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +110,13 @@ def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
 def load_spec(path: Path | str, profile: str | None = None, sets: Sequence[str] = ()) -> ExperimentSpec:
     """The experiment in a YAML file, as a profile sizes it and `path=value` settings change it.
 
-    The folder of the file goes on `sys.path`, for components of the user's own. The whole file is checked,
-    other profiles included. Raises SpecErrors with every mistake.
+    Where it names components of the user's own, the folder of the file goes last on `sys.path`. The whole file is
+    checked, other profiles included. Raises SpecErrors with every mistake.
     """
     path = Path(path)
     if isinstance(sets, str):
         raise SpecErrors([f"sets: got {show(sets)} (expected a list of PATH=VALUE)"])
     text, root, unreadable = _read(path)
-    import_from(str(path.resolve().parent))
-
     resolved, problems = _resolve(root, Resolver(path.resolve().parent), profile, sets)
     unread = {problem.mark for problem in unreadable}
     problems = unreadable + [problem for problem in problems if problem.mark not in unread]

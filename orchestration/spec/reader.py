@@ -11,10 +11,13 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from fsg.config import Settings, to_dict
+from fsg.import_closure import refuse_hidden
 from fsg.imported import Imported, closure, config_class, named
 from orchestration.spec.components import KINDS, misfit
 from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, meant, nearest
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError, printable
+from orchestration.util.passwords import without_password
+from orchestration.util.user_code import import_from
 
 Read = tuple[Settings | None, tuple[Problem, ...]]
 
@@ -138,6 +141,8 @@ class Reader:
         key = (field.name, path.value)
         if key not in self._imported:
             try:
+                import_from(str(self.folder))
+                refuse_hidden(path.value.partition(":")[0])
                 cls = config_class(path.value)
                 if wrong := misfit(KINDS[field.name], named(path.value), cls):
                     raise ValueError(wrong)
@@ -231,7 +236,7 @@ def show(value: Any) -> str:
         return str(value) if not value else "a mapping" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"
-    return f"'{printable(value, 60)}'" if isinstance(value, str) else str(value)
+    return f"'{printable(without_password(value), 60)}'" if isinstance(value, str) else str(value)
 
 
 def reason(error: BaseException) -> str:

@@ -54,8 +54,8 @@ class Resolver:
 
     def set(self, root: Node, text: str) -> tuple[Node, list[Problem]]:
         """The file's tree with `path=value` put into it."""
-        source = Mark(printable(f"--set {text}", 200))
         path, equals, written = text.partition("=")
+        source = Mark(printable(f"--set {path}{equals}{'…' if '://' in written else written}", 200))
         if not equals or not path:
             return root, [Problem(source, "", "no path and value (expected path=value)")]
         try:

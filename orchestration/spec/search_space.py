@@ -12,7 +12,7 @@ from orchestration.spec.reader import Located, NoSuchPathError, Reader, show
 from orchestration.spec.search_config import ALWAYS_TUNED, Entry, Grid, NoPruning, Search, Tuning
 from orchestration.spec.study import Condition, Dimension, StudySpec
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import has_password
 
 SECTIONS = ("search", "tuning")
 _WORLDS = 64
@@ -385,7 +385,7 @@ def _unable(section: Node, settings: Search | Tuning, space: _Space) -> Iterator
         node = section.items().get(name)
         return (node.mark if node else section.key_mark), f"{section.label}.{name}"
 
-    if settings.storage and without_password(settings.storage) != settings.storage:
+    if settings.storage and has_password(settings.storage):
         what = "has a password, and the spec is kept with the results (expected --study-storage, or a ~/.pgpass)"
         yield Problem(*at("storage"), what)
     if isinstance(settings, Search) and len(settings.objectives) > 1:

@@ -17,13 +17,16 @@ from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.results import layer_records, same_names
 from orchestration.spec.cells import Cell
 from orchestration.tracking import model as mlflow_model
+from orchestration.tracking.names import mlflow_name
 from orchestration.tracking.program import Exporter
 from orchestration.tracking.runs import LONGEST_PARAM, Mark, MlflowRuns
 from orchestration.util.error_text import one_line
 from orchestration.util.nested import flatten
+from orchestration.util.output import escaped
 
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
+_LONGEST_DATA_NAME = 500
 _DIAGNOSTICS = "diagnostics.json"
 T = TypeVar("T")
 
@@ -85,13 +88,13 @@ class CellRunSender:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param  # start-up time
 
         client = self._runs.client()
-        params = [Param(name, value[:LONGEST_PARAM]) for name, value in flatten(to_dict(cell.train)).items()]
-        for batch in _batches([*params, Param("seed", str(cell.seed))], _PARAMS_A_BATCH):
+        params = _as_mlflow_takes_them(flatten(to_dict(cell.train)) | {"seed": str(cell.seed)})
+        for batch in _batches([Param(*one) for one in params.items()], _PARAMS_A_BATCH):
             client.log_batch(run, params=batch)
         settings = to_dict(cell.train.data)
         fingerprint = _fingerprint(cell) or "unknown"
         source = json.dumps({"fingerprint": fingerprint, **settings})
-        name = str(settings.get("path", settings["name"]))
+        name = str(settings.get("path", settings["name"]))[:_LONGEST_DATA_NAME]
         data = Dataset(name, fingerprint[:36], "local", source, profile=json.dumps(settings))
         client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
 
@@ -101,7 +104,7 @@ class CellRunSender:
 
         last = rows[-1].step if rows else 0
         metrics = [
-            Metric(name, value, row.time_ms, row.step, model if row.step == last else None)
+            Metric(mlflow_name(name), value, row.time_ms, row.step, model if row.step == last else None)
             for row in rows
             for name, value in row.values.items()
             if math.isfinite(value)
@@ -153,7 +156,7 @@ class CellRunSender:
             return str(known[0].model_id)
         name = re.sub(r"[^\w \-=·]", "_", cell.label)
         tags = {"variant": cell.variant, "seed": str(cell.seed), "fsg.cell_id": cell.id}
-        params = {name: value[:LONGEST_PARAM] for name, value in flatten(to_dict(cell.train.model), "model.").items()}
+        params = _as_mlflow_takes_them(flatten(to_dict(cell.train.model), "model."))
         made = client.create_logged_model(experiment, name, run, tags, params, model_type=cell.train.model.name)
         return str(made.model_id)
 
@@ -170,6 +173,11 @@ def _outcome_tags(outcome: Outcome, rows: list[LedgerRow]) -> dict[str, str]:
     lost = sorted({name for row in rows for name, value in row.values.items() if not math.isfinite(value)})
     reason = {"reason": outcome.reason} if outcome.reason else {}
     return {"outcome": outcome.state} | reason | ({"not_finite": ", ".join(lost)} if lost else {})
+
+
+def _as_mlflow_takes_them(params: dict[str, str]) -> dict[str, str]:
+    """Parameters under names that MLflow takes, with values that every database holds."""
+    return {mlflow_name(name): escaped(value)[:LONGEST_PARAM] for name, value in params.items()}
 
 
 def _fingerprint(cell: Cell) -> str | None:

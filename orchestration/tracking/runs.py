@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.experiment import ExperimentSpec
+from orchestration.tracking import artifacts
 from orchestration.tracking.server import is_server
+from orchestration.util.databases import sqlite_address, sqlite_file
 
 PARENT = "experiment"  # the key of the run above those of the cells
 LONGEST_PARAM = 6000
@@ -50,7 +52,7 @@ class MlflowRuns:
     def __init__(self, ledger: Ledger, spec: ExperimentSpec, uri: str | None) -> None:
         self._ledger, self._spec = ledger, spec
         self._results = ledger.folder.resolve().parent
-        self.uri = uri or f"sqlite:///{self._results / 'mlflow.db'}"
+        self.uri = uri or sqlite_address(self._results / "mlflow.db")
         self.experiment_id = ""
         self.known: dict[str, tuple[str, Mark]] = {}
         self._connected: Any = None
@@ -66,6 +68,9 @@ class MlflowRuns:
             logging.getLogger("alembic").setLevel(logging.WARNING)  # older MLflow lists its migrations
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the tracker tells it in a line
             client = MlflowClient(self.uri)
+            if (here := self._artifacts()) is not None:
+                beside = sqlite_file(self.uri) == here.parent / "mlflow.db"
+                artifacts.settle(client, self.uri, here, None if beside else self._spec.folder_name)
             self.experiment_id = self._find_experiment(client)
             self.known, self._new = self._find_runs(client), set()
             self._connected = client
@@ -139,8 +144,8 @@ class MlflowRuns:
     def _find_experiment(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._spec.folder_name)
         if found is None:
-            artifacts = self._artifacts()
-            location = None if artifacts is None else artifacts.as_uri()
+            here = self._artifacts()
+            location = None if here is None else here.as_uri()
             tags = {"mlflow.note.content": self._spec.question, **_KIND}
             return str(client.create_experiment(self._spec.folder_name, artifact_location=location, tags=tags))
         if found.lifecycle_stage == "deleted":
@@ -152,9 +157,9 @@ class MlflowRuns:
         if is_server(self.uri):
             return None
         if not store.is_remote(self._results):
-            return self._results / "mlartifacts"
-        database = self.uri.removeprefix("sqlite:///")
-        return None if database == self.uri else Path(database).resolve().parent / "mlartifacts"
+            return self._results / artifacts.FOLDER
+        file = sqlite_file(self.uri)
+        return None if file is None else file.parent / artifacts.FOLDER
 
     def _find_runs(self, client: Any) -> dict[str, tuple[str, Mark]]:
         """The run of each cell that has one. A cell may have two: a slow server made one after all, or two drivers

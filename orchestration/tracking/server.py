@@ -19,8 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestration.ledger import store
-from orchestration.tracking import saved_view
-from orchestration.util.passwords import without_password
+from orchestration.tracking import artifacts, saved_view
+from orchestration.util.databases import sqlite_address, sqlite_file
+from orchestration.util.passwords import hide_passwords, without_password
+from orchestration.util.program import stops
+from orchestration.util.scratch import scratch
 
 HOST, PORT = "127.0.0.1", 5000
 _STARTED_WITHIN = 120.0  # seconds; a database of an older version is migrated first
@@ -46,7 +49,7 @@ def command(folder: Path, uri: str | None = None) -> str:
 def database(folder: Path) -> str:
     """The tracking URI of the database that an experiment's folder, or a folder of such folders, has."""
     folder = folder.resolve()
-    return f"sqlite:///{(folder if (folder / 'mlflow.db').exists() else folder.parent) / 'mlflow.db'}"
+    return sqlite_address((folder if (folder / "mlflow.db").exists() else folder.parent) / "mlflow.db")
 
 
 def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Callable[[str], None]) -> int:
@@ -65,11 +68,12 @@ def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Call
             )
     elif not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    if uri is None:
-        uri = database(folder)
-        if not Path(uri.removeprefix("sqlite:///")).exists():
-            raise ValueError(f"{uri.removeprefix('sqlite:///')}: nothing was tracked here yet (fsg launch does)")
-    with suppress(KeyboardInterrupt), _terminated_like_interrupted(), serving(uri, free_port(port)) as server:
+    beside = uri in (None, database(folder))
+    uri = uri or database(folder)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise ValueError(f"{file}: nothing was tracked here yet (fsg launch does)")
+    with suppress(KeyboardInterrupt), _terminated_like_interrupted(), serving(uri, free_port(port), beside) as server:
         _tell(server + comparison_url(server, folder.name), open_browser, say)
         say("Ctrl-C ends it")
         while True:
@@ -78,16 +82,23 @@ def show(folder: Path, uri: str | None, port: int, open_browser: bool, say: Call
 
 
 @contextmanager
-def serving(uri: str, port: int) -> Iterator[str]:
+def serving(uri: str, port: int, beside: bool = False) -> Iterator[str]:
     """A server of MLflow's over a database, from when it answers until it is ended; gives its address.
+
+    `beside` says that the database and the artifacts lie in one folder, wherever that is now.
 
     Raises OSError, with the last line that it wrote, where it does not start.
     """
     words = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    environment = _ENVIRONMENT | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # a list of processes shows the words
-    server = f"http://{HOST}:{port}"
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(words, env=environment, stdout=said, stderr=said, start_new_session=True)
+    given = uri
+    file, server = sqlite_file(uri), f"http://{HOST}:{port}"
+    with scratch("fsg-ui-") as empty, tempfile.TemporaryFile() as said:  # the server imports from where it runs
+        (empty / "copy").mkdir()
+        if file is not None:
+            uri = _settled(file, empty / "copy") if beside else sqlite_address(file)
+        environment = _ENVIRONMENT | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # a list of processes shows words
+        environment["PYTHONSAFEPATH"] = "1"
+        process = subprocess.Popen(words, env=environment, cwd=empty, stdout=said, stderr=said, start_new_session=True)
         try:
             until = time.monotonic() + _STARTED_WITHIN
             while not _answers(server):
@@ -95,7 +106,7 @@ def serving(uri: str, port: int) -> Iterator[str]:
                     said.seek(0)
                     lines = said.read().decode(errors="replace").strip().splitlines()
                     raise OSError(
-                        f"MLflow's server did not start: {without_password(lines[-1]) if lines else 'silent'}"
+                        f"MLflow's server did not start: {hide_passwords(lines[-1], given) if lines else 'silent'}"
                     )
                 time.sleep(0.1)
             yield server
@@ -103,6 +114,17 @@ def serving(uri: str, port: int) -> Iterator[str]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+
+
+def _settled(file: Path, folder: Path) -> str:
+    """The address of a database whose artifacts are found where it is now; of a copy, where it cannot be written to."""
+    from mlflow.exceptions import MlflowException  # start-up time
+    from mlflow.tracking import MlflowClient  # start-up time
+
+    address = sqlite_address(file) if os.access(file, os.W_OK) else artifacts.copied(file, folder)
+    with suppress(MlflowException):  # of a version before ours, which the server brings up to date first
+        artifacts.settle(MlflowClient(address), address, file.parent / artifacts.FOLDER, None)
+    return address
 
 
 def free_port(wanted: int) -> int:
@@ -144,9 +166,10 @@ def _tell(address: str, open_browser: bool, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Within, SIGTERM is a KeyboardInterrupt, so that the server ends with us."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Within, SIGTERM and SIGHUP are a KeyboardInterrupt, so that the server ends with us."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stops()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,40 +13,48 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.outcome import Outcome
+from orchestration.ledger.study_records import StudyRecords, study_names
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.tracking import saved_view, server
 from orchestration.tracking.cell_run import CellRunSender
 from orchestration.tracking.runs import PARENT, Mark, MlflowRuns
 from orchestration.util.clock import now_ms
-from orchestration.util.error_text import first_line
-from orchestration.util.passwords import without_password
+from orchestration.util.directory import staying
+from orchestration.util.error_text import first_line, one_line
+from orchestration.util.passwords import hide_passwords, without_password
+from orchestration.util.program import AT_WORK
 
 logger = logging.getLogger(__name__)
 
+_SILENT = 2.0  # seconds of waiting of which nothing is said
+
 
 class SyncReport(NamedTuple):
-    """What one `sync` sent."""
+    """What one `sync` sent, and a line for each item that MLflow refused: it is tried again by the next."""
 
     runs: int
     metrics: int
     files: int
+    refused: tuple[str, ...] = ()
 
 
 class Tracker:
     """Sends one experiment's ledger to MLflow; constructing it touches nothing and imports nothing.
 
     `uri` is any tracking URI of MLflow's; without one, SQLite in `mlflow.db` beside the experiment's folder. `behind`
-    says why MLflow is not level with the ledger, where the last `sync` failed.
+    says why MLflow is not level with the ledger, where the last `sync` was not complete; `reached` that it came to its
+    end.
     """
 
     def __init__(self, ledger: Ledger, spec: ExperimentSpec, uri: str | None = None) -> None:
@@ -55,6 +63,7 @@ class Tracker:
         self._sender = CellRunSender(ledger, spec.folder_name, self.runs)
         self._lock = threading.Lock()
         self.behind: str | None = None
+        self.reached = False
 
     @property
     def uri(self) -> str:
@@ -62,14 +71,16 @@ class Tracker:
 
     def sync(self) -> SyncReport:
         """Send whatever the ledger holds and MLflow lacks. Raises what MLflow raises; nothing is lost by it."""
-        with self._lock:
+        with self._lock, staying():
             try:
                 report = self._sync()
             except Exception as error:
                 self.runs.forget()
-                self.behind = first_line(error)[:200]
+                self.reached, self.behind = False, hide_passwords(first_line(error), self.uri)[:200]
                 raise
-            self.behind = None
+            self.reached, self.behind = True, _told(tuple(hide_passwords(one, self.uri) for one in report.refused))
+            if report.refused:
+                self.runs.forget()
             sent = report.metrics, report.files, report.runs
             logger.info("MLflow was sent %d metric values and %d files; %d runs are new", *sent)
             return report
@@ -83,6 +94,10 @@ class Tracker:
                 self.runs.log_artifact(parent, file, "report")
             for file in store.matching(folder / "figures", "*"):
                 self.runs.log_artifact(parent, file, "report/figures")
+
+    def give_up(self, seconds: float) -> None:
+        """MLflow took longer than it is waited for."""
+        self.reached, self.behind = False, f"it took longer than {seconds:.0f} s"
 
     def ui(self) -> str:
         """What to type, and the address that it opens: this experiment's comparison by variant."""
@@ -98,17 +113,35 @@ class Tracker:
         known = len(self.runs.known)
         self.runs.parent()
         metrics = files = 0
-        cells = [(cell, self._ledger.outcome(cell.id)) for cell in self._ledger.cells()]
-        for cell, outcome in cells:
+        refused: list[str] = []
+        cells = {cell.id: (cell, self._ledger.outcome(cell.id)) for cell in self._ledger.cells()}
+        for cell, outcome in cells.values():
             if outcome.state != "waiting" and self._ledger.origin(cell.id) == cell.id:
-                sent = self._sender.send(cell, outcome)
-                metrics, files = metrics + sent[0], files + sent[1]
-        files += self._sync_parent([outcome for _, outcome in cells])
-        return SyncReport(len(self.runs.known) - known, metrics, files)
+                with self._noting_refusal(cell.label, refused):
+                    sent = self._sender.send(cell, outcome)
+                    metrics, files = metrics + sent[0], files + sent[1]
+        with self._noting_refusal(self._spec.folder_name, refused):
+            files += self._sync_parent({cell_id: outcome for cell_id, (_, outcome) in cells.items()})
+        return SyncReport(len(self.runs.known) - known, metrics, files, tuple(refused))
 
-    def _sync_parent(self, outcomes: list[Outcome]) -> int:
+    @contextmanager
+    def _noting_refusal(self, name: str, refused: list[str]) -> Iterator[None]:
+        """Within, what MLflow refuses is noted under a name, as long as it answers at all."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
+                raise  # a connection, a full disk: all that would follow fails, too
+            try:
+                self.runs.client().get_experiment(self.runs.experiment_id)
+            except Exception:
+                raise error from None
+            refused.append(f"{name}: {one_line(error)[:300]}")
+
+    def _sync_parent(self, every: dict[str, Outcome]) -> int:
         launches = self._ledger.launches()
         finished = bool(launches) and "finished" in launches[-1]
+        outcomes = [every[cell] for cell in _cells_of(self._ledger, launches) & every.keys()] or list(every.values())
         state = _state_of_all([outcome.state for outcome in outcomes], finished)
         ended = max((outcome.finished_ms or 0 for outcome in outcomes), default=0) or None
         told = (state, ended, self._spec.sha256())
@@ -133,6 +166,20 @@ class Tracker:
         return len(files)
 
 
+def _told(refused: Sequence[str]) -> str | None:
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    return f"refused: {refused[0]}{more}" if refused else None
+
+
+def _cells_of(ledger: Ledger, launches: Sequence[dict[str, Any]]) -> set[str]:
+    """The ids of what the last launch wants, with those of its searches' trials: what lies beside it counts no more."""
+    if not launches:
+        return set()
+    names = study_names(launches[-1])
+    trials = {cell for name in names for trial in StudyRecords(ledger, name).trials() for cell in trial.cells.values()}
+    return {*launches[-1]["cells"], *trials}
+
+
 def _state_of_all(states: list[str], finished: bool) -> str:
     if all(state in ("done", "pruned") for state in states):
         return "done"
@@ -141,37 +188,80 @@ def _state_of_all(states: list[str], finished: bool) -> str:
     return "failed" if {"failed", "diverged"} & set(states) else "interrupted"
 
 
+class Patience:
+    """How long the end of a launch waits for MLflow, all in all: seconds that are used up by waiting."""
+
+    def __init__(self, seconds: float, say: Callable[[str], None]) -> None:
+        self.seconds, self._left, self._say = seconds, seconds, say
+
+    def wait(self, thread: threading.Thread) -> bool:
+        """Wait for a thread; returns whether it has ended."""
+        began = time.monotonic()
+        thread.join(min(_SILENT, self._left))
+        if thread.is_alive() and self._left > _SILENT:
+            self._say(f"MLflow is being updated: it is waited for, {self._left:.0f} s at most")
+            thread.join(self._left - _SILENT)
+        self._left = max(0.0, self._left - (time.monotonic() - began))
+        return not thread.is_alive()
+
+    def run(self, work: Callable[[], None]) -> bool:
+        """Do some work in a thread; returns whether it has ended. Raises what it raised."""
+        failed: list[Exception] = []
+
+        def attempt() -> None:
+            try:
+                work()
+            except Exception as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=attempt, name=AT_WORK, daemon=True)
+        thread.start()
+        ended = self.wait(thread)
+        if failed:
+            raise failed[0]
+        return ended
+
+
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 @contextmanager
-def background(tracker: Tracker, every: float, warn: Callable[[str], None] = _to_stderr) -> Iterator[None]:
+def background(
+    tracker: Tracker, every: float, patience: Patience | None = None, warn: Callable[[str], None] = _to_stderr
+) -> Iterator[None]:
     """Sync in a thread of its own every so many seconds, and once more at the end.
 
-    Where MLflow fails, `warn` gets one line, once, and the next time it is tried again.
+    Where MLflow fails, `warn` gets one line, once, and the next time it is tried again; the same with every item that
+    it refuses. The last is waited for as long as there is patience.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_keep_syncing, args=(tracker, every, stop, warn), name="tracking", daemon=True)
+    thread = threading.Thread(target=_keep_syncing, args=(tracker, every, stop, warn), name=AT_WORK, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        if patience is None:
+            thread.join()
+        elif not patience.wait(thread):
+            tracker.give_up(patience.seconds)
 
 
 def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: Callable[[str], None]) -> None:
-    warned = False
+    warned, told = False, set[str]()
     while True:
         last = stop.wait(every)
         try:
-            tracker.sync()
+            refused = set(tracker.sync().refused)
+            for line in sorted(refused - told):
+                warn(hide_passwords(f"MLflow refused {line}. The ledger is complete; it is retried.", tracker.uri))
+            told |= refused
         except Exception as error:
             if not warned:
                 why = tracker.behind or first_line(error)
                 line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger is complete; MLflow is retried."
-                warn(without_password(line))
+                warn(hide_passwords(line, tracker.uri))
             warned = True
         if last:
             return

@@ -18,7 +18,9 @@ def supported() -> dict[str, Requirement]:
     try:
         declared = metadata.requires("fsg") or []
     except metadata.PackageNotFoundError:
-        declared = tomllib.loads(project.read_text())["project"]["dependencies"] if project.exists() else []
+        declared = (
+            tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"] if project.exists() else []
+        )
     return {one.name: one for one in map(Requirement, declared) if one.name in LIBRARIES}
 
 

@@ -18,7 +18,7 @@ from orchestration.ledger.study_records import StudyRecords, TrialRecord
 from orchestration.search.optuna.errors import SearchError
 from orchestration.search.optuna.sampling import directions_of, pruner_of, sampler_of, suggest_settings
 from orchestration.spec.study import StudySpec
-from orchestration.util.passwords import without_password
+from orchestration.util.passwords import hide_passwords
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -105,7 +105,7 @@ class OptunaStudy:
 
 def _unkept(where: str, error: BaseException) -> SearchError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return SearchError(without_password(f"the study cannot be kept in {where}: {reason}"))
+    return SearchError(hide_passwords(f"the study cannot be kept in {where}: {reason}", where))
 
 
 def _sqlalchemy(url: str) -> str:

@@ -224,11 +224,12 @@ def test_package_has_the_code_the_spec_and_the_users_modules(spec: Path, tmp_pat
     (spec.parent / "secret.txt").write_text("hush")
     package = pack(tmp_path / "one" / "package", spec, spec.parent, {"command": "fsg launch tiny.yaml"})
     names = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
-    assert {"tiny.yaml", "my_idea.py", "submitted.json", "fsg/trainer.py", "orchestration/cli.py"} <= names
+    assert {"own-code/tiny.yaml", "own-code/my_idea.py", "submitted.json", "orchestration/cli.py"} <= names
+    assert {name.partition("/")[0] for name in names} == {"fsg", "orchestration", "own-code", "submitted.json"}
     assert not {name for name in names if name.endswith((".pyc", ".txt"))}
     again = pack(tmp_path / "two" / "package", spec, spec.parent, {"command": "fsg launch tiny.yaml"})
     assert package_sha256(again) == package_sha256(package)
-    (again / "my_idea.py").write_text("IDEA = 2\n")
+    (again / "own-code" / "my_idea.py").write_text("IDEA = 2\n")
     assert package_sha256(again) != package_sha256(package)
 
 

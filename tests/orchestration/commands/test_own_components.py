@@ -325,7 +325,8 @@ def test_a_module_that_is_found_elsewhere_is_told_with_what_to_do(own: Own) -> N
     (own.folder / "random.py").write_text(HEAD + BASE)
     with pytest.raises(SpecErrors) as refused:
         load_spec(path)
-    assert "expected another name for the file beside the spec: random is a module of /" in str(refused.value)
+    assert "is hidden by the module random of Python" in str(refused.value)
+    assert "(expected another name: rename random.py)" in str(refused.value)
     (line,) = own.told("estimator: {import: 'OWN.py:Mine'}", BASE)
     assert line.endswith("(expected module:Class; did you mean OWN:Mine?)")
 

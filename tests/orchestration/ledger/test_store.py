@@ -142,3 +142,15 @@ def test_launch_into_a_bucket_wants_places_for_the_databases(
     storage = "seeds: [0]\ntuning: {budget: 2, storage: 'sqlite:////nowhere/study.db'}"
     Path("tiny.yaml").write_text(SHORT.replace("seeds: [0]", storage))
     assert launch(LaunchRequest(Path("tiny.yaml"), results=results, tracking_uri="sqlite:////nowhere/mlflow.db")) == 0
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "a\udcffb"
+    with pytest.raises(
+        ValueError, match=r"a\\udcffb/results: is no text in UTF-8 \(expected a folder whose name is\)$"
+    ):
+        store.resolve_path(f"{odd}/results")
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(ValueError, match="is no text in UTF-8"):
+        store.resolve_path("results")

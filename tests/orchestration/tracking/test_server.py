@@ -79,7 +79,10 @@ def test_what_answers_otherwise_than_a_server_is_none_yet(taken: socket.socket) 
 
 
 @pytest.mark.slow
-def test_server_shows_the_experiment_and_ends_with_the_command(tmp_path: Path, taken: socket.socket) -> None:
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
+def test_server_shows_the_experiment_and_ends_with_the_command(
+    tmp_path: Path, taken: socket.socket, ended_by: signal.Signals
+) -> None:
     spec = spec_of(seeds=(0,))
     Tracker(trained(tmp_path / "ablation", spec), spec).sync()
     port = taken.getsockname()[1]
@@ -102,7 +105,7 @@ def test_server_shows_the_experiment_and_ends_with_the_command(tmp_path: Path, t
         listening = [c for process in below for c in process.net_connections("tcp") if c.status == "LISTEN"]
         assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
     finally:
-        command.send_signal(signal.SIGTERM)
+        command.send_signal(ended_by)
         assert command.wait(30) == 0
     _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive
