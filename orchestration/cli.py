@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestration.ledger import store
+from orchestration.util.loopback import bypass_proxies
 from orchestration.util.verbose import log_to_stderr
 
 app = typer.Typer(
@@ -329,6 +330,7 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
+    bypass_proxies(os.environ)
     try:
         app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")
     except BrokenPipeError:  # the reader of our output went away: nothing more to say to it
