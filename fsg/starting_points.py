@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -139,13 +138,11 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 def _read_pt(path: Path) -> Mapping[str, Any]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if objects := dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error))):
-            raise ValueError(f"it holds {', '.join(objects)}, no mere tensors: {_CONVERT}") from error
-        raise
-    except RuntimeError as error:
-        if "TorchScript" in str(error):
-            raise ValueError(f"it holds a TorchScript program, no mere tensors: {_CONVERT}") from error
+    except Exception as error:
+        objects = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error)))
+        held_there = "a TorchScript program" if "TorchScript" in str(error) else ", ".join(objects)
+        if held_there:
+            raise ValueError(f"it holds {held_there}, no mere tensors: {_CONVERT}") from error
         raise
     while isinstance(held, Mapping) and (inner := [one for one in _WRAPPERS if isinstance(held.get(one), Mapping)]):
         held = held[inner[0]]

@@ -16,6 +16,7 @@ there whole or not at all.
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -36,7 +37,6 @@ from orchestration.report.write import write
 from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.spec.cells import imported
 from orchestration.spec.fields import train_from_dict
-from orchestration.spec.yaml_tree import printable
 from orchestration.util import provenance
 
 FORMAT = 1
@@ -46,6 +46,7 @@ MAX_FILES = 1_000_000
 _MANIFEST_BYTES = 256 * 2**20
 _MANIFEST_RATIO = 100
 _HEADER_BYTES = 30
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 2**20
 
@@ -364,4 +365,4 @@ def describe(opened: Opened, folder: Path, results: Path) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         f"run again   {shlex.join(opened.words(folder, results))}",
     ]
-    return [printable(line, 4000) for line in lines]
+    return [_CONTROL.sub("\N{REPLACEMENT CHARACTER}", line) for line in lines]

@@ -10,6 +10,8 @@ def bypass_proxies(environment: MutableMapping[str, str]) -> None:
     if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy") for name in environment):
         return
     said = [one.strip() for name in ("no_proxy", "NO_PROXY") for one in environment.get(name, "").split(",")]
+    if "*" in said:  # no address needs one; beside others the star would be a name
+        return
     listed = ",".join(dict.fromkeys([*filter(None, said), *_HERE]))
     for name in ("no_proxy", "NO_PROXY"):
         environment[name] = listed

@@ -88,14 +88,13 @@ def test_weights_of_another_dtype_are_converted(network: nn.Module) -> None:
     assert network.get_parameter("fc.weight").dtype == torch.float32
 
 
-@pytest.mark.parametrize("zipped", [True, False])
 def test_file_that_is_no_mere_tensors_says_which_object_it_holds_and_what_to_write(
-    zipped: bool, network: nn.Module, tmp_path: Path
+    network: nn.Module, tmp_path: Path
 ) -> None:
     held = {"a.pth": network, "b.pth.tar": {"args": argparse.Namespace(lr=1), "state_dict": network.state_dict()}}
     names = {"a.pth": "fsg.models.resnet.ResNet", "b.pth.tar": "argparse.Namespace"}
     for file, content in held.items():
-        torch.save(content, tmp_path / file, _use_new_zipfile_serialization=zipped)
+        torch.save(content, tmp_path / file)
         with pytest.raises(
             ValueError, match=rf"it holds {re.escape(names[file])}, .*expected what torch\.save"
         ) as error:

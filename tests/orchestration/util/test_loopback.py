@@ -55,3 +55,10 @@ def test_without_a_proxy_nothing_is_set() -> None:
     environment: dict[str, str] = {}
     bypass_proxies(environment)
     assert not environment
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_where_nothing_needs_a_proxy_that_stays_as_it_is(variable: str) -> None:
+    environment = {"http_proxy": "http://proxy:1", variable: "*"}
+    bypass_proxies(environment)
+    assert environment == {"http_proxy": "http://proxy:1", variable: "*"}
