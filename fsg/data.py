@@ -221,7 +221,7 @@ def _checked(raw: RawImages, title: str) -> RawImages:
         except DataError as error:
             raise DataError(f"{title}: {split}_images {error}") from None
         try:
-            labels[split] = _checked_labels(getattr(raw, f"{split}_labels"), len(images[split]))
+            labels[split] = _checked_labels(getattr(raw, f"{split}_labels"), len(images[split]), split == "train")
         except DataError as error:
             raise DataError(f"{title}: {split}_labels {error}") from None
     if images["train"].shape[1:] != images["test"].shape[1:]:
@@ -229,12 +229,14 @@ def _checked(raw: RawImages, title: str) -> RawImages:
         raise DataError(f"{title}: train_images are {shapes[0]} each but test_images {shapes[1]}, expected the same")
     largest = int(labels["train"].max())
     if largest >= len(labels["train"]):
-        raise DataError(f"{title}: train_labels go up to {largest}, expected classes counted from 0")
+        raise DataError(
+            f"{title}: train_labels go up to {largest}, expected classes counted from 0 {_counted(labels['train'])}"
+        )
     missing = np.setdiff1d(np.arange(largest + 1), labels["train"])
     if len(missing):
         raise DataError(
             f"{title}: train_labels go up to {largest} and have no {few(missing)}, expected classes counted from 0 "
-            "without gaps (np.unique(labels, return_inverse=True)[1] counts so)"
+            f"without gaps {_counted(labels['train'])}"
         )
     unknown = np.setdiff1d(labels["test"], labels["train"])
     if len(unknown):
@@ -255,20 +257,33 @@ def _checked_images(images: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images).reshape(*images.shape[:3], -1)  # torch takes no flipped view
 
 
-def _checked_labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+def _checked_labels(labels: NDArray[Any], count: int, define: bool) -> NDArray[np.int64]:
+    """`define`: whether they say which classes there are."""
     _refuse_other_than_array(labels)
+    mended = f" {_counted(labels)}" if define else ""
     if labels.dtype.kind not in "iu":
-        raise DataError(f"are {labels.dtype}, expected integers")
+        raise DataError(f"are {labels.dtype}, expected integers{mended}".rstrip())
     if labels.shape != (count,):
         raise DataError(f"have the shape {labels.shape}, expected ({count},): one label an image")
     if labels.min() < 0:
-        raise DataError(f"have negative values: {few(np.unique(labels[labels < 0]))}, expected classes counted from 0")
+        negative = few(np.unique(labels[labels < 0]))
+        raise DataError(f"have negative values: {negative}, expected classes counted from 0{mended}")
     return np.ascontiguousarray(labels, dtype=np.int64)
 
 
 def _refuse_other_than_array(value: Any) -> None:
     if not isinstance(value, np.ndarray):
         raise DataError(f"are a {type(value).__name__}, expected a NumPy array")
+
+
+def _counted(labels: NDArray[Any]) -> str:
+    """The mapping that makes classes counted from 0 of labels, and the call that applies it, to test labels as well."""
+    if labels.dtype.kind not in "biufUS":
+        return ""
+    classes = np.unique(labels)
+    pairs = [f"{value}→{number}" for number, value in enumerate(classes[:5].tolist())]
+    mapping = ", ".join(pairs) + (", …" if len(classes) > 5 else "")
+    return f"({mapping}: np.searchsorted(np.unique(train_labels), labels))"
 
 
 def _read_npz(path: Path) -> RawImages:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,10 @@ class Scratch(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class File(Settings):
-    """Weights from a file (.npz, .pt or .safetensors), by name."""
+    """Weights from a file (.npz, .pt, .pth, .ckpt or .safetensors), by name."""
 
     name: Literal["file"] = "file"
-    path: str = setting(description="The file: .npz, .pt or .safetensors.", identity=False)
+    path: str = setting(description="The file: .npz, .pt, .pth, .pth.tar, .ckpt or .safetensors.", identity=False)
     trained_on: Literal["train_without_validation", "all_training_images", "other_data", "undeclared"] = choice(
         "undeclared", "What it was trained on; validation is marked contaminated unless that leaves those images out."
     )
@@ -62,28 +63,29 @@ InitConfig = Scratch | File | Pretrain
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU: a .npz of arrays, a .safetensors, or a .pt, read by the safe loader.
+    """The named tensors of a file, on the CPU: a .npz of arrays, a .safetensors, or what `torch.save` wrote.
 
-    A .pt may hold a state dict, or a mapping with one under `weights` or `state_dict`. Where all names begin with
-    `module.`, which `nn.DataParallel` puts there, that is taken off.
+    The last (.pt, .pth, .pth.tar, .ckpt) is read by the safe loader. It may hold a state dict, or a mapping with one
+    under `weights`, `state_dict`, `model_state_dict`, `model` or `net`. Where all names begin with `module.`, which
+    `nn.DataParallel` puts there, that is taken off.
     Raises ValueError, in one line, for a file that is missing, damaged, of another kind, or holds anything else.
     """
     path = Path(path)
-    read = _READERS.get(path.suffix)
-    if read is None:
+    suffix = next((one for one in _READERS if path.name.endswith(one)), "")
+    if not suffix:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(_READERS)}")
     try:
-        held = read(path)
+        held = _READERS[suffix](path)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
     except Exception as error:  # each format has half a dozen kinds for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable {path.suffix} file of named tensors ({reason})") from error
+        raise ValueError(f"{path}: not a readable {suffix} file of named tensors ({reason})") from error
     odd = [f"{name} is a {type(value).__name__}" for name, value in held.items() if not isinstance(value, Tensor)]
     if odd or not held:
         raise ValueError(f"{path}: expected named tensors, found {_few(odd) or 'none'}")
-    if all(str(name).startswith("module.") for name in held):
-        return {name.removeprefix("module."): tensor for name, tensor in held.items()}
+    while all(str(name).startswith("module.") for name in held):
+        held = {name.removeprefix("module."): tensor for name, tensor in held.items()}
     return dict(held)
 
 
@@ -134,10 +136,16 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 
 
 def _read_pt(path: Path) -> Mapping[str, Any]:
-    held = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("weights", "state_dict"):
-        if isinstance(held, Mapping) and isinstance(held.get(wrapper), Mapping):
-            held = held[wrapper]
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        objects = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error)))
+        held_there = "a TorchScript program" if "TorchScript" in str(error) else ", ".join(objects)
+        if held_there:
+            raise ValueError(f"it holds {held_there}, no mere tensors: {_CONVERT}") from error
+        raise
+    while isinstance(held, Mapping) and (inner := [one for one in _WRAPPERS if isinstance(held.get(one), Mapping)]):
+        held = held[inner[0]]
     if not isinstance(held, Mapping):
         raise ValueError(f"it holds a {type(held).__name__}")
     return held
@@ -149,8 +157,13 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     return load_file(path)
 
 
+_WRAPPERS = ("weights", "state_dict", "model_state_dict", "model", "net")
+_CONVERT = 'expected what torch.save(model.state_dict(), "weights.pt") writes, where that object can be had'
 _READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
     ".npz": _read_npz,
     ".pt": _read_pt,
+    ".pth": _read_pt,
+    ".pth.tar": _read_pt,
+    ".ckpt": _read_pt,
     ".safetensors": _read_safetensors,
 }

@@ -3,6 +3,7 @@
 Every command imports its file when it is called: `fsg --help` waits for no library.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if __name__ == "__main__" or Path(sys.argv[0]).name in ("fsg", "launch.py", "sub
 import typer
 
 from orchestration.ledger import store
+from orchestration.util.loopback import bypass_proxies
 from orchestration.util.output import unfailing_output
 from orchestration.util.verbose import log_to_stderr
 
@@ -347,6 +349,7 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
+    bypass_proxies(os.environ)
     try:
         with unfailing_output():
             app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fsg")

@@ -9,17 +9,22 @@ A bundle is a ZIP archive, the same bytes for the same contents:
 
 Left out are states to resume from of trainings that are over, locks and temporary files; nothing else. Opening trusts
 nothing: every name, size and digest is checked before anything is written, and nothing is ever executed unless asked.
+Entries are stored or deflated, and do not overlap: so a small file cannot unfold to much. What is packed or unpacked is
+there whole or not at all.
 """
 
 import hashlib
 import json
+import os
 import shlex
+import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from fsg.import_closure import is_installed
 from fsg.imported import files
@@ -31,14 +36,16 @@ from orchestration.report.write import write
 from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.spec.cells import imported
 from orchestration.spec.fields import train_from_dict
-from orchestration.spec.yaml_tree import printable
 from orchestration.util import provenance
+from orchestration.util.output import escaped
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_BYTES = 50 * 2**30
 MAX_FILES = 1_000_000
 _MANIFEST_BYTES = 256 * 2**20
+_MANIFEST_RATIO = 100
+_HEADER_BYTES = 30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 2**20
 _LONGEST = 1000  # characters of a text that is shown
@@ -57,6 +64,11 @@ class Opened(NamedTuple):
     @property
     def experiment(self) -> str:
         return str(self.manifest["experiment"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, unfolded."""
+        return sum(seal["size"] for seal in self.manifest["files"].values())
 
     def spec(self, folder: Path) -> Path:
         return folder / "spec.yaml"
@@ -105,23 +117,39 @@ def pack(folder: Path, target: Path | None = None) -> Path:
         "versions": launch["versions"],
         "hardware": launch["hardware"],
         "files": {
-            **{name: _seal(data) for name, data in texts.items()},
-            **{name: _seal_of_file(path) for name, path in sources.items()},
+            **{name: _seal([data]) for name, data in texts.items()},
+            **{name: _seal(_chunks_of(path)) for name, path in sources.items()},
         },
     }
-    with zipfile.ZipFile(target, "x", allowZip64=True) as archive:
-        _put(archive, MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-        for name in sorted(manifest["files"]):
-            _put(archive, name, texts[name] if name in texts else sources[name].read_bytes())
+    with _whole(target) as draft, zipfile.ZipFile(draft, "x", allowZip64=True) as archive:
+        _put(archive, MANIFEST, [json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"])
+        for name, seal in sorted(manifest["files"].items()):
+            if _put(archive, name, [texts[name]] if name in texts else _chunks_of(sources[name])) != seal:
+                raise BundleError(f"{sources[name]}: changed while it was packed (expected an experiment at rest)")
     return target
 
 
-def _put(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+def _put(archive: zipfile.ZipFile, name: str, chunks: Iterable[bytes]) -> dict[str, Any]:
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.create_system = 3
     entry.external_attr = 0o644 << 16
-    archive.writestr(entry, data, compresslevel=6)
+    with archive.open(entry, "w", force_zip64=True) as stream:
+        return _seal(_passed_to(stream, chunks))
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A name beside the target for what becomes it at the end, or is removed."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield draft
+        if os.path.lexists(target):
+            raise BundleError(f"{target}: is there already (expected a new name)")
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        raise
 
 
 def _contents(ledger: Ledger, launch: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
@@ -161,39 +189,54 @@ def _own_files(ledger: Ledger, launch: Mapping[str, Any]) -> dict[str, bytes]:
 
 def check(path: Path) -> Opened:
     """Read a bundle through, and hold it against its own manifest. Raises BundleError; writes nothing."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = _entries(archive)
-            manifest = _manifest(archive, entries)
-            _refuse_other_files(entries, manifest["files"])
-            for name, seal in manifest["files"].items():
-                _read(archive, entries[name], seal)
-    except BundleError as refused:
-        raise BundleError(f"{path}: {refused}") from None
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise BundleError(f"{path}: is damaged, or not a bundle: {error}") from error
+    with _opened(path) as archive:
+        entries = _entries(archive, path.stat().st_size)
+        manifest = _manifest(archive, entries)
+        _refuse_other_files(entries, manifest["files"])
+        for name, seal in manifest["files"].items():
+            found = _seal(_chunks(archive, entries[name], seal))
+            if found["sha256"] != seal["sha256"]:
+                raise BundleError(f"{name}: is not what the manifest says (SHA-256 {found['sha256']})")
     return Opened(path, manifest)
 
 
 def unpack(opened: Opened, folder: Path) -> None:
     """Write a checked bundle into a new folder, each file checked once more as it is written. Raises BundleError."""
-    if folder.exists():
+    if os.path.lexists(folder):
         raise BundleError(f"{folder}: is there already (expected a new folder)")
-    with zipfile.ZipFile(opened.path) as archive:
-        entries = _entries(archive)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    size, free = opened.size, shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise BundleError(
+            f"{opened.path}: needs {size / 1e6:.1f} MB (expected at most {free / 1e6:.1f} MB, what is free)"
+        )
+    with _opened(opened.path) as archive, _whole(folder) as draft:
+        entries = _entries(archive, opened.path.stat().st_size)
         for name, seal in opened.manifest["files"].items():
-            target = folder / name
+            target = draft / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            data = b"".join(_chunks(archive, entries[name], seal))
-            if _seal(data) != seal:
-                raise BundleError(f"{opened.path}: {name}: changed since it was checked")
             with target.open("xb") as file:
-                file.write(data)
+                if name not in entries or _seal(_passed_to(file, _chunks(archive, entries[name], seal))) != seal:
+                    raise BundleError(f"{name}: changed since it was checked")
 
 
-def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A bundle as an archive; whatever goes wrong with it is a BundleError of one line."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except BundleError as refused:
+        raise BundleError(f"{path}: {refused}") from None
+    except OSError as error:
+        where = f"{path}: {error.filename}" if error.filename not in (None, str(path), path) else str(path)
+        raise BundleError(f"{where}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise BundleError(f"{path}: is damaged, or not a bundle: {error}") from error
+
+
+def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The entries of an archive of so many bytes, by name, none of which is more than it seems."""
     found: dict[str, zipfile.ZipInfo] = {}
     infos = archive.infolist()
     if len(infos) > MAX_FILES:
@@ -205,8 +248,25 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if info.is_dir() or kind not in (0, stat.S_IFREG):
             raise BundleError(f"{info.filename}: is not a plain file")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BundleError(
+                f"{info.filename}: is compressed by method {info.compress_type} (expected 0 or 8, deflate)"
+            )
         found[info.filename] = info
+    _refuse_overlaps(infos, size)
+    for name in found:
+        if above := next((str(one) for one in PurePosixPath(name).parents if str(one) in found), None):
+            raise BundleError(f"{above}: is a file, and the folder of {name}")
     return found
+
+
+def _refuse_overlaps(infos: Iterable[zipfile.ZipInfo], size: int) -> None:
+    """Bytes that several entries share unfold once an entry."""
+    end = size
+    for info in sorted(infos, key=lambda info: -info.header_offset):
+        if info.header_offset < 0 or info.header_offset + _HEADER_BYTES + info.compress_size > end:
+            raise BundleError(f"{info.filename}: lies over another entry (expected each byte in one)")
+        end = info.header_offset
 
 
 def _refuse_name(name: str) -> None:
@@ -219,10 +279,11 @@ def _refuse_name(name: str) -> None:
 def _manifest(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
     if MANIFEST not in entries:
         raise BundleError(f"has no {MANIFEST}: is not a bundle")
-    if entries[MANIFEST].file_size > _MANIFEST_BYTES:
+    entry = entries[MANIFEST]
+    if entry.file_size > min(_MANIFEST_BYTES, _MANIFEST_RATIO * entry.compress_size):
         raise BundleError(f"{MANIFEST}: is too large")
-    with archive.open(entries[MANIFEST]) as stream:
-        manifest = json.loads(stream.read(_MANIFEST_BYTES + 1))
+    with archive.open(entry) as stream:
+        manifest = json.loads(stream.read(entry.file_size))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{MANIFEST}: has a format that this version does not read (expected {FORMAT})")
     if not _is_whole(manifest):
@@ -257,14 +318,6 @@ def _refuse_other_files(entries: Mapping[str, zipfile.ZipInfo], files: Mapping[s
             raise BundleError(f"{name}: is missing")
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, seal: Mapping[str, Any]) -> None:
-    total = hashlib.sha256()
-    for chunk in _chunks(archive, info, seal):
-        total.update(chunk)
-    if total.hexdigest() != seal["sha256"]:
-        raise BundleError(f"{info.filename}: is not what the manifest says (SHA-256 {total.hexdigest()})")
-
-
 def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, seal: Mapping[str, Any]) -> Iterator[bytes]:
     """What a file unfolds to, never more than its manifest says."""
     size = 0
@@ -278,24 +331,34 @@ def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, seal: Mapping[str, 
         raise BundleError(f"{info.filename}: is {size} bytes (expected {seal['size']})")
 
 
-def _seal(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def _chunks_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
 
 
-def _seal_of_file(path: Path) -> dict[str, Any]:
-    return _seal(path.read_bytes())
+def _passed_to(stream: IO[bytes], chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        stream.write(chunk)
+        yield chunk
+
+
+def _seal(chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Size and SHA-256 of bytes that are never in memory all at once."""
+    size, digest = 0, hashlib.sha256()
+    for chunk in chunks:
+        size += len(chunk)
+        digest.update(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def describe(opened: Opened, folder: Path, results: Path) -> list[str]:
     """What a bundle holds, and how to run it again, once it lies in a folder."""
     manifest = opened.manifest
-    experiment, question, verdict = (
-        printable(manifest[key], _LONGEST) for key in ("experiment", "question", "verdict")
-    )
+    experiment, question, verdict = (_shown(manifest[key]) for key in ("experiment", "question", "verdict"))
     cells = ", ".join(f"{count} {state}" for state, count in manifest["cells"].items())
-    size = sum(seal["size"] for seal in manifest["files"].values())
-    return [
-        f"{opened.path}: {len(manifest['files'])} files, {size / 1e6:.1f} MB, every one as the manifest says",
+    lines = [
+        f"{opened.path}: {len(manifest['files'])} files, {opened.size / 1e6:.1f} MB, every one as the manifest says",
         f"experiment  {experiment}: {question}",
         f"cells       {cells}",
         f"verdict     {verdict}",
@@ -303,3 +366,8 @@ def describe(opened: Opened, folder: Path, results: Path) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         f"run again   {shlex.join(opened.words(folder, results))}",
     ]
+    return [escaped(line).replace("\n", "\\n") for line in lines]
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -26,7 +26,7 @@ from orchestration.runtime.pilot import Cost, Pilots, predict, wall_clock
 from orchestration.scheduler.environment import is_job_server
 from orchestration.search.forecast import expected_cells
 from orchestration.spec.cells import Cell, cells, changed_settings
-from orchestration.spec.experiment import ExperimentSpec, load_spec
+from orchestration.spec.experiment import ExperimentSpec, folder_name, load_spec
 from orchestration.spec.networks import COST_COLUMNS, NetworkOfLines, cost_texts, networks_of
 from orchestration.util import submission
 from orchestration.util.clock import now_ms
@@ -107,9 +107,22 @@ def load_checked(request: LaunchRequest) -> tuple[ExperimentSpec, Ledger]:
     ledger = Ledger(request.results / spec.folder_name)
     with refusing_write_errors(ledger.folder):
         store.of(ledger.folder).names(ledger.folder)  # one that does not answer is told before anything else
+    if wrong := _another_experiment(spec, ledger):
+        raise Refused(wrong)
     if problems := study_conflicts(spec, ledger, request.source, request.sets):
         raise Refused(*problems)
     return spec, ledger
+
+
+def _another_experiment(spec: ExperimentSpec, ledger: Ledger) -> str | None:
+    """Whose folder it is, where another name and profile make the same name of a folder: `a` `b-c` and `a-b` `c`."""
+    for launch in ledger.launches()[-1:]:
+        name, profile = (launch.get("spec", {}).get(key) for key in ("name", "profile"))
+        same = folder_name(name, profile) == spec.folder_name
+        if same and (name, profile) != (spec.name, spec.profile):
+            whose = f"experiment {name}" + (f" with profile {profile}" if profile else "")
+            return f"{ledger.folder}: has the results of {whose} (expected another name, or another --results)"
+    return None
 
 
 def make_plan(request: LaunchRequest, spec: ExperimentSpec, ledger: Ledger) -> ExperimentPlan:
@@ -207,6 +220,9 @@ def say_damage(request: LaunchRequest, plan: ExperimentPlan) -> None:
             request.say(f"{status.cell.label} is trained again: {status.outcome.reason}")
     for problem in plan.ledger.launch_problems():
         request.say(f"{plan.ledger.folder}: {problem}: the verdict of the report claims nothing")
+    if found := plan.ledger.strays():
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        request.say(f"{plan.ledger.folder}: passed over, as none of the ledger's own: {', '.join(found[:3])}{more}")
 
 
 def plan_table(spec: ExperimentSpec, statuses: Sequence[CellStatus]) -> Table:

@@ -106,9 +106,9 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
         try:
             train.data.load()  # leaves the fingerprint behind
         except FileNotFoundError as error:  # of a user's own `read`
-            yield "train.data", f"{error.filename}: there is no such file (relative paths begin at {Path.cwd()})"
+            yield "train.data", f"{error.filename}: there is no such file{_looked_for(spec)}"
         except (OSError, ValueError) as error:
-            yield "train.data", one_line(error)
+            yield "train.data", one_line(error) + (_looked_for(spec) if _is_missing(error) else "")
         except Exception as error:
             if not isinstance(train.data, Imported):
                 raise
@@ -130,11 +130,22 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             if isinstance(train.init, File):
                 load_into(model, placed_state(train.quantized(model)) | load_weights(train.init.path))
         except (OSError, ValueError) as error:
-            yield "train.init.path", one_line(error)
+            yield "train.init.path", one_line(error) + (_looked_for(spec) if _is_missing(error) else "")
         try:
             refuse_not_finite(model)
         except ValueError as error:
             yield "train.model", one_line(error)
+
+
+def _is_missing(error: Exception) -> bool:
+    return isinstance(error.__context__, FileNotFoundError)
+
+
+def _looked_for(spec: ExperimentSpec) -> str:
+    """Where a relative path leads: to a file beside the spec, or else to one in the working directory."""
+    beside, here = spec.source.resolve().parent, Path.cwd()
+    also = f"{beside}, beside the spec, and then at " if beside != here else ""
+    return f" (relative paths begin at {also}{here})"
 
 
 def _precision(spec: ExperimentSpec, remote: bool) -> Iterator[tuple[str, str]]:

@@ -117,6 +117,8 @@ class Tally:
             self.paused(cell)
             return
         run = self.running.pop(cell.id, None)
+        if cell.id not in self.standings:
+            self._arrived(cell)
         if run is not None and state == "done":
             steps, seconds = self._pace.get(cell.variant, (0, 0.0))
             trained = max(run.of_steps - run.first_step, 1)
@@ -127,6 +129,13 @@ class Tally:
         self.over.add(cell.id)
         if state == "failed":
             self.failed.append((cell, reason, log))
+
+    def concluded(self) -> bool:
+        """Whether there were cells that a search had made us expect, and that will not come: they count no more."""
+        missing, self._expected = self._expected, []
+        for key in missing:
+            del self.standings[key]
+        return bool(missing)
 
     def left(self) -> float | None:
         """Seconds until all is done, from the pace so far; None before there is any."""
@@ -164,6 +173,10 @@ class _TallyView:
 
     def pruned(self, cells: Sequence[Cell]) -> None:
         self.tally.pruned(cells)
+
+    def concluded(self) -> None:
+        """All is done."""
+        self.tally.concluded()
 
 
 class LiveView(_TallyView):
@@ -304,6 +317,10 @@ class PlainLines(_TallyView):
     def pruned(self, cells: Sequence[Cell]) -> None:
         super().pruned(cells)
         self.message(f"{'pruned':<11} {cells[0].name}  {self._counts()}")
+
+    def concluded(self) -> None:
+        if self.tally.concluded():
+            self.message(f"{self.name}: {self._counts()}")
 
     def stopping(self) -> None:
         self.tally.stopping = True

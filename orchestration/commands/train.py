@@ -66,6 +66,7 @@ def train(request: LaunchRequest, plan: ExperimentPlan, number: int, view: View)
     outcomes = [(cell, plan.ledger.outcome(cell.id)) for cell in trained]
     unfinished = [one for one in outcomes if one[1].state not in ("done", "diverged", "pruned")]
     if not unsettled and not unfinished:
+        view.concluded()
         return DONE
     if store.exists(stop_file):
         return INTERRUPTED

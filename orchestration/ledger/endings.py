@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestration.ledger import store
-from orchestration.ledger.history import attempt_numbers
-from orchestration.ledger.sealed import read_sealed
+from orchestration.ledger.history import attempt_end, attempt_numbers
+from orchestration.ledger.names import CELL, matches
 
 
 class Ending(NamedTuple):
@@ -30,13 +30,13 @@ class Endings:
 
     def all(self) -> list[Ending]:
         """By cell and attempt."""
-        trials = store.matching(self._trials, "*")
+        trials = [self._trials / match[0] for match in matches(self._trials, CELL)]
         found = (self._ending(trial, number) for trial in trials for number in attempt_numbers(trial))
         return [one for one in found if one is not None]
 
     def _ending(self, trial: Path, number: int) -> Ending | None:
         path = trial / f"{number:04d}" / "end.json"
-        end = self._ends.get(path) or read_sealed(path)
+        end = self._ends.get(path) or attempt_end(path.parent)
         if end is None:
             return Ending(trial.name, number, None, "damaged", None) if store.exists(path) else None
         self._ends[path] = end

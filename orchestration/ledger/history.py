@@ -1,12 +1,14 @@
 """The attempts at one cell, read from the disk and merged: which rows count, and where to resume."""
 
+import itertools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestration.ledger import store
+from orchestration.ledger.names import ATTEMPT, COMMIT, DIAGNOSTICS, SEGMENT, matches
 from orchestration.ledger.sealed import holds, read_sealed, seal_of
 from orchestration.ledger.stores.errors import Unreachable
 
@@ -50,10 +52,10 @@ class AttemptView:
         record = attempt_record(folder) if before is None else before.record
         if record is None:
             return None
-        names = store.of(folder).names(folder)
-        commits = [read_sealed(folder / n) for n in names if n.startswith("checkpoint-") and n.endswith(".json")]
-        end = read_sealed(folder / "end.json")
-        paths = segment_paths(folder, names)
+        found = matches(folder, COMMIT)
+        commits = [read_sealed(folder / match[0], "step", "segments", "seconds") for match in found]
+        end = attempt_end(folder)
+        paths = segment_paths(folder)
         held = 0 if before is None else before.segments
         while held < len(paths) and segment_holds(paths[held]):
             held += 1
@@ -97,7 +99,7 @@ class Piece:
     def rows(self, durable_only: bool, after: int) -> Iterator[LedgerRow]:
         count = self.view.covered if durable_only or self.until is not None else self.view.segments
         after = max(after, self.after)
-        for path in segment_paths(self.view.folder, store.of(self.view.folder).names(self.view.folder))[:count]:
+        for path in segment_paths(self.view.folder)[:count]:
             if last_step(path) <= after:
                 continue
             for line in store.of(path).read(path).splitlines()[1:]:
@@ -107,9 +109,9 @@ class Piece:
 
     def diagnostics(self) -> Iterator[dict[str, Any]]:
         last = self.view.reached if self.until is None else self.until
-        for path in store.matching(self.view.folder, "diagnostics-*.json"):
-            counts = self.after < int(path.stem.split("-")[1]) <= last
-            if counts and (table := read_sealed(path)) is not None:
+        for match in matches(self.view.folder, DIAGNOSTICS):
+            counts = self.after < int(match[1]) <= last
+            if counts and (table := read_sealed(self.view.folder / match[0])) is not None:
                 yield table
 
 
@@ -171,14 +173,19 @@ class History:
 
 def attempt_record(folder: Path) -> dict[str, Any] | None:
     """The record of an attempt, if it holds and is one at the cell whose folder it lies in."""
-    record = read_sealed(folder / "attempt.json")
+    record = read_sealed(folder / "attempt.json", "started_at", "rows_from", "resumed_from")
     return record if record is not None and record.get("cell", folder.parent.name) == folder.parent.name else None
 
 
-def segment_paths(folder: Path, names: Sequence[str]) -> list[Path]:
+def attempt_end(folder: Path) -> dict[str, Any] | None:
+    """How an attempt ended, if that is recorded and holds."""
+    return read_sealed(folder / "end.json", "state", "digest", "step", "segments", "seconds", "weights")
+
+
+def segment_paths(folder: Path) -> list[Path]:
     """The segments of rows, as far as none is missing."""
-    found = [name for name in names if name.startswith("rows-")]
-    return [folder / name for index, name in enumerate(found) if int(name.split("-")[1]) == index]
+    found = {int(match[1]): folder / match[0] for match in matches(folder, SEGMENT)}
+    return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
 
 
 def last_step(segment: Path) -> int:
@@ -186,7 +193,7 @@ def last_step(segment: Path) -> int:
 
 
 def attempt_numbers(folder: Path) -> list[int]:
-    return sorted(int(name) for name in store.of(folder).names(folder) if name.isdigit())
+    return sorted(int(match[1]) for match in matches(folder, ATTEMPT))
 
 
 def segment_holds(path: Path) -> bool:

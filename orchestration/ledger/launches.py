@@ -1,12 +1,12 @@
 """The launches and plans of an experiment, each a numbered record, and the lock that admits one launch at a time."""
 
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from orchestration.ledger import store
 from orchestration.ledger.endings import Ending, Endings
+from orchestration.ledger.names import LAUNCH, OF_LAUNCH, PLAN, matches, next_number, strays
 from orchestration.ledger.sealed import digest_of_record, read_sealed, write_sealed
 from orchestration.spec.fields import meant
 
@@ -41,11 +41,12 @@ class LaunchRecords:
     def record_plan(self, record: dict[str, Any]) -> None:
         """Keep what a plan expects of its cells, by id, and when it was `made`."""
         folder = self.folder / "plans"
-        write_sealed(folder / f"{len(store.matching(folder, '*.json')) + 1:04d}.json", record)
+        write_sealed(folder / f"{next_number(folder, PLAN):04d}.json", record)
 
     def plans(self) -> list[dict[str, Any]]:
         """What plans expected, oldest first."""
-        records = (read_sealed(path) for path in store.matching(self.folder / "plans", "*.json"))
+        folder = self.folder / "plans"
+        records = (read_sealed(folder / match[0], "made", "cells") for match in matches(folder, PLAN))
         return [record for record in records if record is not None]
 
     def stop_file(self, number: int) -> Path:
@@ -65,6 +66,10 @@ class LaunchRecords:
             if number not in whole and not store.exists(self.folder / "launches" / name):
                 problems.append(f"launches/{name} is missing")
         return sorted(problems)
+
+    def strays(self) -> list[str]:
+        """What lies among the records and is not the ledger's own (`names`): nothing reads it."""
+        return strays(self.folder)
 
     def endings(self) -> list[Ending]:
         """The attempts that came to a result, by cell and attempt."""
@@ -89,30 +94,27 @@ class LaunchRecords:
         found: dict[int, dict[str, Any]] = {}
         seals: dict[str, int] = {}
         problems = []
-        for path in store.matching(self.folder / "launches", "[0-9]*.json"):
-            if not _RECORD.fullmatch(path.name):
-                continue
-            record, number = read_sealed(path), int(path.stem)
+        for match in matches(self.folder / "launches", LAUNCH):
+            path, number = self.folder / "launches" / match[0], int(match[1])
+            record = read_sealed(path)
             if record is None:
                 problems.append(f"launches/{path.name} is damaged")
+                continue
+            if record.keys().isdisjoint(("number", "started")):
+                problems.append(f"launches/{path.name} is not the record of a launch")
                 continue
             first = seals.setdefault(digest_of_record(record), number)
             if (said := record.get("number", first)) != number or path.stem != f"{number:04d}":
                 problems.append(f"launches/{path.name} is a copy of the record of launch {said}")
                 continue
-            end = read_sealed(path.with_name(f"{path.stem}-end.json")) or {}
+            end = read_sealed(path.with_name(f"{path.stem}-end.json"), "exit_status") or {}
             found[number] = record | end | {"number": number}
         return [found[number] for number in sorted(found)], problems
 
     def _numbers_told(self) -> set[int]:
         """The numbers of launches that a file of theirs, or the end of an attempt, speaks of."""
-        names = store.of(self.folder).names(self.folder / "launches")
-        files = {int(match[1]) for name in names if (match := _FILE.fullmatch(name))}
+        files = {int(match[1]) for match in matches(self.folder / "launches", OF_LAUNCH)}
         return files | {one.launch for one in self.endings() if one.launch is not None}
-
-
-_RECORD = re.compile(r"[0-9]{1,6}\.json")
-_FILE = re.compile(r"([0-9]{1,6})(\.json|-end\.json|-stop|-log\.txt)")
 
 
 def _nearest_experiment(folder: Path) -> str:
@@ -129,4 +131,4 @@ def _experiments(folder: Path) -> list[Path]:
 
 
 def _is_experiment(folder: Path) -> bool:
-    return bool(store.matching(folder / "launches", "[0-9]*.json"))
+    return bool(matches(folder / "launches", LAUNCH))

@@ -39,6 +39,7 @@ from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt
 from orchestration.ledger.history import AttemptView, History, LedgerRow, ResumePoint, attempt_numbers, attempt_record
 from orchestration.ledger.launches import LaunchRecords
+from orchestration.ledger.names import CELL_RECORD, matches
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import read_sealed, write_sealed
 from orchestration.ledger.stores.errors import Unwritable
@@ -62,12 +63,12 @@ class Ledger(LaunchRecords):
     def add(self, cell: Cell) -> None:
         """Enter a cell. One that is there under another name, or with its data elsewhere, gets a newer record."""
         record = cell.to_dict()
-        known, versions = self._cell_record(cell.id)
+        known, newest = self._cell_record(cell.id)
         if known == json.loads(json.dumps(record)):
             return
         with suppress(FileExistsError):  # another process enters the same
             write_sealed(
-                self._cell_folder(cell.id) / (f"cell-{versions + 1:04d}.json" if versions else "cell.json"), record
+                self._cell_folder(cell.id) / (f"cell-{newest + 1:04d}.json" if newest else "cell.json"), record
             )
 
     def cell(self, cell_id: str) -> Cell:
@@ -107,7 +108,7 @@ class Ledger(LaunchRecords):
         """The cell whose attempts count as a cell's: its own id, but where it was accepted in another's place."""
         seen = {cell_id}
         while not attempt_numbers(self._cell_folder(cell_id)):
-            record = read_sealed(self._cell_folder(cell_id) / "accepted.json")
+            record = read_sealed(self._cell_folder(cell_id) / "accepted.json", "accepted")
             if record is None or record["accepted"] in seen:
                 break
             cell_id = str(record["accepted"])
@@ -228,18 +229,18 @@ class Ledger(LaunchRecords):
         return self.folder / "trials" / cell_id
 
     def _cell_record(self, cell_id: str) -> tuple[dict[str, Any] | None, int]:
-        """The newest record of a cell that holds, and how many there are."""
-        paths = sorted(
-            store.matching(self._cell_folder(cell_id), "cell*.json"), key=lambda path: (len(path.name), path.name)
-        )
-        records = (read_sealed(path) for path in reversed(paths))
-        return next((one for one in records if one is not None and one["id"] == cell_id), None), len(paths)
+        """The newest record of a cell that holds, and the highest number of one; 0 where there is none."""
+        folder = self._cell_folder(cell_id)
+        names = {int(match[1] or 1): match[0] for match in matches(folder, CELL_RECORD)}
+        records = (read_sealed(folder / names[number], "id") for number in sorted(names, reverse=True))
+        return next((one for one in records if one is not None and one["id"] == cell_id), None), max(names, default=0)
 
     def _history(self, cell_id: str, before: int | None = None) -> History:
         folder = self._cell_folder(self.origin(cell_id) if before is None else cell_id)
         numbers = [number for number in attempt_numbers(folder) if before is None or number < before]
         views = [self._view(folder / f"{number:04d}") for number in numbers]
-        return History([view for view in views if view is not None], bool(views) and views[-1] is None)
+        claimed = bool(views) and views[-1] is None and not (folder / f"{numbers[-1]:04d}").is_file()
+        return History([view for view in views if view is not None], claimed)
 
     def _view(self, folder: Path) -> AttemptView | None:
         view = AttemptView.of(folder, self._seen.get(folder))

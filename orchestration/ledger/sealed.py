@@ -35,8 +35,8 @@ def write_sealed(path: Path, record: dict[str, Any], covered: bool = False) -> N
     write_new(path, text.encode() + b"\n", covered)
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """A record that is there and whole, or None."""
+def read_sealed(path: Path, *needs: str) -> dict[str, Any] | None:
+    """A record that is there, whole, and has what it `needs` to be one of its kind; or else None."""
     try:
         record = json.loads(store.of(path).read(path))
     except Unreachable:
@@ -46,7 +46,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         return None
     seal = record.pop("sha256_of_record", None)
-    return record if seal == digest_of_record(record) else None
+    return record if seal == digest_of_record(record) and record.keys() >= set(needs) else None
 
 
 def digest_of_record(record: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.names import CHOICE, TRIAL, matches, next_number
 from orchestration.ledger.sealed import read_sealed, write_sealed
 from orchestration.spec.cells import Cell
 
@@ -95,11 +95,10 @@ class StudyRecords:
     def trials(self) -> list[TrialRecord]:
         """Every trial, by number, up to the first that is missing or damaged."""
         parts: dict[int, dict[str, dict[str, Any]]] = {}
-        for path in store.matching(self.folder / "trials", "[0-9]*.json"):
-            record = read_sealed(path)
+        for match in matches(self.folder / "trials", TRIAL):
+            record = read_sealed(self.folder / "trials" / match[0])
             if record is not None:
-                at, _, part = path.stem.partition("-")
-                parts.setdefault(int(at), {})[part] = record
+                parts.setdefault(int(match[1]), {})[match[2] or ""] = record
         found: list[TrialRecord] = []
         for number in itertools.count():
             records = parts.get(number, {})
@@ -113,11 +112,11 @@ class StudyRecords:
         raise AssertionError("counting has no end")
 
     def choose(self, record: dict[str, Any]) -> None:
-        self._write(f"choice-{len(self.choices()) + 1:04d}.json", record)
+        self._write(f"choice-{next_number(self.folder, CHOICE):04d}.json", record)
 
     def choices(self) -> list[dict[str, Any]]:
         """Each opening of the test set, oldest first."""
-        records = (read_sealed(path) for path in store.matching(self.folder, "choice-*.json"))
+        records = (read_sealed(self.folder / match[0]) for match in matches(self.folder, CHOICE))
         return [record for record in records if record is not None]
 
     def _write(self, name: str, record: dict[str, Any]) -> None:

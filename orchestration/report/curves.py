@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from orchestration.report.figures import plain
+
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's palette, which the colour-blind tell apart, without its yellow, which white paper swallows.
@@ -59,7 +61,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         for x, y in curve.diverged:
             axes.plot(x, y, dashes, color=colour, linewidth=0.9, zorder=2)
             axes.plot(x[-1:], y[-1:], "x", color=colour, markersize=8, markeredgewidth=2, zorder=4)
-    axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
+    axes.set_title(plain(panel.title), loc="left", fontsize=10.5, fontweight="bold", color=_INK)
     axes.set_xlabel(panel.x_label, color=_INK)
     axes.set_ylabel(panel.y_label, color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -108,10 +110,8 @@ def _name_the_curves(axes: Axes, panel: Panel) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0, "alpha": 0.6},
         )  # fmt: skip
         axes.plot([1.035, 1.07], [height] * 2, dashes, color=colour, lw=2.4, transform=axes.transAxes, clip_on=False)
-        weight = "bold" if panel.styles[curve.variant] in (None, 0) else "normal"
-        axes.text(
-            1.082, height, curve.label, transform=axes.transAxes, va="center", fontsize=9, color=_INK, weight=weight
-        )
+        weight, name = "bold" if panel.styles[curve.variant] in (None, 0) else "normal", plain(curve.label)
+        axes.text(1.082, height, name, transform=axes.transAxes, va="center", fontsize=9, color=_INK, weight=weight)
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:

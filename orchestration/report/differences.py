@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from orchestration.analysis.comparisons import Line
 from orchestration.analysis.units import Unit
+from orchestration.report.figures import plain
 
 _INK, _SOFT, _PRIMARY, _OTHER = "#1a1f26", "#8a929c", "#D55E00", "#0072B2"
 
@@ -41,7 +42,7 @@ def draw_differences(lines: Sequence[Line], unit: Unit, baseline: str, primary: 
             face = _INK if filled else "none"
             axes.plot(shown, [place + 0.22] * len(shown), "o", markersize=4, markerfacecolor=face, color=_INK,
                       alpha=0.65, zorder=3)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [line.short_label for line in rows])
+    axes.set_yticks(range(len(rows)), [plain(line.short_label) for line in rows])
     for label, line in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if line.variant == primary else "normal")
     axes.set_ylim(len(rows) - 0.4, -0.6)

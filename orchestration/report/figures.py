@@ -63,6 +63,11 @@ def drawing(figure: Figure, name: str, label: str) -> Drawing:
     return Drawing(slug(name), label, svg.getvalue().decode(), png.getvalue())
 
 
+def plain(text: str) -> str:
+    """Text for a figure in which each `$` is one, and begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def slug(name: str) -> str:
     """`layers-flip-rate-a-step`: what is safe as a file's name and as an id."""
     return re.sub(r"\W+", "-", name.lower()).strip("-")

@@ -9,6 +9,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from orchestration.report.figures import plain
+
 Floats = NDArray[np.float64]
 Table = Mapping[str, Any]
 
@@ -112,7 +114,7 @@ def draw_maps(title: str, found: Sequence[Map]) -> Figure:
         axes.fill_between(box[:2], top, top + 1, color="#c4cbd3", linewidth=0, zorder=0)
         values = np.where(each.values <= norm.vmin, norm.vmin, each.values)  # 0 as well has a colour, the lowest
         last = axes.imshow(values, cmap=colours, norm=norm, interpolation="nearest", extent=box)
-        axes.text(left, top - 0.02, each.label, fontsize=9, ha="left", va="bottom")
+        axes.text(left, top - 0.02, plain(each.label), fontsize=9, ha="left", va="bottom")
         if column == 0:
             step = max(1, -(-len(each.layers) // 12))
             heights += [(top + (i + 0.5) / len(each.layers), each.layers[i]) for i in range(0, len(each.layers), step)]
@@ -123,7 +125,7 @@ def draw_maps(title: str, found: Sequence[Map]) -> Figure:
     axes.set_ylim(rows * (1 + gap) - gap, -gap)
     axes.set_aspect("auto")
     axes.set_xticks(list(places), list(places.values()), fontsize=7)
-    axes.set_yticks([place for place, _ in heights], [name for _, name in heights], fontsize=7)
+    axes.set_yticks([place for place, _ in heights], [plain(name) for _, name in heights], fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("epoch", fontsize=8)

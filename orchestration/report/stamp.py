@@ -59,7 +59,7 @@ def _records(folder: Path) -> Iterable[tuple[str, str]]:
     """Of all files but the lock and the report's own."""
     parts = [
         part
-        for part in folder.iterdir()
+        for part in (folder.iterdir() if folder.is_dir() else ())
         if part.name not in ("figures", "lock") and not part.name.startswith("report.")
     ]
     for path in sorted(path for part in parts for path in (part, *part.rglob("*"))):

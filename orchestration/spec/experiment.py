@@ -54,7 +54,7 @@ class ExperimentSpec:
     @property
     def folder_name(self) -> str:
         """What its folder of results is called."""
-        return f"{self.name}-{self.profile}" if self.profile else self.name
+        return folder_name(self.name, self.profile)
 
     def resolved(self) -> dict[str, Any]:
         """Everything that the file means, as plain data: what JSON can hold, and `sha256` is taken of."""
@@ -74,6 +74,11 @@ class ExperimentSpec:
         """Of the canonical JSON of `resolved`."""
         canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def folder_name(name: str | None, profile: str | None) -> str:
+    """What an experiment's folder of results is called."""
+    return f"{name}-{profile}" if profile else f"{name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -262,6 +262,9 @@ def _what_to_do(path: str, folder: Path, error: BaseException) -> str:
     return f"module:Class, installed or beside the spec{nearest(class_name, classes)}"
 
 
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
 def _is_one_of(hint: Any, value: Any) -> bool:
     """Whether a value is among those of a `Literal`, to the type; True of any other hint."""
     return get_origin(hint) is not Literal or any(
@@ -277,6 +280,8 @@ def _expected(field: Field) -> str:
 
 def _wrong(node: Node, what: str) -> Problem:
     near = nearest(node.value, what.removeprefix("one of ").split(", ")) if isinstance(node.value, str) else ""
+    if isinstance(node.value, str) and "number" in what and _NUMBER.fullmatch(node.value.strip()):
+        near = f"; without the quotes, {node.value.strip()} is one"
     return Problem(node.mark, node.label, f"got {show(node.value)} (expected {what}{near})")
 
 

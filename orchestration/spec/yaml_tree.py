@@ -198,8 +198,12 @@ class _Builder:
 
     def mapping(self, raw: MappingNode, label: str, depth: int) -> dict[str, Node]:
         children: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
         for raw_key, raw_value in raw.value:
             key_mark = _at(self.source, raw_key.start_mark)
+            if raw_key.tag == _TAG + "merge":
+                merged = {**self.merged(raw_value, label, depth), **merged}
+                continue
             if not isinstance(raw_key, ScalarNode):
                 self.problems.append(Problem(key_mark, label, "a key is a list or a mapping (expected text)"))
                 continue
@@ -211,7 +215,21 @@ class _Builder:
                 self.problems.append(Problem(key_mark, key_label, f"duplicate key, {at} (expected each key once)"))
                 continue
             children[key] = self.node(raw_value, key_mark, key_label, depth + 1)
-        return children
+        return {**merged, **children}
+
+    def merged(self, raw: Any, label: str, depth: int) -> dict[str, Node]:
+        """What `<<` brings into a mapping: another's entries, or those of several, of which the first wins."""
+        found: dict[str, Node] = {}
+        for one in raw.value if isinstance(raw, SequenceNode) else [raw]:
+            mark = _at(self.source, one.start_mark)
+            self.count += 1
+            if self.count > MAX_NODES or depth > MAX_DEPTH:
+                raise _too_much(mark)
+            if not isinstance(one, MappingNode):
+                self.problems.append(Problem(mark, label, "<< is no mapping (expected one, or a list of some)"))
+                continue
+            found = {**self.mapping(one, label, depth + 1), **found}
+        return found
 
     def scalar(self, raw: Any, mark: Mark, label: str) -> Any:
         if raw.tag == _TAG + "timestamp":

@@ -1,6 +1,7 @@
 """Datasets: what each must hold to, an augmentation found again by brute force, and every way to get it wrong."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -445,7 +446,7 @@ def replaced(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Calla
         (replaced("train_labels", lambda a: a + np.uint64(2**40)), "train_labels go up to 1099511627780"),
         (
             replaced("train_labels", lambda a: a + 1),
-            r"train_labels go up to 5 and have no 0, expected classes counted from 0 without gaps \(np\.unique",
+            r"go up to 5 and have no 0, expected classes .* without gaps \(1→0, 2→1, 3→2, 4→3, 5→4: np\.searchsorted",
         ),
         (replaced("train_labels", lambda a: np.where(a == 2, 3, a)), "go up to 4 and have no 2, expected classes"),
         (replaced("train_labels", lambda a: a.astype(object)), "not a readable .npz without pickled objects"),
@@ -623,3 +624,27 @@ def test_torchvision_itself_says_what_is_missing(config: Any, tmp_path: Path) ->
 def test_published_datasets_have_the_usual_constants(config: Any, mean: list[float], std: list[float]) -> None:
     nothing = RawImages(*(np.zeros(0, np.uint8) for _ in range(4)))
     assert tuple(map(list, config().normalisation(nothing))) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    ("values", "mapping"),
+    [
+        ([1, 2, 3], "1→0, 2→1, 3→2"),
+        ([-1, 1], "-1→0, 1→1"),
+        ([10, 20, 70], "10→0, 20→1, 70→2"),
+        (["cat", "dog"], "cat→0, dog→1"),
+        ([0.0, 1.0], "0.0→0, 1.0→1"),
+        ([False, True], "False→0, True→1"),
+    ],
+)
+def test_labels_not_counted_from_0_are_refused_with_what_mends_them(
+    tmp_path: Path, values: list[object], mapping: str
+) -> None:
+    labels = np.array(values)[np.arange(60) % len(values)]
+    mended = np.searchsorted(np.unique(labels), labels)
+    images = np.zeros((60, 8, 8), dtype=np.uint8)
+    for name, own in (("wrong", labels), ("mended", mended)):
+        np.savez(tmp_path / f"{name}.npz", train_images=images, train_labels=own, test_images=images, test_labels=own)
+    with pytest.raises(DataError, match=re.escape(f"({mapping}: np.searchsorted(np.unique(train_labels), labels))")):
+        Arrays(file=str(tmp_path / "wrong.npz"), validation=6).load()
+    Arrays(file=str(tmp_path / "mended.npz"), validation=6).load()

@@ -1,6 +1,8 @@
 """Weights from files: every format there and back, and one line for whatever does not fit."""
 
+import argparse
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ def save_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
 
 
-SAVE = {".npz": save_npz, ".pt": save_pt, ".safetensors": save_safetensors}
+SAVE = {".npz": save_npz, ".safetensors": save_safetensors}
+SAVE |= dict.fromkeys((".pt", ".pth", ".pth.tar", ".ckpt"), save_pt)
 
 
 @pytest.mark.parametrize("suffix", SAVE)
@@ -57,7 +60,17 @@ def test_loaded_weights_make_the_same_network(network: nn.Module, tmp_path: Path
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("wrap", [lambda w: {"weights": w, "step": 3}, lambda w: {"state_dict": w, "epoch": 1}])
+WRAPPED: list[Callable[[Any], Any]] = [
+    lambda w: {"weights": w, "step": 3},
+    lambda w: {"state_dict": w, "epoch": 1},
+    lambda w: {"model_state_dict": w, "optimizer_state_dict": {"state": {}}},
+    lambda w: {"model": w, "optimizer": {"state": {}}, "best": 0.9},
+    lambda w: {"net": w, "acc": 91.0},
+    lambda w: {"epoch": 3, "model": {"state_dict": {f"module.{name}": tensor for name, tensor in w.items()}}},
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
 def test_state_dict_inside_a_checkpoint_is_found(
     wrap: Callable[[Any], Any], network: nn.Module, tmp_path: Path
 ) -> None:
@@ -73,6 +86,20 @@ def test_prefix_of_data_parallel_is_taken_off(network: nn.Module, tmp_path: Path
 def test_weights_of_another_dtype_are_converted(network: nn.Module) -> None:
     load_into(network, {name: tensor.double() for name, tensor in network.state_dict().items()})
     assert network.get_parameter("fc.weight").dtype == torch.float32
+
+
+def test_file_that_is_no_mere_tensors_says_which_object_it_holds_and_what_to_write(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    held = {"a.pth": network, "b.pth.tar": {"args": argparse.Namespace(lr=1), "state_dict": network.state_dict()}}
+    names = {"a.pth": "fsg.models.resnet.ResNet", "b.pth.tar": "argparse.Namespace"}
+    for file, content in held.items():
+        torch.save(content, tmp_path / file)
+        with pytest.raises(
+            ValueError, match=rf"it holds {re.escape(names[file])}, .*expected what torch\.save"
+        ) as error:
+            load_weights(tmp_path / file)
+        assert "\n" not in str(error.value)
 
 
 class Malicious:
@@ -123,7 +150,9 @@ def test_file_of_something_else_gets_one_line(held: Any, message: str, tmp_path:
 
 
 def test_unknown_kind_of_file_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"weights.bin: expected a name that ends in .npz, .pt, .safetensors"):
+    with pytest.raises(
+        ValueError, match=r"weights.bin: expected a name that ends in .npz, .pt, .pth, .pth.tar, .ckpt, .safetensors"
+    ):
         load_weights("weights.bin")
 
 

@@ -74,7 +74,7 @@ def draw_study(trials: Sequence[TrialRecord], objectives: Sequence[str], folder:
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for title, draw in _pictures(study, trials, objectives).items():
-        with pyplot.rc_context(), warnings.catch_warnings():
+        with pyplot.rc_context({"text.parse_math": False}), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 axes = np.ravel(draw())
@@ -134,9 +134,12 @@ def _two_settings(study: optuna.Study, trials: Sequence[TrialRecord], shares: Se
 
 
 def _styled(axes: NDArray[Any], title: str, objective: str) -> None:
-    from matplotlib.ticker import NullFormatter  # start-up time
+    from matplotlib.ticker import LogFormatter, NullFormatter  # start-up time
 
     for one in axes:
+        for axis in (one.xaxis, one.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(LogFormatter())  # without formulas: a `$` in a setting's value begins none
         one.xaxis.set_minor_formatter(NullFormatter())
         if title in ("Rungs", "Importances") and one.get_legend() is not None:
             one.get_legend().remove()

@@ -1,10 +1,14 @@
 """An experiment as one file: what is in it, and what is refused."""
 
+import copy
+import hashlib
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -199,3 +203,115 @@ def test_a_bundle_that_changes_after_the_check_is_refused(packed: Path, tmp_path
     rewritten(packed, path, _turn_a_bit)
     with pytest.raises(BundleError, match="changed since"):
         bundle.unpack(opened, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def compressed_by(method: int, name: str, data: bytes) -> Callable[[zipfile.ZipFile, dict[str, bytes]], None]:
+    """A bundle of which one file is compressed otherwise."""
+
+    def put(archive: zipfile.ZipFile, contents: dict[str, bytes]) -> None:
+        for one, content in contents.items():
+            if one != name:
+                archive.writestr(one, content)
+        archive.writestr(name, data or contents[name], method)
+
+    return put
+
+
+BOMBS = {
+    "bzip2": (compressed_by(zipfile.ZIP_BZIP2, "spec.yaml", b""), "spec.yaml: is compressed by method 12"),
+    "LZMA": (compressed_by(zipfile.ZIP_LZMA, "spec.yaml", b""), "spec.yaml: is compressed by method 14"),
+    "a manifest in bzip2": (
+        compressed_by(zipfile.ZIP_BZIP2, "manifest.json", b"[" + b" " * 2**26),
+        "manifest.json: is compressed by method 12",
+    ),
+    "a manifest of nothing": (
+        compressed_by(zipfile.ZIP_DEFLATED, "manifest.json", b"[" + b"{}," * 2**21),
+        "manifest.json: is too large",
+    ),
+}
+
+
+@pytest.mark.parametrize(("put", "message"), BOMBS.values(), ids=BOMBS.keys())
+def test_what_would_unfold_to_much_is_refused_before_it_unfolds(
+    packed: Path, tmp_path: Path, put: Callable[[zipfile.ZipFile, dict[str, bytes]], None], message: str
+) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        put(archive, contents)
+    del contents
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=message):
+        bundle.check(tmp_path / "bomb.zip")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_files_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """Many names for the same compressed megabyte: a small file would fill a disk."""
+    names, megabyte = [f"results/x/{n:03d}" for n in range(50)], bytes(2**20)
+    seal = {"size": len(megabyte), "sha256": hashlib.sha256(megabyte).hexdigest()}
+    manifest = {"format": 1, "experiment": "x", "question": "", "verdict": "", "profile": None, "sets": []}
+    manifest |= {"cells": {}, "versions": {}, "files": dict.fromkeys(names, seal)}
+    path = tmp_path / "shared.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        archive.writestr(names[0], megabyte)
+        for name in names[1:]:
+            shared = copy.copy(archive.getinfo(names[0]))
+            shared.filename = shared.orig_filename = name
+            archive.filelist.append(shared)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(BundleError, match="lies over another entry"):
+        bundle.check(path)
+
+
+@pytest.mark.parametrize("names", [("results/x", "results/x/rows"), ("results/x/rows", "results/x")])
+def test_a_file_that_is_a_folder_too_is_refused(packed: Path, tmp_path: Path, names: tuple[str, str]) -> None:
+    path = rewritten(packed, tmp_path / "b.zip", lambda c: [_escape(name)(c) for name in names])
+    with pytest.raises(BundleError, match="results/x: is a file, and the folder of results/x/rows"):
+        bundle.check(path)
+
+
+@pytest.mark.parametrize(
+    "change", [_turn_a_bit, lambda c: c.pop("spec.yaml"), lambda c: c.update({"spec.yaml": c["spec.yaml"] + b" "})]
+)
+def test_nothing_is_left_of_what_could_not_be_unpacked(
+    packed: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], Any]
+) -> None:
+    path = tmp_path / "b.zip"
+    path.write_bytes(packed.read_bytes())
+    opened = bundle.check(path)
+    rewritten(packed, path, change)
+    with pytest.raises(BundleError, match=r"b\.zip: spec\.yaml"):
+        bundle.unpack(opened, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_leaves_neither_half_a_folder_nor_half_a_bundle(
+    experiment: Ledger, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, written = bundle.check(packed), bundle._passed_to
+
+    def interrupted(stream: IO[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
+        yield from written(stream, chunks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle, "_passed_to", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bundle.unpack(opened, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        bundle.pack(experiment.folder, tmp_path / "again.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_disk_has_room_for_is_refused_before_a_byte_is_written(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = bundle.check(packed)
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda _: SimpleNamespace(free=opened.size - 1))
+    with pytest.raises(BundleError, match=r"needs .* MB \(expected at most"):
+        bundle.unpack(opened, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

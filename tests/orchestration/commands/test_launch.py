@@ -173,6 +173,20 @@ def test_missing_data_are_refused_in_one_line(folder: Path, capsys: pytest.Captu
     assert "tiny.npz" in line
 
 
+@pytest.mark.parametrize(
+    "missing", ["train.init={name: file, path: lost.npz}", "train.data={import: 'own_state:Broken', file: lost.npz}"]
+)
+def test_missing_file_is_told_with_the_places_where_it_was_looked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    (folder / "specs").mkdir()
+    shutil.copy(folder / "tiny.yaml", folder / "specs")
+    assert launch_here(LaunchRequest(Path("specs/tiny.yaml"), sets=[missing])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    places = f"{folder / 'specs'}, beside the spec, and then at {folder}"
+    assert line.endswith(f"lost.npz: there is no such file (relative paths begin at {places})")
+
+
 def test_more_validation_images_than_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "train.data.validation=1000")
     assert "validation is 1000, expected ≤ 319" in line

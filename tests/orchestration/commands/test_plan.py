@@ -1,3 +1,4 @@
+import io
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 
 import fsg
@@ -14,6 +16,8 @@ from fsg.estimators import FSG, FullPrecision
 from fsg.optimizers import Adam
 from fsg.starting_points import File, Pretrain
 from fsg.trainer import TrainConfig
+from orchestration.commands.plan import compare, load_checked, say_damage
+from orchestration.commands.request import LaunchRequest, Refused
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.status import cell_statuses
 from orchestration.spec.cells import Cell, cell_id, cells, orphans, total_steps
@@ -236,3 +240,41 @@ def test_cost_that_a_config_states_is_the_estimated_one(path: Path, monkeypatch:
     profiles = [profile for one, profile in configs() if one == path]
     total = sum(gpu_hours.of_spec(path, profile)[1] for profile in profiles)
     assert f"{total:.0f} for all." in path.read_text()
+
+
+def test_two_experiments_cannot_share_a_folder(tmp_path: Path) -> None:
+    """`a` with profile `b-c` and `a-b` with profile `c` have the same name of a folder."""
+    both = "variants: {ste: {estimator: ste}, fsg: {estimator: fsg}}\nseeds: [0]\n"
+    images(tmp_path / "data.npz")
+    for name, profile in (("a", "b-c"), ("a-b", "c"), ("a-b-c", None)):
+        text = HEAD.replace("DATA", str(tmp_path / "data.npz")).replace("name: tiny", f"name: {name}") + both
+        text += f"profiles: {{{profile}: {{seeds: [1]}}}}\n" if profile else ""
+        (tmp_path / f"{name}.yaml").write_text(text)
+    first = LaunchRequest(tmp_path / "a.yaml", "b-c", results=tmp_path / "results")
+    found, ledger = load_checked(first)
+    ledger.record_launch({"spec": found.resolved()})
+    load_checked(first)
+    for name, profile in (("a-b", "c"), ("a-b-c", None)):
+        with pytest.raises(Refused, match="a-b-c: has the results of experiment a with profile b-c"):
+            load_checked(replace(first, source=tmp_path / f"{name}.yaml", profile=profile))
+    load_checked(replace(first, source=tmp_path / "a-b.yaml", profile="c", results=tmp_path / "others"))
+
+
+def test_folder_of_results_that_was_moved_is_gone_on_with_under_its_new_name(tmp_path: Path) -> None:
+    more = "variants: {ste: {estimator: ste}, fsg: {estimator: fsg}}\nseeds: [0]\n"
+    renamed = spec(tmp_path, more)
+    Ledger(tmp_path / "results" / "tiny").record_launch({"spec": renamed.resolved() | {"name": "before"}})
+    load_checked(LaunchRequest(renamed.source, results=tmp_path / "results"))
+
+
+def test_strays_are_said_in_one_line(tmp_path: Path) -> None:
+    found = spec(tmp_path, "variants: {ste: {estimator: ste}, fsg: {estimator: fsg}}\nseeds: [0]\n")
+    request = LaunchRequest(found.source, results=tmp_path / "results", console=Console(file=io.StringIO(), width=200))
+    ledger = Ledger(tmp_path / "results" / "tiny")
+    (ledger.folder / "trials").mkdir(parents=True)
+    for n in range(5):
+        (ledger.folder / "trials" / f"notes-{n}.txt").touch()
+    with request.console.capture() as said:
+        say_damage(request, compare(found, ledger))
+    (line,) = said.get().splitlines()
+    assert line.endswith("own: trials/notes-0.txt, trials/notes-1.txt, trials/notes-2.txt and 2 more")

@@ -178,3 +178,22 @@ def test_views_tell_why_a_cell_goes_again(clock: Clock, make: Callable[..., Live
     assert isinstance(one.console.file, io.StringIO)
     assert "a · seed 0 is retried: the worker's process died" in one.console.file.getvalue()
     assert one.tally.waiting == 1
+
+
+def test_progress_ends_at_all_of_all_where_a_search_comes_to_fewer_cells(clock: Clock) -> None:
+    expected = [CellStatus(Cell("", "trial", "search", {}, 0, TrainConfig()), Outcome("waiting"), 100) for _ in "abc"]
+    view = PlainLines(Tally(expected, 1, clock), "probe", console(terminal=False))
+    found = Cell("0123456789abcdef", "trial", "search", {}, 0, TrainConfig())
+    view.started(found)
+    view.ended(found, "done", "", "")
+    assert "1/3 cells" in lines(view)[-1]
+    view.concluded()
+    assert lines(view)[-1].endswith("probe: 1/1 cells")
+    view.concluded()
+    assert len(lines(view)) == 2
+
+
+def test_cell_that_ends_without_having_started_is_one_of_all(clock: Clock) -> None:
+    view = PlainLines(Tally([standing("a")], 1, clock), "probe", console(terminal=False))
+    view.ended(Cell("b", "trial", "search", {}, 0, TrainConfig()), "failed", "its pretraining failed", "")
+    assert lines(view)[-1].endswith("1/2 cells")

@@ -950,3 +950,34 @@ def test_the_schema_completes_paths_and_allows_components_of_the_users_own() -> 
     assert schema().is_valid(
         YAML(typ="safe").load(own + "grid: {estimator.k: [1, 2]}\nprofiles: {q: {train.estimator.k: 3}}\n")
     )
+
+
+def test_merges_bring_in_what_is_not_said_itself() -> None:
+    common = "  two: &two {estimator.history_length: 1, epochs: 3}\n  three: {<<: *two, epochs: 4}\n"
+    common += "  four: {<<: [{epochs: 7}, *two], estimator.hidden: 5}\n"
+    spec = load(BASE.replace("  two: {estimator.history_length: 1}\n", common))
+    trains = {point.variant: point.train for point in spec.points}
+    assert [(trains[name].epochs, trains[name].estimator.history_length) for name in ("two", "three", "four")] == [
+        (3, 1),
+        (4, 1),
+        (7, 1),
+    ]
+
+
+def test_merge_of_no_mapping_is_told_where_it_stands() -> None:
+    assert lines(base(("  one: {}", "  one: {<<: 3}"))) == [
+        "5:13: variants.one: << is no mapping (expected one, or a list of some)"
+    ]
+
+
+def test_merges_cannot_unfold_to_much() -> None:
+    levels = ["x0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(60)) + "}"]
+    levels += [f"x{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 20)}]}}" for n in range(1, 8)]
+    assert lines("\n".join(levels))[0].endswith(TOO_MUCH)
+
+
+@pytest.mark.parametrize("number", ["1e-3", "0.5", "3"])
+def test_number_in_quotes_is_told_to_lose_them(number: str) -> None:
+    (line,) = lines(base(("  estimator: fsg", f"  estimator: fsg\n  optimizer: {{name: adam, lr: '{number}'}}")))
+    assert f"got '{number}' (expected a number" in line
+    assert line.endswith(f"; without the quotes, {number} is one)")

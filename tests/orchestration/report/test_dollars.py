@@ -1,0 +1,47 @@
+"""A `$` in a name or a value is a character, in every figure, and never the begin of a formula."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestration.ledger.study_records import TrialRecord
+from orchestration.report.curves import Curve, Panel, draw_panel
+from orchestration.report.figures import drawing
+from orchestration.report.layer_maps import Map, draw_maps
+
+LABELS = ("$5$", r"a $\frac b$", "$x_", r"costs \$5 or $6$", "$$")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_of_curves_are_drawn_as_they_are(label: str) -> None:
+    x = np.arange(3.0)
+    panel = Panel(label, "epoch", "loss", (Curve(label, "a", x, x, x, x),), {"a": 0})
+    assert drawing(draw_panel(panel), "probe", label).svg.count(f">{label}</text>") == 2
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_of_maps_are_drawn_as_they_are(label: str) -> None:
+    found = Map(label, (f"layer {label}", "fc"), (1, 2), np.array([[0.1, 0.2], [0.3, 0.4]]))
+    svg = drawing(draw_maps("Flip rate", [found]), "probe", label).svg
+    assert f">{label}</text>" in svg
+    assert f">layer {label}</text>" in svg
+
+
+def test_values_of_a_search_are_drawn_whatever_they_are(tmp_path: Path) -> None:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+
+    from orchestration.search.optuna.pictures import draw_study
+
+    space = {
+        "train.note": distribution_to_json(CategoricalDistribution(LABELS)),
+        "train.lr": distribution_to_json(FloatDistribution(1e-5, 1, log=True)),
+    }
+    trials = [
+        TrialRecord(
+            n, {"train.note": LABELS[n % 5], "train.lr": 10.0 ** -(n % 4)}, space, {0: "c"}, {}, None,
+            end={"state": "COMPLETE", "values": [0.1 * n], "reason": "", "attributes": {}},
+        )
+        for n in range(8)
+    ]  # fmt: skip
+    assert {"History", "Slices"} <= draw_study(trials, ["validation/accuracy"], tmp_path, "probe").keys()
