@@ -87,8 +87,9 @@ class Escaping(Unfailing):
         super().__init__(plain.stream)
         self.plain = plain
 
-    def write(self, text: str) -> int:
-        self.plain.write(escaped(text))
+    def write(self, text: str | bytes) -> int:
+        """Bytes as well: what completes the words of a shell writes them."""
+        self.plain.write(escaped(text if isinstance(text, str) else text.decode(errors="replace")))
         return len(text)
 
 

@@ -51,7 +51,8 @@ def test_finished_cells_verify_after_a_death_in_the_middle(
 
     def watched(command: Sequence[str], steps: int, draw: random.Random) -> int | None:
         killed_at = train_until_killed(command, steps, draw)
-        scratch, one = Ledger(Path(command[3])), command[4]
+        folder, one = command[command.index("orchestration.runtime.retrain") + 1 :][:2]
+        scratch = Ledger(Path(folder))
         (attempt,) = scratch.attempts(one)
         assert attempt["end"] is None
         assert scratch.outcome(one).state == "interrupted", "its process is dead"
@@ -81,9 +82,10 @@ def copied(monkeypatch: pytest.MonkeyPatch, experiment: Path, killed: int | None
     """In place of the two processes: what they would write is what was recorded."""
 
     def to_the_end(command: Sequence[str]) -> str:
-        again = Path(command[3])
-        shutil.copytree(experiment / "trials" / command[4], again / "trials" / command[4], dirs_exist_ok=True)
-        attempt = again / "trials" / command[4] / "0001" / "attempt.json"
+        folder, name, *_ = command[command.index("orchestration.runtime.retrain") + 1 :]
+        again = Path(folder) / "trials" / name
+        shutil.copytree(experiment / "trials" / name, again, dirs_exist_ok=True)
+        attempt = again / "0001" / "attempt.json"
         tamper(attempt, resumed_from=resumed and {"attempt": 1, "step": resumed, "seconds": 0.0})
         return ""
 
