@@ -21,6 +21,7 @@ from pathlib import Path
 from orchestration.ledger import store
 from orchestration.tracking import artifacts, saved_view
 from orchestration.util.databases import sqlite_address, sqlite_file
+from orchestration.util.error_text import first_line
 from orchestration.util.passwords import hide_passwords, without_password
 from orchestration.util.program import stops
 from orchestration.util.scratch import scratch
@@ -95,7 +96,11 @@ def serving(uri: str, port: int, beside: bool = False) -> Iterator[str]:
     with scratch("fsg-ui-") as empty, tempfile.TemporaryFile() as said:  # the server imports from where it runs
         (empty / "copy").mkdir()
         if file is not None:
-            uri = _settled(file, empty / "copy") if beside else sqlite_address(file)
+            try:
+                uri = _settled(file, empty / "copy") if beside else sqlite_address(file)
+            except Exception as error:  # MLflow's or SQLAlchemy's
+                why = hide_passwords(first_line(error), given)
+                raise OSError(f"MLflow's server did not start: {file}: {why}") from error
         environment = _ENVIRONMENT | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # a list of processes shows words
         environment["PYTHONSAFEPATH"] = "1"
         process = subprocess.Popen(words, env=environment, cwd=empty, stdout=said, stderr=said, start_new_session=True)

@@ -226,14 +226,16 @@ sys.meta_path.insert(0, Missing())
 def test_workers_that_die_in_their_setup_are_told_in_one_line(
     folder: Path, launch: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "sitecustomize.py").write_text(DIES_IN_ITS_SETUP)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    installed = folder / "installed"  # the spec's folder itself is on nobody's path
+    installed.mkdir()
+    (installed / "sitecustomize.py").write_text(DIES_IN_ITS_SETUP)
+    monkeypatch.setenv("PYTHONPATH", str(installed))
     one = launch()
     assert one.wait() == 2, one.text
     assert one.text.splitlines()[-1] == "no worker starts, tried 3 times: ImportError: libsomething.so is missing"
     assert "Traceback" not in one.text
     assert ledger_of(folder).launches()[0]["exit_status"] == 2
     monkeypatch.delenv("PYTHONPATH")
-    (folder / "sitecustomize.py").unlink()
+    (installed / "sitecustomize.py").unlink()
     assert launch().wait() == 0
     assert_exact(ledger_of(folder), planned_here())

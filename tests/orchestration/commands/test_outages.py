@@ -282,7 +282,7 @@ def test_locked_database_of_mlflow_holds_nothing_up_and_is_brought_level_later(
         assert one.wait() == 0, one.text
         other.execute("rollback")
     assert count_done(ledger, waiting) == len(waiting)
-    assert one.text.count("database is locked") == 2, one.text
+    assert "database is locked" in one.text or "it took longer than 20 s" in one.text, one.text
     assert "the ledger is complete. Later: fsg sync results/tiny" in one.text
     assert "Traceback" not in one.text
     missing = compared(ledger, database)

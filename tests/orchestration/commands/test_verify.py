@@ -215,7 +215,7 @@ def test_training_that_was_not_interrupted_proves_nothing(
 def test_training_whose_verifier_is_killed_ends_too(results: Path, tmp_path: Path) -> None:
     one = cell(results, "ste")
     again = to_train_again(Ledger(results), one, tmp_path / "again")
-    command = [sys.executable, "-m", "orchestration.runtime.retrain", str(again.folder), one.id, "cpu", ".", "1", "2"]
+    command = [sys.executable, "-m", "orchestration.runtime.retrain", str(again.folder), one.id, "cpu", "[]", "1", "2"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdin is not None
