@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from orchestration.analysis.comparisons import grid_text
 from orchestration.spec.fields import Sequential
 
 _CHANGED = "seeds, variants, settings, code or data"
@@ -147,8 +148,7 @@ def _grid_points(spec: Mapping[str, Any]) -> dict[str, list[str]]:
     """By variant, each of its grid points in words."""
     found: dict[str, list[str]] = {}
     for point in spec.get("points", ()):
-        text = ", ".join(f"{path}={value}" for path, value in point["grid"].items())
-        found.setdefault(point["variant"], []).append(text or "none")
+        found.setdefault(point["variant"], []).append(grid_text(point["grid"]) or "none")
     return found
 
 

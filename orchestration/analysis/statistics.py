@@ -5,7 +5,7 @@ differences to the baseline, d_s = x_s − b_s, and not by two means.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -69,11 +69,7 @@ def sign_flip_p(differences: Sequence[float] | Floats) -> float:
     """
     d = np.asarray(differences, dtype=np.float64)
     least = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # sums in another order differ in the last bits: still a tie
-    if is_exact(len(d)):
-        return float(np.mean(np.abs(_every_flip(len(d)) @ d) >= least))
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED, len(d)))
-    found = float((1 + np.count_nonzero(np.abs(signs @ d) >= least)) / (1 + _SAMPLED))
-    return max(found, smallest_p(len(d)))
+    return max(_share_of_flips(d, lambda sums: np.abs(sums) >= least), smallest_p(len(d)))
 
 
 def equivalence_p(differences: Sequence[float] | Floats, margin: float) -> float:
@@ -88,10 +84,15 @@ def equivalence_p(differences: Sequence[float] | Floats, margin: float) -> float
 
 def _one_sided_p(x: Floats) -> float:
     least = x.sum() - 1e-12 * np.abs(x).sum()
+    return _share_of_flips(x, lambda sums: sums >= least)
+
+
+def _share_of_flips(x: Floats, extreme: Callable[[Floats], NDArray[np.bool_]]) -> float:
+    """The share of all flips of the signs of x [n] whose sum is extreme; beyond 16, of those drawn and of x itself."""
     if is_exact(len(x)):
-        return float(np.mean(_every_flip(len(x)) @ x >= least))
+        return float(np.mean(extreme(_every_flip(len(x)) @ x)))
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED, len(x)))
-    return float((1 + np.count_nonzero(signs @ x >= least)) / (1 + _SAMPLED))
+    return float((1 + np.count_nonzero(extreme(signs @ x))) / (1 + _SAMPLED))
 
 
 @cache

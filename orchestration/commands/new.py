@@ -8,13 +8,8 @@ from pathlib import Path
 
 from orchestration.commands.exit_status import BAD_INPUT, DONE
 
-KINDS = {
-    "ablation": "what of a method matters",
-    "methods": "methods against each other, each tuned",
-    "search": "which settings are best",
-    "estimator": "an estimator of your own, with its file",
-}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+KINDS = ("ablation", "methods", "search", "estimator")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a spec's, without dots
 
 
 def new(name: str, kind: str, folder: Path) -> int:
@@ -23,7 +18,7 @@ def new(name: str, kind: str, folder: Path) -> int:
         print(f"--kind: {kind!r} is not one (expected {', '.join(KINDS)})", file=sys.stderr)
         return BAD_INPUT
     if not _NAME.fullmatch(name):
-        print(f"{name!r}: expected a name of letters, digits, _ and -, such as my_ablation", file=sys.stderr)
+        print(f"{name!r}: expected 1 to 64 letters, digits, _ and -, such as my_ablation", file=sys.stderr)
         return BAD_INPUT
     module = re.sub(r"\W", "_", name)
     if module[0].isdigit():

@@ -33,9 +33,7 @@ def _made(folder: Path, width: int) -> Stamp:
     from orchestration.report.write import write  # start-up time
 
     remote = store.is_remote(folder)
-    inputs = (
-        stamp.inputs(folder) if folder.is_dir() and not remote else ""
-    )  # before it is read: what comes meanwhile makes another digest
+    inputs = "" if remote else stamp.inputs(folder)  # before it is read: what comes meanwhile makes another digest
     report = _built(folder)
     paths = write(report)
     sizes = {path.relative_to(folder).as_posix(): 0 if remote else path.stat().st_size for path in paths}

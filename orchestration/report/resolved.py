@@ -6,6 +6,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from orchestration.spec.resolver import line_name
+
 
 def resolved_text(spec: Mapping[str, Any], variant: str) -> str:
     """A recorded spec as YAML: `train` is the variant's, and `differences` are those of each line of the table."""
@@ -16,8 +18,10 @@ def resolved_text(spec: Mapping[str, Any], variant: str) -> str:
     }
     if first is not None:
         shown["train"] = first["train"]
+        others = [point for point in points if point is not first]
         shown["differences"] = {
-            _name(point): dict(_differences(first["train"], point["train"])) for point in points if point is not first
+            line_name(point["variant"], point["grid"]): dict(_differences(first["train"], point["train"]))
+            for point in others
         }
     shown |= {"studies": spec["studies"]} if spec.get("studies") else {}
     yaml, text = YAML(typ="safe", pure=True), io.StringIO()
@@ -26,10 +30,6 @@ def resolved_text(spec: Mapping[str, Any], variant: str) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(shown, text)
     return text.getvalue()
-
-
-def _name(point: Mapping[str, Any]) -> str:
-    return " · ".join([point["variant"], *(f"{path}={value}" for path, value in point["grid"].items())])
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], way: str = "") -> Iterable[tuple[str, Any]]:

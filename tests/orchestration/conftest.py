@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from launches import SPEC, Launched, images
+from launches import SHORT, SPEC, Launched, images
 
 _numbers = itertools.count()
 
@@ -29,6 +29,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny.yaml").write_text(SPEC)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def short(folder: Path) -> None:
+    """Its trainings are fewer and shorter, and often keep a checkpoint."""
+    (folder / "tiny.yaml").write_text(SHORT)
 
 
 @pytest.fixture

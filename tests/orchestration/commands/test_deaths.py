@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 from launches import (
-    SHORT,
     SPEC,
     Launched,
     assert_exact,
@@ -33,11 +32,7 @@ from orchestration.commands.request import LaunchRequest
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import Cell
 
-
-@pytest.fixture
-def folder(folder: Path) -> Path:
-    (folder / "tiny.yaml").write_text(SHORT)
-    return folder
+pytestmark = pytest.mark.usefixtures("short")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["mine", "2nd-try_of-NAME"])
+@pytest.mark.parametrize("name", ["mine", "2nd-try_of-NAME", "a" * 64])
 def test_what_is_written_is_planned_as_it_stands(
     kind: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -63,7 +63,7 @@ def test_nothing_is_written_over(there: str, capsys: pytest.CaptureFixture[str])
     assert Path(there).read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", "é", "-x", "x.yaml"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", "é", "-x", "x.yaml", "a" * 65])
 def test_a_name_that_is_none_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert new(name, "ablation", Path()) == 2
     assert capsys.readouterr().err.count("\n") == 1

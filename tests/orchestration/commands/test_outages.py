@@ -35,11 +35,7 @@ from orchestration.scheduler import environment
 from orchestration.spec.cells import Cell
 from orchestration.util.scratch import scratch
 
-
-@pytest.fixture
-def folder(folder: Path) -> Path:
-    (folder / "tiny.yaml").write_text(SHORT)
-    return folder
+pytestmark = pytest.mark.usefixtures("short")
 
 
 # memory
