@@ -51,8 +51,7 @@ def train_step(
 
     def loss_of(some: Tensor, wanted: Tensor, given: dict[str, Tensor]) -> Tensor:
         with arithmetic or nullcontext():
-            said = {} if teacher is None else {"teacher": without_graph(teacher, some)}
-            return loss_function(functional_call(model, given, (some,)), wanted, **said)
+            return _loss(model, given, some, wanted, loss_function, teacher)
 
     def clear() -> None:
         optimizer.zero_grad()
@@ -68,9 +67,20 @@ def train_step(
     return loss.detach()
 
 
-@torch.no_grad()
-def without_graph(teacher: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    return teacher(images)
+def _loss(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    loss_function: Callable[..., Tensor],
+    teacher: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """The loss of a network with these weights; the loss function is told what the teacher says, where there is one."""
+    told = {}
+    if teacher is not None:
+        with torch.no_grad():
+            told = {"teacher": teacher(images)}
+    return loss_function(functional_call(model, weights, (images,)), labels, **told)
 
 
 def _step(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
@@ -88,14 +98,15 @@ class StepInParts:
     """`train_step` in parts: `begin`, `descend`, `generate`, `give`, `look`, `apply`.
 
     `begin` and `look` are the host's. The other four, PARTS, are the device's alone: on the same tensors in every step,
-    with the same numbers. Where a graph has replayed them `count_replayed` does what is left to the host. `loss_of`
-    gives the loss function for a batch of images, and `after` sees the loss of a step, detached.
+    with the same numbers. Where a graph has replayed them `count_replayed` does what is left to the host. `after` sees
+    the loss of a step, detached.
     """
 
     model: nn.Module
     estimator: InParts
     optimizer: Optimizer
-    loss_of: Callable[[Tensor], Callable[..., Tensor]] = lambda images: F.cross_entropy
+    loss_function: Callable[..., Tensor] = F.cross_entropy
+    teacher: Callable[[Tensor], Tensor] | None = None
     arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
     diagnostics: Diagnostics | None = None
     after: Callable[[Tensor], None] = lambda loss: None
@@ -117,9 +128,9 @@ class StepInParts:
 
     def descend(self) -> None:
         """Forward and backward pass, and what the estimator learns by them."""
-        weights, loss_function = self.estimator.proposal(), self.loss_of(self.images)
+        weights = self.estimator.proposal()
         with self.arithmetic():
-            loss = loss_function(functional_call(self.model, weights, (self.images,)), self.labels)
+            loss = _loss(self.model, weights, self.images, self.labels, self.loss_function, self.teacher)
         self.optimizer.zero_grad()
         self.estimator.zero_grad()
         torch.autograd.backward(loss)

@@ -34,7 +34,7 @@ from fsg.optimizers import Adam, Optimizer, OptimizerConfig
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
-from fsg.step import StepInParts, train_step, without_graph
+from fsg.step import StepInParts, train_step
 
 PAPERS_EPOCHS = 10
 NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
@@ -283,15 +283,9 @@ class Training:
             raise ValueError(f"{type(self.estimator).__name__} is not made of parts (expected an fsg.InParts)")
         return StepInParts(
             self.model, self.estimator, self.optimizer,
-            loss_of=self._loss_of, arithmetic=self._arithmetic, diagnostics=self.diagnostics, after=self._after,
+            loss_function=self.loss, teacher=self.teacher,
+            arithmetic=self._arithmetic, diagnostics=self.diagnostics, after=self._after,
         )  # fmt: skip
-
-    def _loss_of(self, images: Tensor) -> Callable[..., Tensor]:
-        """The loss of a step, which knows what the teacher says about its images where there is one."""
-        if self.teacher is None:
-            return self.loss
-        with self._arithmetic():
-            return functools.partial(self.loss, teacher=without_graph(self.teacher, images))
 
     def _after(self, loss: Tensor) -> None:
         """What the device notes of a step."""
