@@ -2,13 +2,13 @@
 
 import itertools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestration.ledger import store
-from orchestration.ledger.names import ATTEMPT, COMMIT, DIAGNOSTICS, SEGMENT, matches
+from orchestration.ledger.names import ATTEMPT, COMMIT, DIAGNOSTICS, SEGMENT, among, matches
 from orchestration.ledger.sealed import holds, read_sealed, seal_of
 from orchestration.ledger.stores.errors import Unreachable
 
@@ -52,10 +52,10 @@ class AttemptView:
         record = attempt_record(folder) if before is None else before.record
         if record is None:
             return None
-        found = matches(folder, COMMIT)
-        commits = [read_sealed(folder / match[0], "step", "segments", "seconds") for match in found]
         end = attempt_end(folder)
-        paths = segment_paths(folder)
+        names = store.of(folder).names(folder)  # after the end is read: what it counts is there by then
+        commits = [read_sealed(folder / match[0], "step", "segments", "seconds") for match in among(names, COMMIT)]
+        paths = segment_paths(folder, names)
         held = 0 if before is None else before.segments
         while held < len(paths) and segment_holds(paths[held]):
             held += 1
@@ -99,7 +99,7 @@ class Piece:
     def rows(self, durable_only: bool, after: int) -> Iterator[LedgerRow]:
         count = self.view.covered if durable_only or self.until is not None else self.view.segments
         after = max(after, self.after)
-        for path in segment_paths(self.view.folder)[:count]:
+        for path in segment_paths(self.view.folder, store.of(self.view.folder).names(self.view.folder))[:count]:
             if last_step(path) <= after:
                 continue
             for line in store.of(path).read(path).splitlines()[1:]:
@@ -182,9 +182,9 @@ def attempt_end(folder: Path) -> dict[str, Any] | None:
     return read_sealed(folder / "end.json", "state", "digest", "step", "segments", "seconds", "weights")
 
 
-def segment_paths(folder: Path) -> list[Path]:
+def segment_paths(folder: Path, names: Sequence[str]) -> list[Path]:
     """The segments of rows, as far as none is missing."""
-    found = {int(match[1]): folder / match[0] for match in matches(folder, SEGMENT)}
+    found = {int(match[1]): folder / match[0] for match in among(names, SEGMENT)}
     return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
 
 

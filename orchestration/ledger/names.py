@@ -5,7 +5,7 @@ Hidden files are not looked at.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestration.ledger import store
@@ -30,7 +30,12 @@ _OF_ATTEMPT = re.compile(
 
 def matches(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
     """The names in a folder that a pattern matches as a whole, in their order."""
-    found = (pattern.fullmatch(name) for name in store.of(folder).names(folder))
+    return among(store.of(folder).names(folder), pattern)
+
+
+def among(names: Sequence[str], pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """Those of some names that a pattern matches as a whole, in their order."""
+    found = (pattern.fullmatch(name) for name in names)
     return [match for match in found if match is not None]
 
 
