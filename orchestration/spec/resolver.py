@@ -86,7 +86,7 @@ class Resolver:
         without_train = replace(root, value={key: node for key, node in entries.items() if key != "train"})
         file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
         problems = [*found, *_taken_name(entries), *_repeated_seeds(entries)]
-        problems += [*_wrong_comparison(entries), *_wrong_report(entries)]
+        problems += [*_wrong_comparison(entries), *_wrong_report(entries), *_in_points(entries)]
         try:
             train = self._train(root)
         except ProblemError as refused:
@@ -325,6 +325,19 @@ def _wrong_comparison(entries: Mapping[str, Node]) -> list[Problem]:
         what = f"{show(chosen[1].value)} is the baseline itself (expected another variant)"
         problems.append(Problem(chosen[1].mark, chosen[1].label, what))
     return problems
+
+
+def _in_points(entries: Mapping[str, Node]) -> list[Problem]:
+    """Differences of an accuracy that are given in points: 1 would be all of it, and rule everything out."""
+    report = entries["report"].items() if "report" in entries else {}
+    if "metric" in report and not str(report["metric"].value).endswith("accuracy"):
+        return []
+    sizes = [report[name] for name in ("smallest_effect", "equivalence_margin") if name in report]
+    return [
+        Problem(node.mark, node.label, f"got {show(node.value)} (expected a part of 1: 0.01 is one point of accuracy)")
+        for node in sizes
+        if isinstance(node.value, int | float) and not isinstance(node.value, bool) and node.value >= 1
+    ]
 
 
 def _wrong_report(entries: Mapping[str, Node]) -> list[Problem]:

@@ -671,6 +671,18 @@ def test_profiles_and_settings_change_any_part_of_the_file() -> None:
     assert load(BASE + profile).folder_name == "probe"
 
 
+@pytest.mark.parametrize("field", ["smallest_effect", "equivalence_margin"])
+def test_a_difference_of_an_accuracy_is_no_number_of_points(field: str) -> None:
+    """A margin of 1 would be 100 points, which rule out every difference."""
+    told = f"report.{field}: got 1 (expected a part of 1: 0.01 is one point of accuracy)"
+    with pytest.raises(SpecErrors, match=re.escape(told)):
+        load(report(f"{field}: 1", seeds="[0, 1, 2]"))
+    with pytest.raises(SpecErrors, match=re.escape(told)):
+        load(report("reach: [0.7]", seeds="[0, 1, 2]"), sets=[f"report.{field}=1"])
+    assert getattr(load(report(f"{field}: 0.99", seeds="[0, 1, 2]")).report, field) == 0.99
+    assert getattr(load(report(f"{field}: 1, metric: test/loss", seeds="[0, 1, 2]")).report, field) == 1
+
+
 def test_a_report_says_what_is_tested_and_what_a_paper_states() -> None:
     written = "{mean: 80.745, variance: 2.113, runs: 5, source: their table 2}"
     text = report(
