@@ -62,7 +62,7 @@ def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -
 
 def children(parent: int | None = None) -> list[int]:
     """Image workers of a process, this one by default, that are alive."""
-    command = ["ps", "-o", "pid=,args=", "--ppid", str(parent or os.getpid())]
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent or os.getpid())]  # -ww: nothing is cut off
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     return [int(line.split()[0]) for line in listed if "image_worker.py" in line]
 

@@ -186,7 +186,7 @@ def assert_same(got: Ledger, expected: Ledger, planned: list[Cell]) -> None:
 
 def leftovers(one: Launched) -> list[str]:
     listed = subprocess.run(
-        ["ps", "-o", "args=", "-s", str(one.process.pid)], capture_output=True, text=True, check=False
+        ["ps", "-ww", "-o", "args=", "-s", str(one.process.pid)], capture_output=True, text=True, check=False
     )
     return [line for line in listed.stdout.splitlines() if "ray" in line]
 

@@ -92,7 +92,9 @@ def test_a_worker_that_is_killed_makes_its_cell_start_again_from_its_checkpoint(
     ledger: Ledger, train: TrainConfig
 ) -> None:
     training = begun(ledger, train, steps=2)
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, check=True)
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, check=True
+    )
     pids = [int(line.split()[0]) for line in listed.stdout.decode().splitlines() if "image_worker.py" in line]
     os.kill(pids[0], signal.SIGKILL)
     training.run_for(3600)
