@@ -13,6 +13,7 @@ from optuna import distributions
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from orchestration.ledger.study_records import StudyRecords, TrialRecord
 from orchestration.search.optuna.errors import SearchError
@@ -54,7 +55,7 @@ class OptunaStudy:
     ) -> None:
         self._spec = spec
         try:
-            storage: Any = _journal(records.journal) if url is None else optuna.storages.RDBStorage(_sqlalchemy(url))
+            storage: Any = _journal(records.journal) if url is None else database_storage(url)
             if url is not None:  # others may have an experiment of that name there
                 owner = f"{socket.gethostname()} {records.folder.resolve()}"
                 name = f"{name} ({hashlib.sha256(owner.encode()).hexdigest()[:6]})"
@@ -108,9 +109,10 @@ def _unkept(where: str, error: BaseException) -> SearchError:
     return SearchError(hide_passwords(f"the study cannot be kept in {where}: {reason}", where))
 
 
-def _sqlalchemy(url: str) -> str:
-    """The URL for psycopg2, which is installed: for `postgresql://` SQLAlchemy takes psycopg 3."""
-    return url.replace("postgresql://", "postgresql+psycopg2://", 1)
+def database_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage in a database. No connection stays open after a query: trainings last for hours."""
+    driver = url.replace("postgresql://", "postgresql+psycopg2://", 1)  # the driver that is installed
+    return optuna.storages.RDBStorage(driver, engine_kwargs={"poolclass": NullPool})
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:

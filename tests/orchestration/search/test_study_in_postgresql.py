@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import optuna
+import psycopg2
 import pytest
 from databases import database as started
 from launches import SEARCH, Launched, ledger_of, until
@@ -14,6 +15,7 @@ from simulated_search import HALVING, SAMPLERS, Work, assert_same, study, trials
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords
 from orchestration.search.optuna.errors import SearchError
+from orchestration.search.optuna.storage import database_storage
 from orchestration.spec import search_config as settings
 
 pytestmark = pytest.mark.slow
@@ -29,18 +31,14 @@ def database() -> Iterator[str]:
 @pytest.fixture
 def empty(database: str) -> str:
     """The same, without any study in it."""
-    storage = _storage(database)
+    storage = database_storage(database)
     for one in optuna.get_all_study_summaries(storage):
         optuna.delete_study(study_name=one.study_name, storage=storage)
     return database
 
 
-def _storage(address: str) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(address.replace("postgresql://", "postgresql+psycopg2://"))
-
-
 def stored(address: str) -> list[FrozenTrial]:
-    return trials_in(_storage(address))
+    return trials_in(database_storage(address))
 
 
 class InDatabase(Work):
@@ -66,7 +64,7 @@ def test_driver_may_die_at_any_leg_and_the_database_lose_its_study(
         legs += 1
         work.go(until=legs)
         if legs == 3:
-            storage = _storage(empty)
+            storage = database_storage(empty)
             (summary,) = optuna.get_all_study_summaries(storage)
             optuna.delete_study(study_name=summary.study_name, storage=storage)
             work.searches = work.opened()
@@ -74,12 +72,23 @@ def test_driver_may_die_at_any_leg_and_the_database_lose_its_study(
     assert_same(stored(empty), work.records.trials())
 
 
+def test_study_holds_no_connection_between_two_queries(
+    tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InDatabase, "address", empty)
+    with psycopg2.connect(empty) as own, own.cursor() as cursor:
+        work = InDatabase(tmp_path, study(trials=2)).go(until=1)
+        cursor.execute("select count(*) from pg_stat_activity where client_port is not null and pid <> pg_backend_pid()")
+        assert cursor.fetchone() == (0,)
+        assert len(work.records.trials()) == 1  # work is alive until here: nothing was closed by being forgotten
+
+
 def test_experiments_of_one_name_share_a_database_but_no_study(
     tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InDatabase, "address", empty)
     works = [InDatabase(tmp_path / folder, study(trials=2, seed=seed)).go() for seed, folder in enumerate("ab")]
-    summaries = optuna.get_all_study_summaries(_storage(empty))
+    summaries = optuna.get_all_study_summaries(database_storage(empty))
     assert sorted(one.n_trials for one in summaries) == [2, 2]
     assert works[0].params[1] != works[1].params[1]
 
@@ -143,7 +152,7 @@ def test_launch_that_is_killed_goes_on_with_the_study_in_the_database(
     assert len(stored(empty)) == 4
     assert not records.journal.exists()
 
-    storage = _storage(empty)
+    storage = database_storage(empty)
     (summary,) = optuna.get_all_study_summaries(storage)
     optuna.delete_study(study_name=summary.study_name, storage=storage)
     four = records.trials()
