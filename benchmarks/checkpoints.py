@@ -19,7 +19,8 @@ from fsg import checkpoint
 from fsg.data import Arrays
 from fsg.estimators import FSG
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell

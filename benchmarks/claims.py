@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.analysis import statistics
 from orchestration.analysis.comparisons import Measure, Trial, lines_of
 from orchestration.analysis.preregistration import SeedPlan

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from benchmarks.measuring import Row, interleaved
 from benchmarks.steps import ours
 from fsg.estimators import FSG, STE
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 NOTHING = 1e-6  # seconds: what noise may make of a small difference
 

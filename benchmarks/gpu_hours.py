@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsg.estimators import EDE, FSG, LSTMFC, STE, FullPrecision, ReSTE
 from fsg.models import ModelConfig
 from fsg.starting_points import Pretrain
-from fsg.trainer import TrainConfig, pretraining
+from fsg.train_config import TrainConfig, pretraining
 from orchestration.spec.experiment import load_spec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

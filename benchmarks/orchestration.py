@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks import places
 from benchmarks.measuring import ROOT, Row, in_a_process, number
 from benchmarks.tiny import Silent, one_layer, train_config
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.scheduler import environment
 from orchestration.spec.cells import Cell, cell_id

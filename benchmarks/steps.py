@@ -16,7 +16,8 @@ from fsg.diagnostics import Diagnostics
 from fsg.estimators import FSG, STE, EstimatorConfig, FullPrecision, MultiFC
 from fsg.models import ResNet
 from fsg.optimizers import Adam
-from fsg.trainer import SAMPLES, TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import SAMPLES, Training
 
 CIFAR_EPOCH = 50_000 // 128  # steps
 

@@ -11,7 +11,7 @@ import psutil
 from fsg.data import Arrays
 from fsg.imported import Imported, source_sha256
 from fsg.models import ModelConfig, ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.cells import Cell
 
 

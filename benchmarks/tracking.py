@@ -28,7 +28,7 @@ from typing import NamedTuple
 from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG, STE
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell, cells

@@ -21,7 +21,8 @@ from fsg.models import ResNet, Torchvision, VGGSmall
 from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.step import train_step
-from fsg.trainer import TrainConfig, Training, train
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training, train
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts: without it its sums vary

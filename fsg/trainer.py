@@ -1,135 +1,35 @@
 """Training: one step, an evaluation, and the whole as something that can be stopped and gone on with anywhere."""
 
-import functools
-import hashlib
-import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import fsg
 from fsg import host_generators, torch_optimizer
-from fsg.activations import ActivationConfig, RealActivations, placed_state
-from fsg.checkpoint import leaves
-from fsg.config import Settings, choice, setting
-from fsg.cuda_graph import captured_step, not_capturable
-from fsg.data import DataConfig, FashionMNISTSubset
+from fsg.activations import placed_state
+from fsg.cuda_graph import captured_step
 from fsg.diagnostics import Diagnostics, Table
-from fsg.estimators import STE, EstimatorConfig, FullPrecision, GradientEstimator
+from fsg.estimators import GradientEstimator
 from fsg.estimators.protocol import InParts
+from fsg.evaluations import Evaluations
 from fsg.finite import Diverged, Watch, not_finite
 from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
-from fsg.layers import anneal, dequantize, quantize
-from fsg.losses import CrossEntropy, Distillation, LossConfig
+from fsg.layers import anneal, dequantize
 from fsg.lost_state import LostState
-from fsg.metrics import evaluate, recalibrated_batchnorm
-from fsg.models import ModelConfig, ResNet, Torchvision
-from fsg.optimizers import Adam, Optimizer, OptimizerConfig
-from fsg.quantizers import DoReFa, QuantizerConfig
-from fsg.schedules import Cosine, ScheduleConfig
-from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
+from fsg.made_by import made_by, refuse_another
+from fsg.models import Torchvision
+from fsg.optimizers import Optimizer
+from fsg.precision import arithmetic, set_precision
+from fsg.seeding import derived_seed, seed_generators
+from fsg.starting_points import File, Pretrain, load_into, load_weights
 from fsg.step import StepInParts, train_step
+from fsg.train_config import NO_TEACHER, TrainConfig, pretraining
 
-PAPERS_EPOCHS = 10
-NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
 SAMPLES = 8  # steps of an epoch whose gradients the diagnostics look at
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
-    """Everything that determines a training but its seed."""
-
-    data: DataConfig = choice(FashionMNISTSubset, "The images.", discriminator="name")
-    model: ModelConfig = choice(ResNet.Config, "The network.", discriminator="name")
-    quantizer: QuantizerConfig = choice(DoReFa, "What makes its weights binary.", discriminator="name")
-    full_precision_layers: tuple[str, ...] = choice(
-        (), "Layers that are not quantized, by name; * stands for anything, as in [conv1, '*.downsample.*', fc]."
-    )
-    activations: ActivationConfig = choice(
-        RealActivations,
-        "What the quantized layers see: real numbers, or signs.",
-        discriminator="name",
-        identity="unless_default",
-    )
-    estimator: EstimatorConfig = choice(STE.Config, "Where their gradient comes from.", discriminator="name")
-    optimizer: OptimizerConfig = choice(Adam, "What is done with it.", discriminator="name")
-    lr_schedule: ScheduleConfig = choice(Cosine, "How the learning rate changes.", discriminator="name")
-    loss: LossConfig = choice(CrossEntropy, "What is minimised.", discriminator="name", identity="unless_default")
-    anneal: Literal["step", "epoch"] = choice(
-        "step",
-        "How often what is annealed (ede, reste, recu) moves: at every step, or once an epoch as in released code.",
-        identity="unless_default",
-    )
-    init: InitConfig = choice(Scratch, "Where the weights start.", discriminator="name")
-    epochs: int = setting(10, "Passes over the training images; 0 evaluates the start.", ge=0)
-    batch_size: int = setting(128, "Images a step, or a micro-batch where `accumulate` has several.", ge=1)
-    accumulate: int = setting(
-        1,
-        "Micro-batches of batch_size images a step, which has the gradient of the mean over all of them.",
-        ge=1,
-        identity="unless_default",
-    )
-    threads: int = setting(1, "CPU threads of a training; another number gives other sums, and so other bits.", ge=1)
-    precision: Literal["fp32", "tf32", "bf16"] = choice(
-        "fp32", "Arithmetic of the network; tf32 wants a GPU, bf16 a GPU or a CPU with AMX or AVX512-BF16."
-    )
-    recalibrate_batchnorm: int = setting(
-        0, "Training images over which batch norm's statistics are re-estimated before an evaluation; 0: none.", ge=0
-    )
-    log_every: int = setting(10, "Steps whose mean loss makes one row.", ge=1)
-    evaluate_every: float = setting(1.0, "Epochs between two validations; 0.1 makes ten an epoch.", gt=0)
-    test: Literal["end", "never"] = choice(
-        "end",
-        "When the test images are looked at; never: a search, which must not see them, can do without.",
-        identity=False,  # the training is the same: `orchestration.spec.cells.cell_id` tells the two apart
-    )
-    cuda_graph: Literal["auto", True, False] = choice(
-        "auto",
-        "Whether a GPU replays the step from a CUDA graph: true, false, or auto, where its components can be captured.",
-        identity="unless_default",
-    )
-    diagnostics: bool = setting(
-        True, "Whether flips, saturation and gradients are kept, layer by layer, once an epoch.", identity=False
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "full_precision_layers", tuple(self.full_precision_layers))
-        if self.full_precision_layers and not isinstance(self.model, Imported):
-            _check_layers(self.model, self.full_precision_layers)
-        self._check_activations()
-        if self.cuda_graph is True and (why_not := not_capturable(self)):
-            raise ValueError(f"cuda_graph is true, and {why_not} (expected cuda_graph: auto)")
-        if isinstance(self.loss, Distillation) and not isinstance(self.init, Pretrain):
-            raise ValueError(NO_TEACHER.format(self.init.name))
-
-    def _check_activations(self) -> None:
-        binary = not isinstance(self.activations, RealActivations)
-        if binary and isinstance(self.model, ResNet.Config) and self.model.activation_bits == 1:
-            raise ValueError("model.activation_bits is 1, and activations is sign (expected one of the two)")
-        if isinstance(self.init, Pretrain) and self.init.binary_activations and not binary:
-            raise ValueError("init.binary_activations is true, and activations is real (expected activations: sign)")
-
-    @property
-    def images_a_step(self) -> int:
-        return self.batch_size * self.accumulate
-
-    def quantized(self, model: nn.Module) -> nn.Module:
-        """The model with its layers quantized and its activations placed, in place."""
-        return quantize(model, self.quantizer, self.full_precision_layers, self.activations)
-
-
-@functools.cache
-def _check_layers(model: ModelConfig, full_precision: tuple[str, ...]) -> None:
-    """Raises ValueError for a pattern without a layer, whatever the images are."""
-    with torch.device("meta"):
-        quantize(model.build((3, 224, 224), 2), DoReFa(), full_precision)
 
 
 class Row(NamedTuple):
@@ -152,65 +52,6 @@ def train(config: TrainConfig, seed: int = 0, *, device: str = "cpu") -> Iterato
         yield from training.advance()
 
 
-def pretraining(config: TrainConfig) -> TrainConfig:
-    """The full-precision training that `init: pretrain` implies: same images, network, threads and precision.
-
-    Quantizer, activations and kept layers have no say in it, and are the defaults, so that trainings which differ in
-    them share it; with `binary_activations` the signs are placed as they will be.
-    Raises ValueError for any other starting point.
-    """
-    init = config.init
-    if not isinstance(init, Pretrain):
-        raise ValueError(f"init is {init.name}, expected pretrain")
-    return replace(
-        config,
-        quantizer=DoReFa(),
-        full_precision_layers=config.full_precision_layers if init.binary_activations else (),
-        activations=config.activations if init.binary_activations else RealActivations(),
-        estimator=FullPrecision.Config(),
-        optimizer=init.optimizer,
-        lr_schedule=init.lr_schedule,
-        loss=CrossEntropy(),
-        init=Scratch(),
-        epochs=init.epochs,
-        batch_size=init.batch_size,
-        accumulate=1,
-        anneal="step",
-        recalibrate_batchnorm=0,
-        evaluate_every=float(init.epochs),
-    )
-
-
-def validations(epochs: float, every: float) -> int:
-    """How many validations are due within so many epochs, one `every` so many: ⌊epochs / every⌋."""
-    return int(epochs / every + 1e-9)  # ten tenths are one, whatever the last bits
-
-
-def refuse_not_finite(model: nn.Module) -> None:
-    """Raises ValueError, naming it, for a parameter to be trained that starts as NaN or infinity."""
-    bad = not_finite({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ValueError(
-            f"the network starts with NaN or infinity in {bad[0].strip('/')}{more} (expected finite numbers)"
-        )
-
-
-def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose, so that what one part draws does not shift what another does."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8]) >> 1
-
-
-def seed_generators(seed: int) -> None:
-    """`torch.manual_seed` for the CPU and, where there is one, the GPU.
-
-    torch's own also leaves a call with a stack trace for every kind of device that there is not, for ever.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)
-
-
 def _teacher(config: TrainConfig, dataset: ImageDataset, start: dict[str, Tensor] | None) -> nn.Module:
     """The pretrained network as it was evaluated. Raises ValueError where there is none."""
     if start is None or not isinstance(config.init, Pretrain):
@@ -221,6 +62,16 @@ def _teacher(config: TrainConfig, dataset: ImageDataset, start: dict[str, Tensor
     load_into(teacher, start)
     teacher.eval().requires_grad_(False)
     return teacher.to(memory_format=torch.channels_last)
+
+
+def refuse_not_finite(model: nn.Module) -> None:
+    """Raises ValueError, naming it, for a parameter to be trained that starts as NaN or infinity."""
+    bad = not_finite({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"the network starts with NaN or infinity in {bad[0].strip('/')}{more} (expected finite numbers)"
+        )
 
 
 class Training:
@@ -242,7 +93,8 @@ class Training:
         if isinstance(config.init, File):
             start = load_weights(config.init.path)
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self._set_precision()
+        own_model = isinstance(config.model, Imported | Torchvision.Config)
+        set_precision(config.precision, self.device, own_model=own_model)
         self.dataset = config.data.load().to(device)
         seed_generators(derived_seed(seed, "network"))
         model = config.model.build(self.dataset.shape, self.dataset.classes)
@@ -263,7 +115,8 @@ class Training:
         self._never_finite = {f"/model{name}" for name in not_finite(self.weights())}  # such as a mask of −∞
         seed_generators(derived_seed(seed, "training"))
         self.step = 0
-        self.steps_per_epoch: int = self.dataset.steps_per_epoch(config.images_a_step)
+        self.evaluations = Evaluations(config, self.model, self.dataset, self.device)
+        self.steps_per_epoch = self.evaluations.steps_per_epoch
         every = max(1, self.steps_per_epoch // SAMPLES)
         observed = config.diagnostics and self.estimator.layers
         self.diagnostics = Diagnostics(self.estimator, sample_every=every) if observed else None
@@ -271,9 +124,8 @@ class Training:
         self.watch = Watch(self.optimizer.names, self.optimizer.parameters)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.done = False
-        self.best = (0, 0.0)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.time = {"train": 0.0, "evaluation": 0.0}
+        self.train_seconds = 0.0
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.captured = captured_step(self.config, self.device, self.parts)
 
@@ -336,16 +188,16 @@ class Training:
         self._check()
         cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
         state = {
-            "made_by": self._made_by(),
+            "made_by": made_by(self.config, self.seed),
             "step": self.step,
             "done": self.done,
-            "best": list(self.best),
+            "best": list(self.evaluations.best),
             "loss_sum": self.loss_sum,
             "random": {"cpu": torch.get_rng_state(), **cuda},
             "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
-            "time": dict(self.time),
+            "time": {"train": self.train_seconds, "evaluation": self.evaluations.seconds},
         }
         own = {part for part in ("estimator", "optimizer") if isinstance(getattr(self.config, part), Imported)}
         judged = {part: value for part, value in state.items() if part not in own}
@@ -362,9 +214,10 @@ class Training:
         Where that had no diagnostics they begin here. Raises ValueError, in one line that says what differs, for the
         state of a training of other settings, another seed or another version; then nothing is changed.
         """
-        self._refuse(state)
-        self.step, self.done, self.time = state["step"], state["done"], dict(state["time"])
-        self.best = (state["best"][0], state["best"][1])
+        refuse_another(state, made_by(self.config, self.seed), self.device)
+        self.step, self.done = state["step"], state["done"]
+        self.train_seconds, self.evaluations.seconds = state["time"]["train"], state["time"]["evaluation"]
+        self.evaluations.best = (state["best"][0], state["best"][1])
         self.loss_sum.copy_(state["loss_sum"])
         load_into(self.model, state["model"])
         anneal(self.model, self.progress(max(0, self.step - 1)))  # as the last step left it
@@ -392,27 +245,6 @@ class Training:
         modules = {f"model.{name}": module for name, module in self.model.named_modules()}
         return {"estimator": self.estimator, "optimizer": self.optimizer, "loss": self.loss, **modules}
 
-    def _made_by(self) -> dict[str, Any]:
-        return {"numerics": fsg.NUMERICS, "seed": self.seed, "config": self.config.identity()}
-
-    def _refuse(self, state: dict[str, Any]) -> None:
-        if "made_by" not in state:
-            raise ValueError("the checkpoint does not say what it is of: it is of an older version, or of no training")
-        there, here = ("cuda" if cuda else "cpu" for cuda in ("cuda" in state["random"], self.device.type == "cuda"))
-        if there != here:
-            raise ValueError(f"the checkpoint is of a training on {there} (here {here}), whose bits are others")
-        theirs, ours = (dict(leaves(made)) for made in (state["made_by"], self._made_by()))
-        ways = [*ours, *(way for way in theirs if way not in ours)]
-        other = [
-            f"{'.'.join(way.strip('/').split('/')).removeprefix('config.')} is {theirs.get(way, 'absent')!r} "
-            f"(here {ours.get(way, 'absent')!r})"
-            for way in ways
-            if theirs.get(way, "absent") != ours.get(way, "absent")
-        ]
-        if other:
-            more = f" and {len(other) - 4} more" if len(other) > 4 else ""
-            raise ValueError(f"the checkpoint is of another training: {', '.join(other[:4])}{more}")
-
     def _train(self) -> list[Row]:
         began = time.perf_counter()
         config, epoch = self.config, self.step / self.steps_per_epoch
@@ -428,10 +260,10 @@ class Training:
             self._batches = None
         logged = self.step % config.log_every == 0 or self.step == self.total_steps
         values = self._logged(lr) if logged else None
-        self.time["train"] += time.perf_counter() - began
+        self.train_seconds += time.perf_counter() - began
         if values is None:
             return []
-        return [Row(self.step, {**values, "time/train_seconds": self.time["train"]})]
+        return [Row(self.step, {**values, "time/train_seconds": self.train_seconds})]
 
     def _step(self, images: Tensor, labels: Tensor, lr: float, progress: float) -> None:
         if self.captured is not None:
@@ -472,59 +304,15 @@ class Training:
 
     def _validate(self) -> list[Row]:
         """The validation, where one is due after this step, or the papers' test after one of the last epochs."""
-        before, now = ((self.step - back) / self.steps_per_epoch for back in (1, 0))
-        due = validations(now, self.config.evaluate_every) > validations(before, self.config.evaluate_every)
-        validated = due and len(self.dataset.validation_labels) > 0
-        last = self.step % self.steps_per_epoch == 0 and self.epoch > self.config.epochs - PAPERS_EPOCHS
-        papers = last and not self.config.data.validation and self.config.test == "end"
-        if not (validated or papers):
+        due = self.evaluations.due(self.step)
+        if not due:
             return []
         self._check()
-        values: dict[str, float] = {}
-        with self._evaluating():
-            if validated:
-                values |= self._evaluate("validation")
-            if papers:
-                values["papers_protocol/test_accuracy"] = self._evaluate("test")["test/accuracy"]
-        if values.get("validation/accuracy", 0.0) > self.best[1]:
-            self.best = (self.step, values["validation/accuracy"])
-        return [Row(self.step, values)]
+        return [Row(self.step, self.evaluations.make(self.step, due))]
 
     def _test(self) -> list[Row]:
-        with self._evaluating():
-            values = self._evaluate("test")
-        return [Row(self.step, {**values, "time/evaluation_seconds": self.time["evaluation"]})]
-
-    def _evaluate(self, split: Literal["validation", "test"]) -> dict[str, float]:
-        with self._arithmetic():
-            loss, accuracy = evaluate(self.model, self.dataset.evaluation(split))
-        if loss - loss != 0:
-            raise Diverged(f"the {split} loss is {loss} after step {self.step}; the training losses are finite")
-        return {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        began = time.perf_counter()
-        images, batch = self.config.recalibrate_batchnorm, self.config.batch_size
-        if images:
-            some = itertools.islice(self.dataset.evaluation("train", batch_size=batch), -(-images // batch))
-            with self._arithmetic(), recalibrated_batchnorm(self.model, some):
-                yield
-        else:
-            yield
-        self.time["evaluation"] += time.perf_counter() - began
-
-    def _set_precision(self) -> None:
-        """Set on every construction, one way or the other: a worker that is warm may have had it otherwise."""
-        torch.set_float32_matmul_precision("high" if self.config.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        if self.device.type != "cpu":  # on a CPU they are; to say so would import torch's compiler, seconds
-            own = isinstance(self.config.model, Imported | Torchvision.Config)
-            torch.use_deterministic_algorithms(True, warn_only=own)
+        values = self.evaluations.test(self.step)
+        return [Row(self.step, {**values, "time/evaluation_seconds": self.evaluations.seconds})]
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return arithmetic(self.config.precision, self.device)

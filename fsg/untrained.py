@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 
 
 def untrained_network(train: TrainConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:

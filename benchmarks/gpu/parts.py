@@ -28,7 +28,8 @@ from benchmarks.measuring import Step
 from fsg.estimators import FSG, STE, EstimatorConfig, FullPrecision, MultiFC
 from fsg.hypernetworks import EMA
 from fsg.selective_scan import HAS_TRITON
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 Told = dict[str, Any]
 COLUMNS = {  # of a row: its heading in the table

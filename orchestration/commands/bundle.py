@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 
 from fsg.import_closure import is_installed
 from fsg.imported import files
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.commands.exit_status import DONE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsg import trainer
 from fsg.config import kind_of, to_dict
 from fsg.estimators import GradientEstimator
 from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
 from fsg.starting_points import Pretrain
 from fsg.torch_optimizer import adapted
-from fsg.trainer import TrainConfig
+from fsg.train_config import NO_TEACHER, TrainConfig, pretraining
 from orchestration.spec.cells import imported
 from orchestration.spec.components import KINDS
 from orchestration.spec.experiment import ExperimentSpec
@@ -49,7 +48,7 @@ def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
             yield variant, wrong.field, wrong.what
         if isinstance(train.init, Pretrain) and imported(train.init):
             try:
-                _build(trainer.pretraining(train))
+                _build(pretraining(train))
             except _Unfit as wrong:
                 at_init = wrong.field.startswith(("optimizer", "lr_schedule"))
                 yield variant, f"init.{wrong.field}" if at_init else wrong.field, wrong.what
@@ -141,7 +140,7 @@ def _try_loss(train: TrainConfig, classes: int) -> None:
         _expect("loss", loss, Callable)  # type: ignore[arg-type]
         teacher = {"teacher": torch.zeros(2, classes)} if getattr(loss, "needs_teacher", False) else {}
         if teacher and not isinstance(train.init, Pretrain):
-            raise _Unfit("loss", trainer.NO_TEACHER.format(train.init.name))
+            raise _Unfit("loss", NO_TEACHER.format(train.init.name))
         value = _called("loss", functools.partial(loss, logits, labels, **teacher))
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else kind_of(value)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsg.config import Settings, to_dict
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.analysis import statistics
 from orchestration.analysis.comparisons import Line, Measure, lines_of
 from orchestration.analysis.units import Unit

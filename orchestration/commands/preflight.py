@@ -11,7 +11,8 @@ from fsg.config import to_dict
 from fsg.gpu import why_no_gpu
 from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
-from fsg.trainer import TrainConfig, refuse_not_finite
+from fsg.train_config import TrainConfig
+from fsg.trainer import refuse_not_finite
 from orchestration.commands.components import unfit, unfit_networks
 from orchestration.ledger.ledger import Ledger
 from orchestration.search.compatibility import differences

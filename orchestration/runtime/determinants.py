@@ -9,7 +9,7 @@ import fsg
 from fsg.config import Settings
 from fsg.imported import Imported, closure
 from fsg.mamba import Mamba, kernel
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import Cell, imported
 from orchestration.util import provenance

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fsg.starting_points import File
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 
 
 def inputs(trains: Iterable[TrainConfig]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from fsg.imported import edited
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import imported

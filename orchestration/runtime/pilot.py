@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import torch
 
-from fsg import trainer
+from fsg import evaluations, trainer
 from fsg.config import to_dict
 from fsg.image_dataset import ImageDataset
 from fsg.metrics import evaluate
 from fsg.starting_points import Scratch
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.status import CellStatus
 from orchestration.runtime import peak_memory
 from orchestration.runtime.reset import reset_process_state
@@ -45,10 +45,10 @@ class Cost:
         train = cell.train
         if cell.continues is not None:
             return (len(dataset.test_labels) + train.recalibrate_batchnorm) * self.image
-        validations = trainer.validations(train.epochs, train.evaluate_every)
+        validations = evaluations.validations(train.epochs, train.evaluate_every)
         tests = 0 if train.test == "never" else len(dataset.test_labels)
         if not train.data.validation:
-            tests += min(train.epochs, trainer.PAPERS_EPOCHS) * tests
+            tests += min(train.epochs, evaluations.PAPERS_EPOCHS) * tests
         validated = validations * len(dataset.validation_labels)
         recalibrated = (validations + 1) * train.recalibrate_batchnorm
         return total_steps(cell) * self.step + (validated + tests + recalibrated) * self.image

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from fsg.trainer import seed_generators
+from fsg.seeding import seed_generators
 
 
 def reset_process_state(threads: int, seed: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fsg.starting_points import Pretrain
-from fsg.trainer import pretraining
+from fsg.train_config import pretraining
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords
 from orchestration.spec.cells import Cell

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fsg
-from fsg import trainer
+from fsg import train_config
 from fsg.config import Settings, to_dict
 from fsg.imported import Imported, closure
 from fsg.starting_points import File, Pretrain
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.fields import nearest, train_from_dict
 from orchestration.spec.resolver import Point, line_name
@@ -73,7 +73,9 @@ def cells(spec: ExperimentSpec) -> list[Cell]:
 
     Raises OSError or ValueError where data or starting weights cannot be read.
     """
-    before = {index: trainer.pretraining(p.train) for index, p in enumerate(spec.points) if _asks_for_pretraining(p)}
+    before = {
+        index: train_config.pretraining(p.train) for index, p in enumerate(spec.points) if _asks_for_pretraining(p)
+    }
     names = _pretraining_names(spec, before)
     pretrainings: dict[str, Cell] = {}
     trainings: list[Cell] = []
@@ -98,7 +100,7 @@ def cells_of(
     """A training with a seed, and the pretraining that it waits for, if there is one."""
     pretraining, start = None, ""
     if isinstance(train.init, Pretrain):
-        before = trainer.pretraining(train)
+        before = train_config.pretraining(train)
         pretraining = Cell(cell_id(before, seed), "pretrain", *pretraining_name, seed, before)
         start = cell_id(replace(before, test="end"), seed)  # the same weights, whoever looks at them
     elif isinstance(train.init, File):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fsg.config import to_dict
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.fields import Report, Resources, adapter, nearest, train_from_dict
 from orchestration.spec.reader import show
 from orchestration.spec.resolver import Point, Resolved, Resolver

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from fsg.config import Settings, as_written, choice, setting, to_dict
 from fsg.imported import Imported
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.search_config import Search, Seeds, Tuning
 
 IMPORT = "import: module:Class"

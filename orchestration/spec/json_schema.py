@@ -7,7 +7,7 @@ from types import NoneType
 from typing import Any, get_args
 
 from fsg.config import Settings
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.fields import Field, SpecFile, adapter, component_name, fields, once_a_class, paths
 from orchestration.spec.search_config import Entry
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fsg.config import to_dict
 from fsg.costs import NetworkCost, network_cost
 from fsg.layers import quantized_layers
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from fsg.untrained import untrained_network
 from orchestration.spec.cells import Cell
 from orchestration.util.error_text import first_line

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from fsg.config import to_dict
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.study import StudySpec
 from orchestration.spec.yaml_tree import Node, Problem, printable
 from orchestration.util.nested import flatten

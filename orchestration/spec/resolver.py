@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec import search_space
 from orchestration.spec.fields import SpecFile, fields, nearest, paths
 from orchestration.spec.published import wrong_protocol

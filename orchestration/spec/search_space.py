@@ -6,7 +6,7 @@ from itertools import product
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.fields import Field, SpecFile, meant, nearest
 from orchestration.spec.reader import Located, NoSuchPathError, Reader, show
 from orchestration.spec.search_config import ALWAYS_TUNED, Entry, Grid, NoPruning, Search, Tuning

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from fsg.config import Settings, to_dict
 from fsg.imported import Imported
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.fields import adapter, fields
 from orchestration.spec.search_config import Number, Objective, PrunerConfig, SamplerConfig, Scalar
 

@@ -20,7 +20,7 @@ from fsg.config import to_dict
 from fsg.image_dataset import ImageDataset
 from fsg.metrics import recalibrated_batchnorm
 from fsg.starting_points import load_into
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from fsg.untrained import untrained_network
 
 _BATCH = 2  # of the example that is traced: a dimension of 1 would be taken for a constant

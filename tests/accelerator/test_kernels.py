@@ -18,7 +18,8 @@ from fsg.data import FashionMNISTSubset
 from fsg.hypernetworks import EMA
 from fsg.mamba import Mamba
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 pytestmark = pytest.mark.accelerator
 STEP = TrainConfig(

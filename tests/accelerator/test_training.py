@@ -25,7 +25,8 @@ from fsg.metrics import evaluate, recalibrated_batchnorm
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam, Bop
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 pytestmark = pytest.mark.accelerator
 FSG = Path(fsg.__file__).parent

@@ -17,7 +17,9 @@ from fsg.models import ResNet
 from fsg.optimizers import SGD
 from fsg.quantizers import DoReFa
 from fsg.starting_points import Pretrain
-from fsg.trainer import TrainConfig, Training, pretraining, train, train_step
+from fsg.step import train_step
+from fsg.train_config import TrainConfig, pretraining
+from fsg.trainer import Training, train
 
 ESTIMATORS: dict[str, Any] = {
     "ste": STE.Config(),

@@ -13,7 +13,7 @@ from fsg.estimators import STE, FullPrecision
 from fsg.layers import anneal, dequantize, quantize
 from fsg.optimizers import SGD
 from fsg.quantizers import Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 X = torch.cat([torch.linspace(-2.03, 2.03, 300), torch.tensor([0.0, -0.0, 1e-30, -1e-30])]).double()
 

@@ -14,7 +14,7 @@ from fsg.estimators import FSG, STE, GradientEstimator, MultiFC
 from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import DoReFa, Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 # Ours, and torch's with the same formula.
 OPTIMIZERS: dict[str, tuple[Any, Callable[..., torch.optim.Optimizer]]] = {

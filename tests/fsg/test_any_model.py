@@ -15,7 +15,7 @@ from fsg.estimators import FSG, STE
 from fsg.layers import QuantConv1d, QuantConv3d, QuantLinear, quantize, quantized_layers
 from fsg.optimizers import Adam
 from fsg.quantizers import DoReFa, Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 
 class Transformer(nn.Module):

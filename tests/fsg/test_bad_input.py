@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fsg
-from fsg import trainer as trainer_module
+from fsg import evaluations
 from fsg.checkpoint import digest, from_bytes, to_bytes
 from fsg.data import Arrays, Dataset
 from fsg.diagnostics import Diagnostics
@@ -22,7 +22,8 @@ from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam, Bop
 from fsg.quantizers import DoReFa, Sign
 from fsg.schedules import Constant
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 SHAPES = (torch.Size([2, 2]),)
 
@@ -195,7 +196,7 @@ def test_images_that_are_no_numbers_are_a_failure_and_no_divergence(config: Trai
 def test_an_evaluation_that_is_no_number_stops_the_training(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "evaluate", lambda model, batches: (float("nan"), 0.1))
+    monkeypatch.setattr(evaluations, "evaluate", lambda model, batches: (float("nan"), 0.1))
     training = Training(config, 1)
     with pytest.raises(Diverged, match="the validation loss is nan after step 5"):
         advance(training)

@@ -15,7 +15,7 @@ from fsg.estimators import STE, FullPrecision
 from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam, BinaryOptimizer, Bop
 from fsg.quantizers import BWN, DoReFa, ReCU, Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 EAGER = Bop(threshold=1e-4, gamma=0.3, others=SGD(lr=0.01, momentum=0.9))
 

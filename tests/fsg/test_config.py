@@ -9,7 +9,7 @@ from fsg.config import Settings, choice, from_dict, setting, to_dict
 from fsg.estimators import FSG
 from fsg.hypernetworks import EMA
 from fsg.imported import Imported, config_class, source_sha256
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.quantizers import DoReFa, ReCU
 from fsg.recording import Recording
 from fsg.step import PARTS, StepInParts
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 OPTIMIZERS = {
     "sgd": SGD(),

@@ -19,7 +19,9 @@ from fsg.layers import quantize
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
 from fsg.quantizers import DoReFa, Sign
-from fsg.trainer import TrainConfig, Training, train_step
+from fsg.step import train_step
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 Arrays32 = list[np.ndarray]
 

@@ -20,7 +20,7 @@ from fsg.hypernetworks import EMA, LSTM, FastNet, Mamba, SlowNet, average
 from fsg.layers import quantize
 from fsg.optimizers import SGD, Adam, Optimizer
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 RELEASED = FSG.Config(
     semantics="released", start="random", applied="previous", chunk_size=1, layer_embedding_dim=1, hidden=6

@@ -10,7 +10,7 @@ from fsg.estimators import FSG, STE, GradientEstimator
 from fsg.layers import QuantConv2d, QuantLinear, dequantize, quantize, quantized_layers
 from fsg.optimizers import SGD
 from fsg.quantizers import BaseQuantizer, Sign
-from fsg.trainer import train_step
+from fsg.step import train_step
 
 
 def small() -> nn.Sequential:

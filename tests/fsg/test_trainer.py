@@ -31,7 +31,8 @@ from fsg.optimizers import SGD, Adam
 from fsg.quantizers import BWN, Libra, ReCU
 from fsg.schedules import Constant, Cosine, Step
 from fsg.starting_points import File, Pretrain
-from fsg.trainer import Row, TrainConfig, Training, pretraining, train
+from fsg.train_config import TrainConfig, pretraining
+from fsg.trainer import Row, Training, train
 
 FSG_SMALL = FSG.Config(hidden=5, chunk_size=16, layer_embedding_dim=4, history_length=3)
 RELEASED = replace(FSG_SMALL, semantics="released", start="random", applied="previous")
@@ -86,7 +87,7 @@ def ran(config: TrainConfig, seed: int = 1) -> Ran:
     """A training without a stop, once for all tests that look at it."""
     training = Training(config, seed)
     rows, tables = advanced(training)
-    return Ran(digest(training.state_dict()), digest(training.weights()), rows, tables, training.best)
+    return Ran(digest(training.state_dict()), digest(training.weights()), rows, tables, training.evaluations.best)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,11 @@ import torch
 from fsg import NUMERICS
 from fsg.checkpoint import digest
 from fsg.data import *
+from fsg.activations import *
+from fsg.losses import *
+from fsg.models import *
+from fsg.optimizers import *
+from fsg.train_config import *
 from fsg.trainer import *
 from fsg.estimators import *
 from fsg.hypernetworks import *

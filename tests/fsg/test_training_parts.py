@@ -24,7 +24,8 @@ from fsg.losses import CrossEntropy, Distillation
 from fsg.models import ResNet, Torchvision, VGGSmall
 from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.starting_points import Pretrain
-from fsg.trainer import TrainConfig, Training, pretraining
+from fsg.train_config import TrainConfig, pretraining
+from fsg.trainer import Training
 
 FSG_SMALL = FSG.Config(hidden=5, chunk_size=16, layer_embedding_dim=4, history_length=3)
 

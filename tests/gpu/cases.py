@@ -18,7 +18,8 @@ from fsg.mamba import Mamba
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam, AdamW, Bop, NAdam
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 DEVICE = os.environ.get("FSG_GPU_DEVICE", "cuda")  # cpu: a dry run of the suite itself
 STEPS = 4  # the history of two gradients is full, and read

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fsg import checkpoint
 from fsg.cuda_graph import CapturedStep, NotCaptured, OnCUDA
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 pytestmark = pytest.mark.gpu
 REPLAYED = 3 * STEPS  # the captured step is the fourth

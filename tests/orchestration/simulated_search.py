@@ -13,7 +13,7 @@ from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG
 from fsg.models import ResNet
 from fsg.optimizers import Adam
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords, TrialRecord
 from orchestration.runtime import peak_memory

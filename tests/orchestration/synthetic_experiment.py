@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fsg.data import FashionMNISTSubset
 from fsg.estimators import FSG, STE
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import Cell
 from orchestration.spec.experiment import ExperimentSpec

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.claims import claimed, experiments
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.analysis import statistics
 from orchestration.analysis.comparisons import Line, Measure, Trial, lines_of
 from orchestration.analysis.preregistration import Result, SeedPlan, seed_plan

@@ -18,7 +18,7 @@ from fsg import packing
 from fsg.data import Arrays
 from fsg.estimators import STE, FullPrecision
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.cli import main
 from orchestration.commands.export import Agreement
 from orchestration.ledger.ledger import Ledger

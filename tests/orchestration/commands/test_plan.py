@@ -15,7 +15,7 @@ from fsg.data import Arrays, FashionMNISTSubset
 from fsg.estimators import FSG, FullPrecision
 from fsg.optimizers import Adam
 from fsg.starting_points import File, Pretrain
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.commands.plan import compare, load_checked, say_damage
 from orchestration.commands.request import LaunchRequest, Refused
 from orchestration.ledger.ledger import Ledger
@@ -197,7 +197,7 @@ def test_divergence_is_over_and_failure_is_not(train: TrainConfig, tmp_path: Pat
 
 
 def test_pretraining_ids_hang_on_nothing_that_they_do_not_use(train: TrainConfig) -> None:
-    from fsg.trainer import pretraining
+    from fsg.train_config import pretraining
 
     asks = replace(train, init=Pretrain(epochs=1))
     other = replace(asks, estimator=FSG.Config(), optimizer=Adam(lr=0.5), epochs=7)

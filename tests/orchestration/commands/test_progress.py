@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.commands.progress import LiveView, PlainLines, Tally, view_for
 from orchestration.ledger.outcome import Outcome, State
 from orchestration.ledger.status import CellStatus

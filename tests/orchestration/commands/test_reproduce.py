@@ -12,7 +12,7 @@ from synthetic_experiment import RECORD, spec_of
 from fsg.data import Arrays
 from fsg.estimators import STE
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.commands.reproduce import find, reproduce_cell
 from orchestration.ledger.history import LedgerRow
 from orchestration.ledger.ledger import Ledger

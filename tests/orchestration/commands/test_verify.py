@@ -18,7 +18,8 @@ from tiny_experiment import tamper
 import fsg
 from benchmarks import chaos
 from fsg import checkpoint
-from fsg.trainer import Row, TrainConfig
+from fsg.train_config import TrainConfig
+from fsg.trainer import Row
 from orchestration.commands import verify as module
 from orchestration.commands.verify import Verdict, verify
 from orchestration.ledger.ledger import Ledger

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 
 import pytest
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger import attempt as attempts
 from orchestration.ledger import ledger as ledgers
 from orchestration.ledger import store

@@ -15,7 +15,7 @@ import torch
 from synthetic_experiment import Row, cells_of, diverge, fail, finish, launched, rows_of, spec_of, trained
 
 from fsg import checkpoint
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.results import Results

@@ -27,7 +27,8 @@ from fsg.mamba import kernel
 from fsg.models import ResNet
 from fsg.optimizers import Adam
 from fsg.starting_points import File, Pretrain
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores import local
 from orchestration.runtime.cell_training import CellTraining

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.image_files import write_images
 from fsg.data import ImageFolder
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.inputs import inputs

@@ -12,7 +12,8 @@ from tiny_experiment import images
 from fsg.data import Arrays
 from fsg.estimators import FSG
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime import peak_memory
 from orchestration.runtime.cell_training import CellTraining

@@ -10,7 +10,7 @@ from fsg.imported import Imported
 from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam
 from fsg.starting_points import Pretrain
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.status import CellStatus, cell_statuses

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.runtime.messages import Order, Shape, WorkerReport
 from orchestration.scheduler.pool import MAX_FAILED_STARTS, Start, WorkerPool
 from orchestration.scheduler.queue import Queue

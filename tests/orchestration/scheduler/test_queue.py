@@ -1,6 +1,6 @@
 import pytest
 
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.scheduler.queue import Queue
 from orchestration.spec.cells import Cell, WorkItem
 

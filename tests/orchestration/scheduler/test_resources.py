@@ -1,4 +1,4 @@
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.scheduler.resources import TrialResources, max_concurrency
 from orchestration.spec.cells import Cell
 

@@ -19,7 +19,7 @@ from fsg.estimators import FSG, STE, EstimatorConfig
 from fsg.hypernetworks import EMA, Mamba
 from fsg.imported import Imported
 from fsg.optimizers import SGD, Adam
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec.experiment import ExperimentSpec, SpecErrors, load_spec
 from orchestration.spec.fields import Report, Sequential, train_from_dict
 from orchestration.spec.json_schema import json_schema

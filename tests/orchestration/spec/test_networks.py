@@ -9,7 +9,7 @@ import fsg
 from fsg.data import Arrays, FashionMNISTSubset
 from fsg.estimators import STE, FullPrecision
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.spec import networks
 from orchestration.spec.cells import Cell
 from orchestration.spec.networks import NetworkOfLines, cost_texts, networks_of

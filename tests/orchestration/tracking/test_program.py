@@ -16,7 +16,8 @@ from fsg.data import Arrays
 from fsg.estimators import FSG, FullPrecision
 from fsg.models import ResNet
 from fsg.quantizers import BWN, Sign
-from fsg.trainer import TrainConfig, Training
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 from orchestration.tracking.program import Exporter
 
 
@@ -102,7 +103,7 @@ def test_second_network_of_an_architecture_has_its_own_weights_which_are_binary_
 def test_recalibrated_statistics_are_those_of_the_evaluation(images: Path, exporter: Exporter) -> None:
     train, training = trained(images, recalibrate_batchnorm=24)
     predicted = predictor(exporter.program(train, training.weights()).content)(training.dataset.test_images)
-    with training._evaluating():
+    with training.evaluations.evaluating():
         expected = logits_of(training)
     torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-5)
     assert (predicted - logits_of(training)).abs().max() > 1e-3

@@ -20,7 +20,7 @@ from fsg.data import Arrays
 from fsg.imported import Imported, source_sha256
 from fsg.layers import quantize
 from fsg.models import ResNet
-from fsg.trainer import TrainConfig
+from fsg.train_config import TrainConfig
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell
