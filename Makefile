@@ -1,5 +1,5 @@
-# Everything happens in .venv, made on first use from requirements.lock.
-PYTHON ?= python3.11
+# Everything happens in .venv, made on first use from requirements.lock; PYTHON=python3.11 says by which Python.
+PYTHON ?=
 RESULTS ?= results
 KILLS ?= 20
 BIN := .venv/bin
@@ -72,7 +72,7 @@ bench-record: .venv/.installed  ## the same, kept in benchmarks/recorded.json an
 	$(BIN)/python -m benchmarks --record
 
 lock:  ## write requirements.lock anew from pyproject.toml
-	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	rm -rf .venv-lock && $(or $(PYTHON),python3.11) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet '.[dev]'
 	@# The CUDA libraries that torch's Linux build wants exist for Linux alone.
 	.venv-lock/bin/pip freeze --exclude fsg | grep -v '^-e' \
@@ -83,8 +83,4 @@ clean:  ## remove .venv and caches; results/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
 .venv/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@PYTHON='$(PYTHON)' ./setup.sh
