@@ -33,6 +33,7 @@ from fsg.models import ModelConfig, ResNet, Torchvision
 from fsg.optimizers import Adam, Optimizer, OptimizerConfig
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
+from fsg.shapes import shapes_only
 from fsg.starting_points import File, InitConfig, Pretrain, Scratch, load_into, load_weights
 from fsg.step import StepInParts, train_step
 
@@ -128,7 +129,7 @@ class TrainConfig(Settings):
 @functools.cache
 def _check_layers(model: ModelConfig, full_precision: tuple[str, ...]) -> None:
     """Raises ValueError for a pattern without a layer, whatever the images are."""
-    with torch.device("meta"):
+    with shapes_only():
         quantize(model.build((3, 224, 224), 2), DoReFa(), full_precision)
 
 
