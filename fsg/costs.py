@@ -78,6 +78,18 @@ class NetworkCost:
         return cls(**record | {"layers": layers})
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One image is too little for more: they would wait for each other."""
+    were = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(were)
+
+
+@_one_thread()
 @torch.no_grad()
 def network_cost(model: nn.Module, shape: tuple[int, ...]) -> NetworkCost:
     """Of a model, quantized or not, and one image of a shape [C, H, W], which is run through a copy of it on the CPU.
@@ -173,7 +185,7 @@ class _Calls:
         hooks = [module.register_forward_pre_hook(self._begin) for module in network.modules()]
         hooks += [module.register_forward_hook(self._end) for module in network.modules()]
         try:
-            with _one_thread(), _without_fused_attention(), self._counter:
+            with _without_fused_attention(), self._counter:
                 network(image)
         finally:
             for hook in hooks:
@@ -197,17 +209,6 @@ def _bits(seen: Tensor) -> int:
     """1 where it is ±a throughout, a > 0; 32 otherwise."""
     size = seen.abs()
     return 1 if bool((size > 0).all() and (size == size.amax()).all()) else _REAL
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One image is too little for more: they would wait for each other."""
-    were = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(were)
 
 
 @contextmanager

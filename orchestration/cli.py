@@ -212,11 +212,18 @@ def verify(
 
 
 @app.command()
-def sync(folder: Anywhere, tracking_uri: TrackingUri = None, verbose: Verbose = False) -> None:
+def sync(
+    folder: Anywhere,
+    tracking_uri: TrackingUri = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Ask MLflow for every value and file, and send again what it lacks.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
     """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
     from orchestration.commands.sync import sync  # start-up time
 
-    raise typer.Exit(sync(folder, tracking_uri))
+    raise typer.Exit(sync(folder, tracking_uri, verify))
 
 
 @app.command()

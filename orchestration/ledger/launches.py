@@ -8,7 +8,7 @@ from orchestration.ledger import store
 from orchestration.ledger.endings import Ending, Endings
 from orchestration.ledger.names import LAUNCH, OF_LAUNCH, PLAN, matches, next_number, strays
 from orchestration.ledger.sealed import digest_of_record, read_sealed, write_sealed
-from orchestration.spec.fields import meant
+from orchestration.util.nearest import meant
 
 
 class LaunchRecords:

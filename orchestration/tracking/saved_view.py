@@ -9,19 +9,11 @@ import json
 from typing import Any
 
 from orchestration.spec.experiment import ExperimentSpec
+from orchestration.tracking.pages import VIEW
 
-VIEW = "comparison"
 TAG = f"mlflow.sharedViewState.{VIEW}"
 
 _BY_VARIANT = {"mode": "tag", "groupByData": "variant"}
-
-
-def address(experiment_id: str) -> str:
-    """Where, below a server's address, the experiment is compared; without one, all experiments."""
-    if not experiment_id:
-        return "/#/experiments"
-    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
-    return f"/#/experiments/{experiment_id}/runs?{query}"
 
 
 def saved_view(spec: ExperimentSpec, created_ms: int) -> str:
