@@ -8,9 +8,9 @@ A bundle is a ZIP archive, the same bytes for the same contents:
     results/<experiment>/   the ledger and the report
 
 Left out are states to resume from of trainings that are over, locks, notes of what MLflow has and temporary files;
-nothing else. Opening trusts nothing: every name, size and digest is checked before anything is written, and nothing is ever executed unless asked.
-Entries are stored or deflated, and do not overlap: so a small file cannot unfold to much. What is packed or unpacked is
-there whole or not at all.
+nothing else. Opening trusts nothing: every name, size and digest is checked before anything is written, and nothing is
+ever executed unless asked. Entries are stored or deflated, and do not overlap: so a small file cannot unfold to much.
+What is packed or unpacked is there whole or not at all.
 """
 
 import hashlib
