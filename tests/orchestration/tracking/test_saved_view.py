@@ -46,3 +46,23 @@ def test_ui_knows_every_word_of_the_view_and_of_its_address(ui: str) -> None:
         saved_view.TAG.removesuffix(pages.VIEW),
     }
     assert {word for word in wanted if word not in ui} == set()
+
+
+def test_runs_are_grouped_so_that_only_seeds_differ_within_a_group(ui: str) -> None:
+    grid = spec_of(("fsg", "ste"), (0, 1), {"estimator.slow_weight": [0.5, 0.9]})
+    view = json.loads(saved_view.saved_view(grid, 0))
+    state = json.loads(view["state"])
+    assert view["name"] == "Comparison by variant and grid point"
+    assert state["groupBy"]["groupByKeys"] == [
+        {"mode": "tag", "groupByData": "variant"},
+        {"mode": "tag", "groupByData": "grid"},
+    ]
+    assert set(state["groupsExpanded"]) == {
+        f'tag.variant.{variant},tag.grid.{{"estimator.slow_weight": {value}}}'
+        for variant in ("fsg", "ste")
+        for value in (0.5, 0.9)
+    }
+    assert {"tags.`variant`", "tags.`grid`", "tags.`seed`"} <= set(state["selectedColumns"])
+    plain = json.loads(json.loads(saved_view.saved_view(spec_of(("fsg", "ste"), (0,)), 0))["state"])
+    assert plain["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
+    assert set(plain["groupsExpanded"]) == {"tag.variant.fsg", "tag.variant.ste"}
