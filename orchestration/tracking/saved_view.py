@@ -25,10 +25,7 @@ def saved_view(spec: ExperimentSpec, created_ms: int) -> str:
         "searchFilter": "tags.kind = 'train'",
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
-        "groupBy": {
-            "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in tags],
-        },
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
         "groupsExpanded": {_group(point, tags): True for point in spec.points},
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",

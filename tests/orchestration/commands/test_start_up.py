@@ -64,6 +64,7 @@ def test_a_launch_with_nothing_to_do_imports_neither_ray_nor_mlflow(spec: Path) 
         finish(ledger, cell)
     first, _ = loaded("launch", str(spec))
     assert {"mlflow", "matplotlib"} <= first
+    loaded("sync", "results/started")  # which waits for MLflow as long as it takes
     modules, said = loaded("launch", str(spec))
     assert "2 cells, all done" in said
     assert "/#/experiments/1/runs?" in said
