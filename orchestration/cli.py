@@ -170,11 +170,18 @@ def ui(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them; all unless given.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[RESULTS|NAME]", help="An experiment's folder, or one on a cluster; all of that."),
+    ] = None,
     address: JobServerAddress = JOB_SERVER,
 ) -> None:
-    """Show the experiments that were submitted to a cluster."""
-    raise typer.Exit(_on_cluster("status", address, name))
+    """Show how far an experiment is: by its folder of results, or those that were submitted to a cluster."""
+    if name is None or not _is_place(name):
+        raise typer.Exit(_on_cluster("status", address, name))
+    from orchestration.commands.status import status  # start-up time
+
+    raise typer.Exit(status(_anywhere(name)))
 
 
 @app.command()
@@ -336,6 +343,11 @@ def _one_line_errors(work: Callable[[], int]) -> int:
     except (OSError, ValueError) as error:
         print(str(error).strip().splitlines()[0], file=sys.stderr)
         return 2
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text names a folder, or is written as one: what is submitted has no such name."""
+    return os.sep in text or Path(text).is_dir()
 
 
 def _on_cluster(verb: str, address: str, name: str | None) -> int:
