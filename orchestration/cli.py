@@ -177,11 +177,12 @@ def status(
     address: JobServerAddress = JOB_SERVER,
 ) -> None:
     """Show how far an experiment is: by its folder of results, or those that were submitted to a cluster."""
-    if name is None or not _is_place(name):
+    folder = None if name is None else _place(name, here=address == JOB_SERVER)
+    if folder is None:
         raise typer.Exit(_on_cluster("status", address, name))
     from orchestration.commands.status import status  # start-up time
 
-    raise typer.Exit(status(_anywhere(name)))
+    raise typer.Exit(status(_anywhere(folder)))
 
 
 @app.command()
@@ -345,9 +346,12 @@ def _one_line_errors(work: Callable[[], int]) -> int:
         return 2
 
 
-def _is_place(text: str) -> bool:
-    """Whether a text names a folder, or is written as one: what is submitted has no such name."""
-    return os.sep in text or Path(text).is_dir()
+def _place(name: str, here: bool) -> str | None:
+    """The folder that a name is, is written as, or has among the results of this machine, if these are looked at."""
+    if os.sep in name or Path(name).is_dir():
+        return name
+    beside = os.path.join(os.environ.get("FSG_RESULTS", "results"), name)
+    return beside if here and os.path.isdir(beside) else None
 
 
 def _on_cluster(verb: str, address: str, name: str | None) -> int:

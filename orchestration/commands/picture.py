@@ -25,7 +25,7 @@ def picture(tally: Tally, name: str, width: int, height: int, hint: Text) -> Ren
     room = height - len(above) - len(below) - 4  # the table's header, how many are hidden, a blank line, the hint
     if room < 1:
         below, room = below[: max(0, len(below) - 1 + room)], 1
-    parts = [*above, *([_table(running[:room], width, tally.clock())] if running else [])]
+    parts = [*above, *([_table(running[:room], width)] if running else [])]
     if len(running) > room:
         parts.append(_one_line(f"and {len(running) - room} more running", "dim"))
     hint.no_wrap, hint.overflow = True, "ellipsis"
@@ -89,7 +89,7 @@ def _below(tally: Tally, width: int) -> Sequence[RenderableType]:
     return lines
 
 
-def _table(runs: Sequence[Running], width: int, now: float) -> Table:
+def _table(runs: Sequence[Running], width: int) -> Table:
     wide = width >= 60
     shown = [name for name in SHOWN if wide and any(name in run.metrics for run in runs)]
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
@@ -102,9 +102,8 @@ def _table(runs: Sequence[Running], width: int, now: float) -> Table:
         table.add_column(SHOWN[name], justify="right", no_wrap=True)
     for run in runs:
         bar = [ProgressBar(total=max(run.of_steps, 1), completed=run.step)] if width >= 90 else []
-        pace = run.pace(now)
         values = [metric_text(name, run.metrics.get(name)) for name in shown]
-        took = "" if pace is None else f"{pace:.3g}"
+        took = "" if run.pace is None else f"{run.pace:.3g}"
         table.add_row(escape(run.cell.label), *bar, f"{run.step}/{run.of_steps}", took, *values)
     return table
 

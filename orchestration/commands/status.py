@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,17 +116,16 @@ def _run(tally: Tally, ledger: Ledger, cell: Cell) -> None:
     """Show a training that runs, with its pace since its worker took it up."""
     attempt, rows = ledger.attempts(cell.id)[-1], ledger.rows(cell.id, durable_only=False)
     first = (attempt["resumed_from"] or {"step": 0})["step"]
-    own = [row for row in rows if row.step > first]
+    reports = [(attempt["started_at"], first), *((row.time_ms, row.step) for row in rows if row.step > first)]
     metrics: dict[str, float] = {}
     for row in rows:
         metrics |= row.values
-    step = max([first, *(row.step for row in own)])
     tally.started(cell)
-    run = tally.running[cell.id]
-    run.first_step = first
-    tally.progressed(cell, step, tally.standings[cell.id].steps, metrics)
-    last = own[-1].time_ms if own else time.time() * 1000
-    run.began = tally.clock() - (last - attempt["started_at"]) / 1000
+    now, run = tally.clock(), tally.running[cell.id]
+    run.began, run.first_step, run.step, run.since = now, first, first, (now, first)
+    for time_ms, step in reports:
+        run.reached(step, now + (time_ms - reports[0][0]) / 1000)
+    run.metrics = metrics
 
 
 def _waits(one: CellStatus) -> bool:

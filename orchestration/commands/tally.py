@@ -17,20 +17,40 @@ _WARNINGS = 2  # that are kept in sight
 
 @dataclass
 class Running:
+    """A training that runs: at `step`, as was said `at` a time; its pace is counted `since` a time and a step."""
+
     cell: Cell
     began: float
     first_step: int
-    step: int
     of_steps: int
+    step: int = field(init=False)
+    at: float = field(init=False)
+    since: tuple[float, int] = field(init=False)
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.step, self.at, self.since = self.first_step, self.began, (self.began, self.first_step)
+
+    def reached(self, step: int, now: float) -> None:
+        """The second report begins the count anew at the first: what was before is how long it took to start."""
+        if step > self.step > self.first_step == self.since[1]:
+            self.since = (self.at, self.step)
+        self.step, self.at = step, now
 
     @property
     def part(self) -> float:
         return self.step / self.of_steps if self.of_steps else 0.0
 
-    def pace(self, now: float) -> float | None:
-        """Seconds a step since it was started; None before its first."""
-        return (now - self.began) / (self.step - self.first_step) if self.step > self.first_step else None
+    @property
+    def trained(self) -> tuple[int, float]:
+        """Steps, and the seconds that they took."""
+        return self.step - self.since[1], self.at - self.since[0]
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds a step; None before the first."""
+        steps, seconds = self.trained
+        return seconds / steps if steps > 0 else None
 
 
 class Tally:
@@ -69,7 +89,7 @@ class Tally:
         standing = self.standings.get(cell.id) or self._arrived(cell)
         step = standing.outcome.step
         logger.info("%s (%s) started at step %d", cell.label, cell.id, step)
-        self.running[cell.id] = Running(cell, self.clock(), step, step, standing.steps)
+        self.running[cell.id] = Running(cell, self.clock(), step, standing.steps)
 
     def _arrived(self, cell: Cell) -> CellStatus:
         """A cell that a search has found takes the place of one that was expected."""
@@ -84,7 +104,8 @@ class Tally:
 
     def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None:
         run = self.running[cell.id]
-        run.step, run.of_steps, run.metrics = step, of_steps, metrics
+        run.reached(step, self.clock())
+        run.of_steps, run.metrics = of_steps, metrics
 
     def retried(self, cell: Cell, reason: str) -> None:
         self.running.pop(cell.id, None)
@@ -148,9 +169,8 @@ class Tally:
     def _left(self, pace_of: Callable[[Sequence[tuple[int, float]]], float]) -> float | None:
         seen = {variant: list(found) for variant, found in self._pace.items()}
         for run in list(self.running.values()):  # what draws is another thread
-            if run.step > run.first_step and run.cell.variant not in self._pace:
-                one = (run.step - run.first_step, self.clock() - run.began)
-                seen.setdefault(run.cell.variant, []).append(one)
+            if run.pace is not None and run.cell.variant not in self._pace:
+                seen.setdefault(run.cell.variant, []).append(run.trained)
         if not seen:
             return None
         pace = {variant: pace_of(found) for variant, found in seen.items()}

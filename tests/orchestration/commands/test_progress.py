@@ -106,6 +106,18 @@ def test_the_spread_is_from_the_fastest_training_to_the_slowest(clock: Clock) ->
     assert "50 s gone, about 50 s left (20 s to 1 min 20 s)" in shown(live)
 
 
+def test_how_long_a_training_took_to_start_is_no_part_of_its_pace(clock: Clock) -> None:
+    tally = Tally([standing("a")], 1, clock)
+    cell = tally.standings["a"].cell
+    tally.started(cell)
+    for now, step in ((30.0, 10), (35.0, 20), (40.0, 30)):
+        clock.now = now
+        tally.progressed(cell, step, 100, {})
+    clock.now = 41.0
+    assert tally.running["a"].pace == pytest.approx(0.5)
+    assert tally.left() == pytest.approx(70 * 0.5)
+
+
 def test_interrupted_cell_is_not_over(clock: Clock) -> None:
     tally = Tally([standing("a")], 1, clock)
     tally.started(tally.standings["a"].cell)
