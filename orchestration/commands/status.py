@@ -48,16 +48,16 @@ def tally_of(ledger: Ledger, launch: dict[str, Any]) -> Tally:
     statuses = [_status(cell, ledger.outcome(cell.id)) for cell in cells]
     running = [one.cell for one in statuses if one.outcome.state == "running"]
     tally = Tally(statuses, max(1, len(running)))
-    tally.phase = ""
+    tally.phase, held = "", ledger.is_held()
     tally.began = tally.clock() - (launch.get("finished", now_ms()) - launch["started"]) / 1000
     for one in statuses:
-        if one.outcome.state == "done" and one.steps and one.outcome.seconds:
+        if held and one.outcome.state == "done" and one.steps and one.outcome.seconds:
             tally.took(one.cell, one.steps, one.outcome.seconds)
         if one.outcome.state == "failed":
             tally.ended(one.cell, "failed", one.outcome.reason, "")
     for cell in running:
         _run(tally, ledger, cell)
-    waits = Counter(_waits_for(one, statuses, ledger.is_held()) for one in statuses if _waits(one))
+    waits = Counter(_waits_for(one, statuses, held) for one in statuses if _waits(one))
     tally.waits = lambda: dict(waits)
     report = launch["spec"]["report"]
     tally.interim = Interim(ledger, cells, report["baseline"], report["primary"], report["metric"]).text()

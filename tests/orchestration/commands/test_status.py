@@ -46,7 +46,8 @@ def test_what_is_done_runs_and_waits_is_told_from_the_ledger(ledger: Ledger) -> 
 
 
 def test_time_left_follows_from_what_the_trainings_took(ledger: Ledger) -> None:
-    tally = tally_of(ledger, ledger.last_launch())
+    with ledger.lock():
+        tally = tally_of(ledger, ledger.last_launch())
     assert tally.running
     steps = total_steps(cell("ste", 1))
     tally.running.clear()
@@ -81,6 +82,8 @@ def test_a_cell_waits_for_its_pretraining(tmp_path: Path) -> None:
         assert tally_of(ledger, ledger.last_launch()).waits() == {"a free place": 1, before.label: 1}
         finish(ledger, before)
         assert tally_of(ledger, ledger.last_launch()).waits() == {"a free place": 1}
+        assert tally_of(ledger, ledger.last_launch()).left() is not None
+    assert tally_of(ledger, ledger.last_launch()).left() is None, "nothing goes on"
 
 
 def test_failures_and_divergences_are_told(ledger: Ledger) -> None:
