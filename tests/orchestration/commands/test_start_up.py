@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from synthetic_experiment import finish
 
+from orchestration.commands.launch import imported_meanwhile
 from orchestration.ledger.ledger import Ledger
 from orchestration.spec.cells import cells
 from orchestration.spec.experiment import load_spec
@@ -74,3 +76,18 @@ def test_a_launch_with_nothing_to_do_imports_neither_ray_nor_mlflow(spec: Path) 
     Path("results/started/report.json").unlink()
     modules, _ = loaded("report", "results/started")
     assert not modules & NOT_TO_TRAIN
+
+
+def test_what_the_end_needs_is_imported_while_trainings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wanted_soon", "wanted_later"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with imported_meanwhile("wanted_soon", 0.0):
+        until = time.monotonic() + 30
+        while "wanted_soon" not in sys.modules and time.monotonic() < until:
+            time.sleep(0.01)
+    with imported_meanwhile("wanted_later", 0.2):
+        pass
+    time.sleep(0.4)
+    assert "wanted_soon" in sys.modules
+    assert "wanted_later" not in sys.modules
