@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import nn
 
 from fsg.activations import ActivationConfig, RealActivations
@@ -20,6 +19,7 @@ from fsg.optimizers import Adam, OptimizerConfig
 from fsg.precision import Precision
 from fsg.quantizers import DoReFa, QuantizerConfig
 from fsg.schedules import Cosine, ScheduleConfig
+from fsg.shapes import shapes_only
 from fsg.starting_points import InitConfig, Pretrain, Scratch
 
 NO_TEACHER = "the loss needs a teacher, and init is {} (expected init: pretrain, whose network is the teacher)"
@@ -112,7 +112,7 @@ class TrainConfig(Settings):
 @functools.cache
 def _check_layers(model: ModelConfig, full_precision: tuple[str, ...]) -> None:
     """Raises ValueError for a pattern without a layer, whatever the images are."""
-    with torch.device("meta"):
+    with shapes_only():
         quantize(model.build((3, 224, 224), 2), DoReFa(), full_precision)
 
 

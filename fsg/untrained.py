@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import nn
 
+from fsg.estimators import FullPrecision
+from fsg.imported import Imported
 from fsg.train_config import TrainConfig
 
 
@@ -14,5 +16,6 @@ def untrained_network(train: TrainConfig, shape: tuple[int, int, int], classes: 
         warnings.simplefilter("ignore")  # what stays in full precision is told when it is trained
         network = train.model.build(shape, classes)
         train.quantized(network)
-        train.estimator.build(network)  # it may have its own say about the layers
+        if isinstance(train.estimator, FullPrecision.Config | Imported):  # our others leave the layers as they are
+            train.estimator.build(network)
     return network

@@ -170,11 +170,19 @@ def ui(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them; all unless given.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[RESULTS|NAME]", help="An experiment's folder, or one on a cluster; all of that."),
+    ] = None,
     address: JobServerAddress = JOB_SERVER,
 ) -> None:
-    """Show the experiments that were submitted to a cluster."""
-    raise typer.Exit(_on_cluster("status", address, name))
+    """Show how far an experiment is: by its folder of results, or those that were submitted to a cluster."""
+    folder = None if name is None else _place(name, here=address == JOB_SERVER)
+    if folder is None:
+        raise typer.Exit(_on_cluster("status", address, name))
+    from orchestration.commands.status import status  # start-up time
+
+    raise typer.Exit(status(_anywhere(folder)))
 
 
 @app.command()
@@ -212,11 +220,18 @@ def verify(
 
 
 @app.command()
-def sync(folder: Anywhere, tracking_uri: TrackingUri = None, verbose: Verbose = False) -> None:
+def sync(
+    folder: Anywhere,
+    tracking_uri: TrackingUri = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Ask MLflow for every value and file, and send again what it lacks.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
     """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
     from orchestration.commands.sync import sync  # start-up time
 
-    raise typer.Exit(sync(folder, tracking_uri))
+    raise typer.Exit(sync(folder, tracking_uri, verify))
 
 
 @app.command()
@@ -329,6 +344,14 @@ def _one_line_errors(work: Callable[[], int]) -> int:
     except (OSError, ValueError) as error:
         print(str(error).strip().splitlines()[0], file=sys.stderr)
         return 2
+
+
+def _place(name: str, here: bool) -> str | None:
+    """The folder that a name is, is written as, or has among the results of this machine, if these are looked at."""
+    if os.sep in name or Path(name).is_dir():
+        return name
+    beside = os.path.join(os.environ.get("FSG_RESULTS", "results"), name)
+    return beside if here and os.path.isdir(beside) else None
 
 
 def _on_cluster(verb: str, address: str, name: str | None) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from fsg import config
 from fsg.config import setting
 from fsg.models.sizes import refuse_unfit
+from fsg.shapes import shapes_only
 
 # What a training needs, and an architecture does not do unasked: one output, and a size of its own.
 _SINGLE_OUTPUT = {"aux_logits": False, "init_weights": True}
@@ -76,7 +77,7 @@ def _architectures() -> tuple[str, ...]:
 def _fits(config: Torchvision.Config, shape: tuple[int, int, int]) -> None:
     """A forward pass where nothing is computed, once a process. Raises ValueError where it cannot be."""
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with shapes_only(), torch.random.fork_rng(devices=[]):
             _built(config, shape, 2).eval()(torch.empty(2, *shape))
     except ImportError as error:
         raise ValueError(f"{config.arch}: torchvision is needed, and cannot be imported ({error})") from error

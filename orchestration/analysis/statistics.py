@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def t_interval(differences: Sequence[float] | Floats, level: float = 0.95) -> In
     n = len(differences)
     if n < 2 or not np.isfinite(differences).all():
         return None
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * standard_deviation(differences) / n**0.5
+    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * standard_deviation(differences) / n**0.5
     return Interval(mean(differences) - half, mean(differences) + half)
 
 
@@ -143,7 +143,7 @@ def welch_interval(
     if a + b == 0:
         return None
     freedom = (a + b) ** 2 / (a**2 / (len(x) - 1) + b**2 / (len(y) - 1))
-    half = float(stats.t.ppf((1 + level) / 2, freedom) * (a + b) ** 0.5)
+    half = float(special.stdtrit(freedom, (1 + level) / 2) * (a + b) ** 0.5)
     centre = float(x.mean() - y.mean())
     return Interval(centre - half, centre + half)
 
@@ -159,9 +159,9 @@ def power(n: int, effect: float, significance: float = 0.05) -> float:
     """
     if n < 2:
         return 0.0
-    bound, shift = float(stats.t.ppf(1 - significance / 2, n - 1)), effect * n**0.5
-    found = float(stats.nct.sf(bound, n - 1, shift) + stats.nct.cdf(-bound, n - 1, shift))
-    return float(stats.norm.sf(bound - abs(shift))) if np.isnan(found) else found  # far out, scipy's is not a number
+    bound, shift = float(special.stdtrit(n - 1, 1 - significance / 2)), effect * n**0.5
+    found = float(special.nctdtr(n - 1, -shift, -bound) + special.nctdtr(n - 1, shift, -bound))
+    return float(special.ndtr(abs(shift) - bound)) if np.isnan(found) else found  # far out, scipy's is not a number
 
 
 def seeds_for_power(effect: float, significance: float = 0.05, wanted: float = 0.8, most: int = 10_000) -> int | None:
@@ -194,8 +194,10 @@ def looks_levels(looks: tuple[int, ...], boundary: Boundary, significance: float
     """
     steepness = 0.5 if boundary == "obrien_fleming" else 0.0
     shape = (looks[-1] / np.asarray(looks, dtype=np.float64)) ** steepness
+    from scipy import optimize  # start-up time
+
     constant = float(optimize.brentq(lambda c: _crossing(looks, c * shape) - significance, 1.0, 8.0))
-    return tuple(float(2 * stats.norm.sf(bound)) for bound in constant * shape)
+    return tuple(float(2 * special.ndtr(-bound)) for bound in constant * shape)
 
 
 def _crossing(looks: Sequence[int], bounds: Floats) -> float:
@@ -203,13 +205,13 @@ def _crossing(looks: Sequence[int], bounds: Floats) -> float:
     information = np.asarray(looks, dtype=np.float64) / looks[-1]
     edge = bounds[0] * information[0] ** 0.5  # of the score S = Z·√t, a Brownian motion
     at = np.linspace(-edge, edge, _POINTS)
-    density = stats.norm.pdf(at, scale=information[0] ** 0.5)
+    density = _normal(at / information[0] ** 0.5) / information[0] ** 0.5
     for step, before in enumerate(information[:-1], start=1):
         spread = (information[step] - before) ** 0.5
         edge = bounds[step] * information[step] ** 0.5
         after = np.linspace(-edge, edge, _POINTS)
         weights = density * _simpson(at)
-        density = stats.norm.pdf((after[:, None] - at[None, :]) / spread) @ weights / spread
+        density = _normal((after[:, None] - at[None, :]) / spread) @ weights / spread
         at = after
     return 1.0 - float(density @ _simpson(at))
 
@@ -219,3 +221,9 @@ def _simpson(at: Floats) -> Floats:
     weights = np.where(np.arange(len(at)) % 2 == 1, 4.0, 2.0)
     weights[[0, -1]] = 1.0
     return weights * (at[1] - at[0]) / 3
+
+
+def _normal(at: Floats) -> Floats:
+    """exp(−x²/2)/√(2π)."""
+    density: Floats = np.exp(-(at**2) / 2) / (2 * np.pi) ** 0.5
+    return density

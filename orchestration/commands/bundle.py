@@ -7,10 +7,10 @@ A bundle is a ZIP archive, the same bytes for the same contents:
     requirements.lock       the versions of everything it was installed with, or those recorded where there is no lock
     results/<experiment>/   the ledger and the report
 
-Left out are states to resume from of trainings that are over, locks and temporary files; nothing else. Opening trusts
-nothing: every name, size and digest is checked before anything is written, and nothing is ever executed unless asked.
-Entries are stored or deflated, and do not overlap: so a small file cannot unfold to much. What is packed or unpacked is
-there whole or not at all.
+Left out are states to resume from of trainings that are over, locks, notes of what MLflow has and temporary files;
+nothing else. Opening trusts nothing: every name, size and digest is checked before anything is written, and nothing is
+ever executed unless asked. Entries are stored or deflated, and do not overlap: so a small file cannot unfold to much.
+What is packed or unpacked is there whole or not at all.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from fsg.import_closure import is_installed
 from fsg.imported import files
 from fsg.train_config import TrainConfig
 from orchestration.commands.exit_status import DONE
+from orchestration.ledger.digest import NOTE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import build
 from orchestration.report.write import write
@@ -158,7 +159,7 @@ def _contents(ledger: Ledger, launch: Mapping[str, Any]) -> Iterator[tuple[str, 
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
         resumable = path.name.startswith("checkpoint-") and path.suffix == ".pt"
-        if not path.is_file() or path.is_symlink() or path.name.startswith(".") or inside.as_posix() == "lock":
+        if not path.is_file() or path.is_symlink() or path.name.startswith(".") or inside.as_posix() in ("lock", NOTE):
             continue
         if resumable and inside.parts[0] == "trials" and inside.parts[1] in over:
             continue

@@ -17,6 +17,7 @@ from fsg.config import kind_of, to_dict
 from fsg.estimators import GradientEstimator
 from fsg.image_dataset import ImageDataset
 from fsg.imported import Imported
+from fsg.shapes import shapes_only
 from fsg.starting_points import Pretrain
 from fsg.torch_optimizer import adapted
 from fsg.train_config import NO_TEACHER, TrainConfig, pretraining
@@ -69,7 +70,7 @@ def unfit_networks(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
         if not isinstance(dataset, ImageDataset):
             continue
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 train.model.build(dataset.shape, dataset.classes)
         except ValueError as error:
             yield variant, "model", reason(error)
@@ -95,7 +96,7 @@ def _build(train: TrainConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself says them
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 _build_parts(train, dataset)
         except _Unfit:
             _build_parts(train, dataset)

@@ -3,8 +3,10 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import fsg
@@ -29,11 +31,13 @@ from orchestration.util.clock import now_ms
 from orchestration.util.databases import sqlite_file
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import hide_passwords, without_password
+from orchestration.util.program import AT_WORK
 
 if TYPE_CHECKING:
     from orchestration.tracking.sync import Patience, Tracker
 
 SYNC_EVERY = 15.0
+_REPORT, _MEANWHILE = "orchestration.report.write", 20.0
 MLFLOW_TIMEOUT = 20.0  # for all that is left to be sent at the end
 
 
@@ -141,7 +145,8 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     try:
         with background(tracker, SYNC_EVERY, patience, view.message):
             try:
-                status = DONE if plan.complete else train(request, plan, number, view)
+                with imported_meanwhile(_REPORT, _MEANWHILE):
+                    status = DONE if plan.complete else train(request, plan, number, view)
                 status = FAILED if status == DONE and measures_nothing(plan) else status
             except (Refused, Unusable):
                 status = BAD_INPUT
@@ -156,6 +161,18 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     finally:
         waiting.stop()
     return status
+
+
+@contextmanager
+def imported_meanwhile(module: str, after: float) -> Iterator[None]:
+    """Within, once so many seconds are gone, import a module that is wanted when all is done: it takes seconds."""
+    timer = threading.Timer(after, import_module, [module])
+    timer.daemon, timer.name = True, AT_WORK
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _end(ledger: Ledger, number: int, status: int) -> dict[str, Any]:

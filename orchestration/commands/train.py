@@ -83,11 +83,15 @@ def train_on_ray(
     prepare(request.address)
     if request.address is None and (warning := lacks_token()):
         view.message(warning)
+    from orchestration.commands.interim import Interim  # start-up time
     from orchestration.scheduler import nodes, tune  # start-up time: Ray
     from orchestration.scheduler.connection import capacity, connect  # start-up time: Ray
     from orchestration.scheduler.resources import TrialResources, max_concurrency  # start-up time
 
     spec, ledger, own = plan.spec, plan.ledger, own_code(plan.spec)
+    report = spec.report
+    view.tally.compare = Interim(ledger, plan.cells, report.baseline, report.primary, report.metric).text
+    view.tally.interim = view.tally.compare()
     resources = TrialResources(
         gpus=spec.resources.gpu_share,
         cpus=spec.resources.cpus,

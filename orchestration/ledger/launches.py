@@ -8,7 +8,8 @@ from orchestration.ledger import store
 from orchestration.ledger.endings import Ending, Endings
 from orchestration.ledger.names import LAUNCH, OF_LAUNCH, PLAN, matches, next_number, strays
 from orchestration.ledger.sealed import digest_of_record, read_sealed, write_sealed
-from orchestration.spec.fields import meant
+from orchestration.ledger.stores.lock import alive, read_holder
+from orchestration.util.nearest import meant
 
 
 class LaunchRecords:
@@ -88,6 +89,12 @@ class LaunchRecords:
     def lock(self) -> AbstractContextManager[None]:
         """Hold the experiment: one launch at a time. Raises LockedError, saying who holds it and since when."""
         return store.of(self.folder).lock(self.folder)
+
+    def is_held(self) -> bool:
+        """Whether a process that runs, or may run on another machine, holds the experiment."""
+        lock = self.folder / "lock"
+        holder = read_holder(store.of(lock).read(lock)) if store.exists(lock) else None
+        return holder is not None and "process_started" in holder and alive(holder)
 
     def _records(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The records that count, by number, and a line for each that does not."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from orchestration.analysis.units import Unit
 from orchestration.ledger.ledger import Ledger
@@ -161,6 +160,8 @@ def _plain(value: Any) -> str:
 
 def rung_correlations(trials: Iterable[TrialRecord]) -> Iterable[RungCorrelation]:
     """For each rung, over the trials that were trained to the end."""
+    from scipy import stats  # start-up time
+
     trials = list(trials)
     for epoch in sorted({epoch for trial in trials for epoch in trial.rungs}):
         pairs = [

@@ -5,12 +5,12 @@ Nothing heavy is imported here, so that to find out takes no longer than to read
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from orchestration.ledger import store
+from orchestration.ledger.digest import ledger_digest
 from orchestration.util.provenance import source_sha256
 
 NAME = "report.json"
@@ -43,27 +43,8 @@ def current(folder: Path) -> Stamp | None:
 
 
 def inputs(folder: Path) -> str:
-    """SHA-256 of the ledger's records by name, of weights by size, of this code and of what draws.
-
-    A launch that has nothing to add leaves no record, so that it changes no digest.
-    """
-    digest = hashlib.sha256()
-    for name, content in _records(folder):
-        digest.update(f"{name}\0{content}\n".encode())
+    """SHA-256 of what the ledger has, of this code and of what draws."""
+    digest = hashlib.sha256(ledger_digest(folder).encode())
     digest.update(source_sha256(Path(__file__).resolve().parents[1]).encode())
     digest.update(repr([(package, metadata.version(package)) for package in _MADE_BY]).encode())
     return digest.hexdigest()
-
-
-def _records(folder: Path) -> Iterable[tuple[str, str]]:
-    """Of all files but the lock and the report's own."""
-    parts = [
-        part
-        for part in (folder.iterdir() if folder.is_dir() else ())
-        if part.name not in ("figures", "lock") and not part.name.startswith("report.")
-    ]
-    for path in sorted(path for part in parts for path in (part, *part.rglob("*"))):
-        if path.is_file() and not path.name.startswith("."):
-            weights = path.suffix == ".pt"
-            content = str(path.stat().st_size) if weights else hashlib.sha256(path.read_bytes()).hexdigest()
-            yield path.relative_to(folder).as_posix(), content

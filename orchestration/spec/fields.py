@@ -1,7 +1,6 @@
 """What a spec may say: the fields of the core's dataclasses, and of the spec's own."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import NoneType, UnionType
@@ -15,6 +14,7 @@ from fsg.config import Settings, as_written, choice, setting, to_dict
 from fsg.imported import Imported
 from fsg.train_config import TrainConfig
 from orchestration.spec.search_config import Search, Seeds, Tuning
+from orchestration.util.nearest import meant
 
 IMPORT = "import: module:Class"
 _T = TypeVar("_T")
@@ -236,11 +236,6 @@ def nearest(wrong: str, candidates: Iterable[str]) -> str:
     """`; did you mean …?`, or nothing where no candidate is near."""
     found = meant(wrong, candidates)
     return f"; did you mean {found[0]}?" if found else ""
-
-
-def meant(wrong: str, candidates: Iterable[str]) -> list[str]:
-    """The nearest candidate, or none."""
-    return difflib.get_close_matches(wrong[:200], list(dict.fromkeys(candidates)), n=1)
 
 
 def expected(hint: Any, metadata: Mapping[str, Any] = {}) -> str:

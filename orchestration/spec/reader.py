@@ -14,8 +14,9 @@ from fsg.config import Settings, to_dict
 from fsg.import_closure import refuse_hidden
 from fsg.imported import Imported, closure, config_class, named
 from orchestration.spec.components import KINDS, misfit
-from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, meant, nearest
+from orchestration.spec.fields import Field, Name, adapter, expected, fields, item_hint, nearest
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError, printable
+from orchestration.util.nearest import meant
 from orchestration.util.passwords import without_password
 from orchestration.util.user_code import import_from
 

@@ -7,11 +7,12 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from fsg.train_config import TrainConfig
-from orchestration.spec.fields import Field, SpecFile, meant, nearest
+from orchestration.spec.fields import Field, SpecFile, nearest
 from orchestration.spec.reader import Located, NoSuchPathError, Reader, show
 from orchestration.spec.search_config import ALWAYS_TUNED, Entry, Grid, NoPruning, Search, Tuning
 from orchestration.spec.study import Condition, Dimension, StudySpec
 from orchestration.spec.yaml_tree import Node, Problem, ProblemError
+from orchestration.util.nearest import meant
 from orchestration.util.passwords import has_password
 
 SECTIONS = ("search", "tuning")

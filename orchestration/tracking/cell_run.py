@@ -27,7 +27,7 @@ from orchestration.util.output import escaped
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _LONGEST_DATA_NAME = 500
-_DIAGNOSTICS = "diagnostics.json"
+DIAGNOSTICS = "diagnostics.json"
 T = TypeVar("T")
 
 
@@ -125,8 +125,8 @@ class CellRunSender:
         tables = self._ledger.diagnostics(cell.id)
         if not tables:
             return {}
-        self._runs.client().log_text(run, json.dumps(one_table(tables), separators=(",", ":")), _DIAGNOSTICS)
-        return {"mlflow.loggedArtifacts": json.dumps([{"path": _DIAGNOSTICS, "type": "table"}])}
+        self._runs.client().log_text(run, json.dumps(one_table(tables), separators=(",", ":")), DIAGNOSTICS)
+        return {"mlflow.loggedArtifacts": json.dumps([{"path": DIAGNOSTICS, "type": "table"}])}
 
     def _send_model(self, run: str, cell: Cell, rows: list[LedgerRow]) -> tuple[str | None, str]:
         """The final network as a model for `mlflow.pyfunc.load_model`: its id, and what the tag `model` says of it."""

@@ -76,6 +76,10 @@ class MlflowRuns:
             self._connected = client
         return self._connected
 
+    @property
+    def connected(self) -> bool:
+        return self._connected is not None
+
     def forget(self) -> None:
         """What is known of MLflow may be wrong: ask it again next time."""
         self._connected = None
@@ -127,12 +131,15 @@ class MlflowRuns:
         self.client().log_batch(run, tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()])
         self.known[key] = (run, mark)
 
+    def tag_experiment(self, tag: str, value: str) -> None:
+        self.client().set_experiment_tag(self.experiment_id, tag, value)
+
     def offer_view(self, tag: str, view: str) -> None:
         """Keep a saved view of the experiment. MLflow refuses one that is too long, before 3.16 nearly every one."""
         from mlflow.exceptions import MlflowException  # start-up time
 
         try:
-            self.client().set_experiment_tag(self.experiment_id, tag, view)
+            self.tag_experiment(tag, view)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise

@@ -6,33 +6,27 @@ view makes one. Where a version of the UI does not know a word it falls back to 
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from orchestration.spec.experiment import ExperimentSpec
+from orchestration.spec.resolver import Point
+from orchestration.tracking.pages import VIEW
 
-VIEW = "comparison"
 TAG = f"mlflow.sharedViewState.{VIEW}"
-
-_BY_VARIANT = {"mode": "tag", "groupByData": "variant"}
-
-
-def address(experiment_id: str) -> str:
-    """Where, below a server's address, the experiment is compared; without one, all experiments."""
-    if not experiment_id:
-        return "/#/experiments"
-    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
-    return f"/#/experiments/{experiment_id}/runs?{query}"
 
 
 def saved_view(spec: ExperimentSpec, created_ms: int) -> str:
-    """The tag's value: a named view that groups the trainings by variant, every run of it shown."""
+    """The tag's value: a named view that groups the trainings by variant and grid point, every run of them shown."""
     charts, sections = _charts(spec)
+    tags = ["variant", *_grid(spec)]
+    groups = [{"mode": "tag", "groupByData": tag} for tag in tags]
     state = {
         "searchFilter": "tags.kind = 'train'",
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [_BY_VARIANT]},
-        "groupsExpanded": {f"tag.variant.{variant}": True for variant in spec.variants},
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
+        "groupsExpanded": {_group(point, tags): True for point in spec.points},
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",
         "selectedColumns": [*_tags(spec), *(f"metrics.`{name}`" for name in _columns(spec))],
@@ -42,12 +36,23 @@ def saved_view(spec: ExperimentSpec, created_ms: int) -> str:
         "hideEmptyCharts": True,
         "autoRefreshEnabled": True,
     }
-    return json.dumps({"name": "Comparison by variant", "createdAt": created_ms, "state": json.dumps(state)})
+    name = "Comparison by " + " and ".join(["variant", *(["grid point"] if _grid(spec) else [])])
+    return json.dumps({"name": name, "createdAt": created_ms, "state": json.dumps(state)})
 
 
 def _tags(spec: ExperimentSpec) -> list[str]:
-    grid = ["grid"] if any(point.grid for point in spec.points) else []
-    return [f"tags.`{name}`" for name in ("variant", "seed", *grid, "outcome")]
+    return [f"tags.`{name}`" for name in ("variant", *_grid(spec), "seed", "outcome")]
+
+
+def _grid(spec: ExperimentSpec) -> list[str]:
+    """The tag that has the place in the grid, where there is one: other seeds alone are what a mean may be taken of."""
+    return ["grid"] if any(point.grid for point in spec.points) else []
+
+
+def _group(point: Point, tags: Sequence[str]) -> str:
+    """What the UI calls the group of a point's runs."""
+    values = {"variant": point.variant, "grid": json.dumps(point.grid)}
+    return ",".join(f"tag.{tag}.{values[tag]}" for tag in tags)
 
 
 def _columns(spec: ExperimentSpec) -> list[str]:

@@ -1,5 +1,6 @@
 """MLflow's own server over a results folder, on loopback and with what trainings have no use for switched off."""
 
+import base64
 import http.client
 import json
 import os
@@ -17,9 +18,10 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from orchestration.ledger import store
-from orchestration.tracking import artifacts, saved_view
+from orchestration.tracking import artifacts, pages
 from orchestration.util.databases import sqlite_address, sqlite_file
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import hide_passwords, without_password
@@ -155,12 +157,39 @@ def _answers(server: str) -> bool:
 
 def comparison_url(server: str, experiment: str) -> str:
     """Where on a server the experiment of a name is compared; all experiments where it has none of that name."""
-    query = urllib.parse.urlencode({"experiment_name": experiment})
     try:
-        with urllib.request.urlopen(f"{server}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=20) as answer:
-            return saved_view.address(str(json.load(answer)["experiment"]["experiment_id"]))
+        return pages.comparison(str(experiment_at(server, experiment)["experiment_id"]))
     except urllib.error.HTTPError:
-        return saved_view.address("")
+        return pages.comparison("")
+
+
+def experiment_at(server: str, name: str, timeout: float = 20) -> dict[str, Any]:
+    """What a server says of an experiment, by MLflow's REST API. Raises OSError, as HTTPError is, or ValueError."""
+    parts = urllib.parse.urlsplit(server.rstrip("/"))
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    query = urllib.parse.urlencode({"experiment_name": name})
+    request = urllib.request.Request(f"{plain}/api/2.0/mlflow/experiments/get-by-name?{query}")
+    user, password = parts.username, parts.password or ""
+    if user is None:
+        user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    if user is not None:
+        both = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}".encode()
+        request.add_header("Authorization", f"Basic {base64.b64encode(both).decode()}")
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return dict(json.load(answer)["experiment"])
+    except (http.client.HTTPException, KeyError, TypeError) as error:
+        raise ValueError(f"{plain}: gives no answer of MLflow's") from error
+
+
+def where(folder: Path, uri: str, experiment_id: str) -> str:
+    """What to type to see an experiment, and the address that it opens: its comparison by variant."""
+    own = not store.is_remote(folder) and uri == database(folder)
+    shown = without_password(uri)
+    address = shown.rstrip("/") if is_server(uri) else f"http://{HOST}:{PORT}"
+    return f"{command(folder, None if own else shown)}   ({address}{pages.comparison(experiment_id)})"
 
 
 def _tell(address: str, open_browser: bool, say: Callable[[str], None]) -> None:

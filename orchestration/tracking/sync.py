@@ -22,17 +22,19 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from orchestration.ledger import store
+from orchestration.ledger.digest import ledger_digest, report_digest
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.study_records import StudyRecords, study_names
 from orchestration.spec.experiment import ExperimentSpec
-from orchestration.tracking import saved_view, server
+from orchestration.tracking import acknowledged, saved_view, server
 from orchestration.tracking.cell_run import CellRunSender
+from orchestration.tracking.completeness import lacking_of_cell, lacking_of_experiment
 from orchestration.tracking.runs import PARENT, Mark, MlflowRuns
 from orchestration.util.clock import now_ms
 from orchestration.util.directory import staying
 from orchestration.util.error_text import first_line, one_line
-from orchestration.util.passwords import hide_passwords, without_password
+from orchestration.util.passwords import hide_passwords
 from orchestration.util.program import AT_WORK
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class Tracker:
         self.runs = MlflowRuns(ledger, spec, uri)
         self._sender = CellRunSender(ledger, spec.folder_name, self.runs)
         self._lock = threading.Lock()
+        self._settled = False  # whether what was last sent can change only with the ledger's files
+        self._ledger_sent = ""
         self.behind: str | None = None
         self.reached = False
 
@@ -85,8 +89,41 @@ class Tracker:
             logger.info("MLflow was sent %d metric values and %d files; %d runs are new", *sent)
             return report
 
+    def level(self) -> SyncReport:
+        """`sync`, but where MLflow is known to have it all already: then nothing is imported and nobody asked."""
+        folder, remote = self._ledger.folder, store.is_remote(self._ledger.folder)
+        now = "" if remote else ledger_digest(folder)  # before it is read: what comes meanwhile makes another digest
+        known = None if self.runs.connected else acknowledged.noted(folder, self.uri)
+        if known is not None and known.ledger == now:
+            self.runs.experiment_id, self._ledger_sent = known.experiment_id, now
+            self.reached, self.behind = True, None
+            return SyncReport(0, 0, 0)
+        report = self.sync()
+        self._ledger_sent = now if self._settled and not report.refused else ""
+        self._note(known.report if known is not None else "")
+        return report
+
+    def verify(self) -> list[str]:
+        """Ask MLflow for every value and file; a line for each run that lacks some, which the next sync sends anew."""
+        with self._lock:
+            client, lines = self.runs.client(), []
+            for key, (run, mark) in self.runs.known.items():
+                cell = None if key == PARENT else self._ledger.find(key)
+                if cell is not None:
+                    lacks = lacking_of_cell(client, run, self._ledger, cell, mark.step)
+                else:
+                    lacks = lacking_of_experiment(client, run) if key == PARENT else ""
+                if lacks and mark != Mark():
+                    self.runs.known[key] = (run, Mark())
+                    lines.append(f"{self._spec.folder_name if cell is None else cell.label} lacked {lacks}")
+            return lines
+
     def log_report(self, folder: Path) -> None:
         """Keep the report (`report.*` and `figures/`) that lies in a folder as an artifact of the parent run."""
+        now = "" if store.is_remote(folder) else report_digest(folder)
+        known = acknowledged.noted(folder, self.uri)
+        if known is not None and known.report == now and known.ledger == self._ledger_sent:
+            return
         with self._lock:
             self.runs.client()
             parent = self.runs.parent()
@@ -94,6 +131,7 @@ class Tracker:
                 self.runs.log_artifact(parent, file, "report")
             for file in store.matching(folder / "figures", "*"):
                 self.runs.log_artifact(parent, file, "report/figures")
+        self._note(now)
 
     def give_up(self, seconds: float) -> None:
         """MLflow took longer than it is waited for."""
@@ -101,12 +139,16 @@ class Tracker:
 
     def ui(self) -> str:
         """What to type, and the address that it opens: this experiment's comparison by variant."""
-        uri, folder = without_password(self.uri), self._ledger.folder
-        own = not store.is_remote(folder) and uri == server.database(folder)
-        address = uri.rstrip("/") if server.is_server(self.uri) else f"http://{server.HOST}:{server.PORT}"
-        return (
-            f"{server.command(folder, None if own else uri)}   ({address}{saved_view.address(self.runs.experiment_id)})"
-        )
+        return server.where(self._ledger.folder, self.uri, self.runs.experiment_id)
+
+    def _note(self, report: str) -> None:
+        """That MLflow has all of the ledger, and of a report; a server is told as well, so that it can say so."""
+        if not self._ledger_sent:
+            return
+        if server.is_server(self.uri):
+            self.runs.tag_experiment(acknowledged.TAG, self._ledger_sent)
+        name, found = self._spec.folder_name, self.runs.experiment_id
+        acknowledged.note(self._ledger.folder, self.uri, name, found, self._ledger_sent, report)
 
     def _sync(self) -> SyncReport:
         self.runs.client()
@@ -120,6 +162,7 @@ class Tracker:
                 with self._noting_refusal(cell.label, refused):
                     sent = self._sender.send(cell, outcome)
                     metrics, files = metrics + sent[0], files + sent[1]
+        self._settled = all(outcome.state != "running" for _, outcome in cells.values())
         with self._noting_refusal(self._spec.folder_name, refused):
             files += self._sync_parent({cell_id: outcome for cell_id, (_, outcome) in cells.items()})
         return SyncReport(len(self.runs.known) - known, metrics, files, tuple(refused))
@@ -253,7 +296,7 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
     while True:
         last = stop.wait(every)
         try:
-            refused = set(tracker.sync().refused)
+            refused = set((tracker.level() if last else tracker.sync()).refused)
             for line in sorted(refused - told):
                 warn(hide_passwords(f"MLflow refused {line}. The ledger is complete; it is retried.", tracker.uri))
             told |= refused

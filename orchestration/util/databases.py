@@ -1,6 +1,7 @@
 """SQLite files and their addresses, for whatever name a file may have."""
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -24,6 +25,8 @@ def sqlite_file(address: str) -> Path | None:
     """The file of a SQLite address, absolute; None for any other address, and for a database in memory."""
     if not address.startswith("sqlite"):
         return None
+    if plain := re.fullmatch(r"sqlite:///([\w /.+-]+)", address):
+        return Path(os.path.abspath(plain[1]))
     from sqlalchemy.engine import make_url  # start-up time
 
     url = make_url(address)

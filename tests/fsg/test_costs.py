@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import fsg
+from fsg import costs
 from fsg.costs import LayerCost, NetworkCost, network_cost
-from fsg.models import ResNet
+from fsg.models import ResNet, VGGSmall
 
 
 class Net(nn.Module):
@@ -70,3 +71,42 @@ def test_the_resnet_of_the_papers() -> None:
     shortcuts = 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64
     assert cost.flops // 2 == 40_551_040 + shortcuts
     assert cost.float_bytes / cost.packed_bytes > 20
+
+
+OURS = {
+    "resnet": ResNet.Config(depth=8, width=4),
+    "zeros": ResNet.Config(depth=8, width=4, shortcut="A", activation_bits=1),
+    "pooled": ResNet.Config(depth=8, width=4, shortcut="pooled", classifier_norm=True),
+    "vgg": VGGSmall.Config(width=8),
+    "hard": VGGSmall.Config(width=8, nonlinearity="hardtanh"),
+}
+
+
+@pytest.mark.parametrize("config", OURS.values(), ids=OURS.keys())
+def test_the_layers_of_our_networks_come_to_what_torch_counts(
+    config: ResNet.Config | VGGSmall.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fsg.quantize(config.build((3, 16, 16), 10), fsg.DoReFa())
+    alone = network_cost(network, (3, 16, 16))
+    monkeypatch.setattr(costs, "_LAYERS", set())  # so that no network is layers alone
+    assert network_cost(network, (3, 16, 16)) == alone
+    assert alone.flops > 0
+
+
+def test_what_is_no_layer_is_counted_too() -> None:
+    class Product(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images @ images.transpose(1, 2)
+
+    cost = network_cost(fsg.quantize(nn.Sequential(nn.Linear(4, 4), Product()), fsg.Sign()), (3, 4))
+    assert cost.flops == 2 * 3 * 4 * 4 + 2 * 3 * 4 * 3
+
+
+def test_counting_leaves_the_threads_as_they_were() -> None:
+    were = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        network_cost(fsg.quantize(nn.Linear(4, 4), fsg.Sign()), (4,))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(were)

@@ -13,14 +13,28 @@ from torch.func import functional_call
 
 from fsg.activations import SignActivations
 from fsg.checkpoint import digest, from_bytes, to_bytes
-from fsg.estimators import EDE, FSG, LSTMFC, STE, FCGrad, FullPrecision, GradientEstimator, MultiFC, ReSTE
+from fsg.estimators import (
+    EDE,
+    FSG,
+    LSTMFC,
+    STE,
+    EstimatorConfig,
+    FCGrad,
+    FullPrecision,
+    GradientEstimator,
+    MultiFC,
+    ReSTE,
+)
 from fsg.estimators.look_ahead import LookAhead
 from fsg.history import ChunkLayout
 from fsg.hypernetworks import EMA, LSTM, FastNet, Mamba, SlowNet, average
-from fsg.layers import quantize
+from fsg.layers import quantize, quantized_layers
+from fsg.models import ResNet
 from fsg.optimizers import SGD, Adam, Optimizer
 from fsg.quantizers import BWN, DoReFa, Libra, ReCU, Sign
 from fsg.step import train_step
+from fsg.train_config import TrainConfig
+from fsg.untrained import untrained_network
 
 RELEASED = FSG.Config(
     semantics="released", start="random", applied="previous", chunk_size=1, layer_embedding_dim=1, hidden=6
@@ -626,3 +640,14 @@ def numpy_mamba(u: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
         h = np.exp(delta[t][:, None] * -np.exp(p["A_log"])) * h + (delta[t] * x[t])[:, None] * B[t]
         y[t] = h @ C[t] + p["D"] * x[t]
     return (y * silu(z)) @ p["out_proj.weight"].T
+
+
+@every_estimator
+def test_the_untrained_network_is_the_one_that_the_estimator_trains(config: EstimatorConfig) -> None:
+    """Its layers are those that the estimator leaves, though not every estimator is built for it."""
+    train = TrainConfig(model=ResNet.Config(depth=8, width=4), estimator=config)
+    found = untrained_network(train, (3, 16, 16), 10)
+    expected = train.quantized(train.model.build((3, 16, 16), 10))
+    config.build(expected)
+    assert [name for name, _ in quantized_layers(found)] == [name for name, _ in quantized_layers(expected)]
+    assert found.state_dict().keys() == expected.state_dict().keys()

@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from fsg.train_config import TrainConfig
-from orchestration.commands.progress import LiveView, PlainLines, Tally, view_for
+from orchestration.commands.progress import LiveView, PlainLines, view_for
+from orchestration.commands.tally import Tally
 from orchestration.ledger.outcome import Outcome, State
 from orchestration.ledger.status import CellStatus
 from orchestration.spec.cells import Cell
@@ -92,6 +93,31 @@ def test_nothing_is_left_at_the_end(clock: Clock) -> None:
     assert (tally.states["done"], tally.states["diverged"], tally.waiting, len(tally.over)) == (2, 1, 0, 3)
 
 
+def test_the_spread_is_from_the_fastest_training_to_the_slowest(clock: Clock) -> None:
+    tally = Tally([standing(name) for name in "abcd"], 1, clock)
+    for name, seconds in (("a", 10.0), ("b", 40.0)):
+        tally.started(tally.standings[name].cell)
+        clock.now += seconds
+        tally.progressed(tally.standings[name].cell, 100, 100, {})
+        tally.ended(tally.standings[name].cell, "done", "", "")
+    assert tally.left() == pytest.approx(2 * 25.0)
+    assert tally.spread() == (pytest.approx(2 * 10.0), pytest.approx(2 * 40.0))
+    live = LiveView(tally, "name", console(100))
+    assert "50 s gone, about 50 s left (20 s to 1 min 20 s)" in shown(live)
+
+
+def test_how_long_a_training_took_to_start_is_no_part_of_its_pace(clock: Clock) -> None:
+    tally = Tally([standing("a")], 1, clock)
+    cell = tally.standings["a"].cell
+    tally.started(cell)
+    for now, step in ((30.0, 10), (35.0, 20), (40.0, 30)):
+        clock.now = now
+        tally.progressed(cell, step, 100, {})
+    clock.now = 41.0
+    assert tally.running["a"].pace == pytest.approx(0.5)
+    assert tally.left() == pytest.approx(70 * 0.5)
+
+
 def test_interrupted_cell_is_not_over(clock: Clock) -> None:
     tally = Tally([standing("a")], 1, clock)
     tally.started(tally.standings["a"].cell)
@@ -143,6 +169,49 @@ def test_live_view_tells_counts_metrics_and_failures(clock: Clock) -> None:
     for part in ("1/3 done", "1 running", "0 waiting", "1 failed", "a · seed 0", "7/100", "1.234", "67.8 %"):
         assert part in text
     assert "ValueError: no" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_live_view_answers_what_is_asked_while_waiting(clock: Clock, width: int) -> None:
+    live = LiveView(Tally([standing("a"), standing("b"), standing("c")], 1, clock), "name", console(width))
+    live.tally.compare = lambda: "interim, no verdict: a − b +1.00 points"
+    live.waits = lambda: {"a free place": 1}
+    live.started(live.tally.standings["b"].cell)
+    live.ended(live.tally.standings["b"].cell, "done", "", "")
+    live.started(live.tally.standings["a"].cell)
+    clock.now = 5.0
+    live.progressed(live.tally.standings["a"].cell, 20, 100, {"train/loss": 1.2345})
+    live.retried(live.tally.standings["c"].cell, "its worker died")
+    live.console.file = io.StringIO()
+    drawn = shown(live)
+    for part in ("1/3 done", "0.25", "waiting: 1 for a free place", "interim, no verdict: a − b +1.00 points"):
+        assert any(part in line for line in drawn), part
+    assert "warning  c · seed 0 is retried: its worker died" in [line.rstrip() for line in drawn]
+    assert "about " in drawn[2]
+    assert max(map(len, drawn)) <= width
+
+
+def test_what_is_left_out_where_there_is_no_room_comes_last(clock: Clock) -> None:
+    live = LiveView(Tally([standing("a")], 1, clock), "name", console(80, 10))
+    live.tally.interim, live.waits = "interim, no verdict: +1", lambda: {"a free place": 1}
+    live.started(live.tally.standings["a"].cell)
+    for number in range(4):
+        live.message(f"warning {number}")
+    live.console.file = io.StringIO()
+    drawn = shown(live)
+    assert len(drawn) <= 10
+    assert any("a · seed 0" in line for line in drawn)
+    assert any("waiting: 1 for a free place" in line for line in drawn)
+    assert not any("warning 3" in line for line in drawn)
+
+
+def test_plain_lines_tell_the_difference_when_it_is_another(clock: Clock) -> None:
+    plain = PlainLines(Tally([standing("a"), standing("b")], 1, clock), "name", console(terminal=False))
+    plain.tally.compare = lambda: "interim, no verdict: a − b +1.00 points"
+    for name in "ab":
+        plain.started(plain.tally.standings[name].cell)
+        plain.ended(plain.tally.standings[name].cell, "done", "", "")
+    assert sum("interim, no verdict" in line for line in lines(plain)) == 1
 
 
 def test_markup_in_names_is_shown_as_it_is(clock: Clock) -> None:

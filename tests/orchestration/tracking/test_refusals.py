@@ -162,7 +162,7 @@ class Silent:
     def __init__(self) -> None:
         self.never, self.given_up = threading.Event(), 0.0
 
-    def sync(self) -> SyncReport:
+    def level(self) -> SyncReport:
         self.never.wait(60)
         return SyncReport(0, 0, 0)
 
