@@ -40,6 +40,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return no_test_is_asked_for(collection_path, config.option.markexpr) or None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`slow(minutes=3)`: the longest begin first, or at the end one process would wait for the other."""
+    expected = {item.path: 0.0 for item in items}
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        expected[item.path] += mark.kwargs.get("minutes", 0) if mark is not None else 0
+    items.sort(key=lambda item: -expected[item.path])
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look at it again and again."""
     gc.freeze()

@@ -16,7 +16,7 @@ from orchestration.ledger.study_records import StudyRecords
 from orchestration.search.optuna.errors import SearchError
 from orchestration.spec import search_config as settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=0.2)
 
 
 @pytest.fixture(scope="module")
