@@ -30,7 +30,16 @@ NAMES = [
     "-a", "...", "a?mode=memory", "file:a", "sqlite:", "a%3Fb", "%", "a\tb", "a\nb", "🙂", "e\u0301",
 ]  # fmt: skip
 # Every character is in one of the first two; the others mean something as a whole.
-TRACKED = [ALL_AT_ONCE, "-a+b,c|d*e!f`g`h^i\t🙂e\u0301ünï ", " a ", "~a", "...", "%", "sqlite:", "file:a?mode=memory"]
+TRACKED = [
+    ALL_AT_ONCE,
+    "-a+b,c|d*e!f`g`h^i\t🙂e\u0301ünï run %3F ",
+    " a ",
+    "~a",
+    "...",
+    "%",
+    "sqlite:",
+    "file:a?mode=memory",
+]
 SPEC = spec_of(seeds=(0,))
 
 
