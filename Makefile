@@ -17,7 +17,7 @@ test: .venv/.installed  ## the default suite
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-slow: .venv/.installed  ## what takes minutes: whole launches, kills and resumes, real CIFAR-10 where it is there
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-cluster: .venv/.installed  ## containers, nodes that part and meet again, Slurm: as far as this machine has them
 	$(BIN)/python -m pytest -q -m cluster --durations=0 tests/cluster

@@ -1,8 +1,9 @@
-"""How well eight places are filled by trainings that sleep: `python -m benchmarks.places 20 40` (seconds, trainings).
+"""How well places are filled by trainings that sleep: `python -m benchmarks.places 20 40` (seconds, trainings).
 
 The measure is the time until all have ended over that of the best order on the same places, each counted from the
 moment at which its worker began its first training. `--one-trial-each` is Ray Tune as it is, each training a trial, on
 warm workers that have imported torch as well; no trial is asked for before a place is free, as a search wants it.
+There are eight places, or `--places`.
 """
 
 import argparse
@@ -34,11 +35,12 @@ class Filled:
 
     began: Sequence[float]
     ended: float
+    places: int = PLACES
 
     def over_ideal(self, seconds: float, count: int) -> float:
         """The time from the first start over that of the best order; a place without a worker is free like the last."""
         first, last = min(self.began), max(self.began)
-        free = [*self.began, *[last] * (PLACES - len(self.began))]
+        free = [*self.began, *[last] * (self.places - len(self.began))]
         return (self.ended - first) / (best_end(free, seconds, count) - first)
 
 
@@ -57,7 +59,7 @@ def sleeping(folder: Path, seconds: float, count: int) -> list[Cell]:
     return [Cell(cell_id(train, seed), "train", "sleeping", {}, seed, train) for seed in range(count)]
 
 
-def workers(seconds: float, count: int) -> Filled:
+def workers(seconds: float, count: int, places: int) -> Filled:
     """Trainings as a launch runs them."""
     from orchestration.scheduler import tune
     from orchestration.scheduler.resources import TrialResources
@@ -71,10 +73,10 @@ def workers(seconds: float, count: int) -> Filled:
     began: dict[int, float] = {}
     for attempt in sorted(attempts, key=lambda attempt: attempt["started_at"]):
         began.setdefault(attempt["pid"], attempt["started_at"] / 1000)
-    return Filled(list(began.values()), max(attempt["end"]["ended_at"] for attempt in attempts) / 1000)
+    return Filled(list(began.values()), max(attempt["end"]["ended_at"] for attempt in attempts) / 1000, places)
 
 
-def one_trial_each(seconds: float, count: int) -> Filled:
+def one_trial_each(seconds: float, count: int, places: int) -> Filled:
     """Trainings as trials of Tune, on workers that it keeps warm: as a search does, none is asked for ahead."""
     from ray import tune
     from ray.tune.search import ConcurrencyLimiter, Searcher
@@ -106,12 +108,12 @@ def one_trial_each(seconds: float, count: int) -> Filled:
         def save(self, checkpoint_path: str) -> None: ...
         def restore(self, checkpoint_path: str) -> None: ...
 
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PLACES)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places)
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             Sleeping,
             tune_config=tune.TuneConfig(
-                num_samples=-1, reuse_actors=True, search_alg=ConcurrencyLimiter(Trials(), max_concurrent=PLACES)
+                num_samples=-1, reuse_actors=True, search_alg=ConcurrencyLimiter(Trials(), max_concurrent=places)
             ),
             run_config=tune.RunConfig(
                 name="bare",
@@ -124,18 +126,18 @@ def one_trial_each(seconds: float, count: int) -> Filled:
     began: dict[int, float] = {}
     for result in sorted(results, key=lambda result: result["began"]):
         began.setdefault(result["process"], result["began"])
-    return Filled(list(began.values()), max(result["ended"] for result in results))
+    return Filled(list(began.values()), max(result["ended"] for result in results), places)
 
 
 def rows(small: bool = False) -> list[Row]:
     """The rows of `make bench`, each measured on a Ray of its own."""
-    found = []
+    found, places = [], 2 if small else PLACES
     for seconds, count, must in ((0.5, 16, 10.0),) if small else ((20, 40, 1.05), (2, 160, 1.5)):
-        name = f"{count} trainings of {seconds} s on {PLACES} places: time / best order"
-        measured = in_a_process("places", seconds, count)
+        name = f"{count} trainings of {seconds} s on {places} places: time / best order"
+        measured = in_a_process("places", seconds, count, "--places", places)
         found.append(Row(name, measured["over_ideal"], must, measured=measured))
     seconds, count = (0.5, 16) if small else (2, 160)
-    measured = in_a_process("places", seconds, count, "--one-trial-each")
+    measured = in_a_process("places", seconds, count, "--places", places, "--one-trial-each")
     found.append(
         Row(
             f"… of {seconds} s, each a trial of bare Ray Tune (for comparison)",
@@ -151,13 +153,14 @@ def main() -> None:
     parser.add_argument("seconds", type=float, help="how long each training sleeps")
     parser.add_argument("count", type=int, help="how many trainings")
     parser.add_argument("--one-trial-each", action="store_true", help="bare Ray Tune, each training a trial")
+    parser.add_argument("--places", type=int, default=PLACES, help=f"how many there are (default {PLACES})")
     given = parser.parse_args()
     environment.prepare(None)
     import ray
 
-    ray.init(num_cpus=PLACES, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    ray.init(num_cpus=given.places, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
     with contextlib.redirect_stdout(None):
-        filled = (one_trial_each if given.one_trial_each else workers)(given.seconds, given.count)
+        filled = (one_trial_each if given.one_trial_each else workers)(given.seconds, given.count, given.places)
     found = {"over_ideal": filled.over_ideal(given.seconds, given.count), "workers": len(filled.began)}
     print(json.dumps(found | {"seconds": filled.ended - min(filled.began)}))
 

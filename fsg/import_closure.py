@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -64,8 +65,9 @@ def import_closure(module: str) -> Closure:
 def refuse_hidden(module: str) -> None:
     """Raises ValueError where a module, or one that it imports, is not the user's file of that name, but a library."""
     importlib.invalidate_caches()
+    folders = _users_folders()
     for name, found in _modules(module, set()):
-        if found is None and (own := _hidden(name.removesuffix(".*"))):
+        if found is None and (own := _hidden(name.removesuffix(".*"), folders)):
             head = name.partition(".")[0]
             what = f"{own.name} in {own.parent} is hidden by the module {head} of Python or of a package"
             raise ValueError(f"{what} (expected another name: rename {own.name})")
@@ -91,7 +93,17 @@ def _modules(module: str, libraries: set[str]) -> Iterator[tuple[str, _Module | 
         waiting += _with_parents(name)
 
 
-def _hidden(name: str) -> Path | None:
+def _users_folders() -> dict[Path, set[str]]:
+    """The folders on `sys.path` that hold no libraries, and the names in each, up to their first dot."""
+    found: dict[Path, set[str]] = {}
+    for folder in (Path(path).resolve() for path in sys.path):
+        if not _is_library(folder):
+            with suppress(OSError):  # what is not there, or no folder
+                found[folder] = {name.partition(".")[0] for name in os.listdir(folder)}
+    return found
+
+
+def _hidden(name: str, folders: dict[Path, set[str]]) -> Path | None:
     """A file of the user's by the name of a module, where that is another: of Python's own, or installed."""
     spec = _spec(name.partition(".")[0])
     if spec is None or not (_is_library(_place(spec)) or spec.name in _THIS_PROJECT):
@@ -99,7 +111,7 @@ def _hidden(name: str) -> Path | None:
     used = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()]
     if place := _place(spec):
         used.append(place.resolve())
-    for folder in (Path(path).resolve() for path in sys.path):
+    for folder in (folder for folder, names in folders.items() if spec.name in names):
         for below in (folder / spec.name, folder.joinpath(*name.split("."))):
             ends = ("/__init__.py", *EXTENSION_SUFFIXES, ".py")
             own = next((file for end in ends if (file := Path(f"{below}{end}")).is_file()), None)

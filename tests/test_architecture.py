@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +83,11 @@ SOURCES = {
     for package in ("fsg", "orchestration")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-IMPORTS = {path: list(imports(source)) for path, source in SOURCES.items()}
+
+
+@cache
+def imports_of() -> dict[str, list[Import]]:
+    return {path: list(imports(source)) for path, source in SOURCES.items()}
 
 
 def file_of(module: str) -> str | None:
@@ -102,7 +107,7 @@ def folder_of(path: str) -> str:
 
 def arrows() -> Iterator[tuple[str, str]]:
     """From each file of the orchestration to each that it imports, those for type checkers alone included."""
-    for path, found in IMPORTS.items():
+    for path, found in imports_of().items():
         for one in found:
             target = file_of(one.module)
             if target is not None and path.startswith("orchestration/") and target.startswith("orchestration/"):
@@ -146,7 +151,7 @@ def test_there_is_no_circle_among_the_files() -> None:
 def test_a_library_is_known_to_its_folder_alone() -> None:
     wrong = [
         f"{path}:{one.line} imports {one.module}"
-        for path, found in IMPORTS.items()
+        for path, found in imports_of().items()
         for one in found
         if path.startswith("orchestration/") and (homes := LIBRARIES.get(one.module.split(".")[0])) is not None
         if not any(f"{path.removeprefix('orchestration/')}/".startswith(f"{home}/") for home in homes.split())
@@ -157,7 +162,7 @@ def test_a_library_is_known_to_its_folder_alone() -> None:
 def test_the_core_knows_torch_and_nothing_of_the_orchestration() -> None:
     wrong = [
         f"{path}:{one.line} imports {one.module}"
-        for path, found in IMPORTS.items()
+        for path, found in imports_of().items()
         for one in found
         if path.startswith("fsg/") and one.module.split(".")[0] in NOT_IN_THE_CORE
     ]
@@ -168,7 +173,7 @@ def test_no_import_hides_in_a_function_unless_it_says_that_it_saves_start_up_tim
     """In the core, what is optional may be imported where it is used."""
     wrong = [
         f"{path}:{one.line} imports {one.module}"
-        for path, found in IMPORTS.items()
+        for path, found in imports_of().items()
         for one in found
         if path.startswith("orchestration/") and one.inside and "start-up time" not in one.comment
     ]

@@ -77,7 +77,7 @@ def test_the_table_of_the_page() -> None:
     assert lines[-1] == "- Time over K: 10 ms at K = 1, 20 ms at K = 16."
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 @mambapy
 def test_every_benchmark_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--json", str(tmp_path / "bench.json")]

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import pydoc
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +53,14 @@ LIBRARIES = {"ray", "optuna", "mlflow"}  # whose methods are overridden only as 
 DOCUMENTED = {"_replace", "_fields", "_asdict", "_make", "_exit"}  # of named tuples, and of `os`
 BY_NAME = {"getattr", "setattr", "hasattr", "delattr", "setitem", "patch", "object", "import_module", "find_spec"}
 
-SOURCES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
-    for folder in ("fsg", "orchestration", "benchmarks", "docker", "tests")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-}
+
+@cache
+def sources() -> dict[str, ast.AST]:
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+        for folder in ("fsg", "orchestration", "benchmarks", "docker", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
 
 
 def private(name: str) -> bool:
@@ -89,9 +93,19 @@ def defined(tree: ast.AST) -> set[str]:
     return found
 
 
-OURS = {"fsg", "orchestration", "benchmarks", *(Path(path).stem for path in SOURCES if path.startswith("tests/"))}
-DEFINED = {path: defined(tree) for path, tree in SOURCES.items()}
-EVERYWHERE = set().union(*DEFINED.values()) | DOCUMENTED
+@cache
+def ours() -> set[str]:
+    return {"fsg", "orchestration", "benchmarks", *(Path(path).stem for path in sources() if path.startswith("tests/"))}
+
+
+@cache
+def defined_in(path: str) -> set[str]:
+    return (defined(sources()[path]) if path in sources() else set()) | DOCUMENTED
+
+
+@cache
+def everywhere() -> set[str]:
+    return set().union(*map(defined_in, sources()))
 
 
 def private_uses(path: str, tree: ast.AST) -> Iterator[str]:
@@ -100,15 +114,15 @@ def private_uses(path: str, tree: ast.AST) -> Iterator[str]:
     An attribute of something else than `self` is a library's unless the same file defines that name, or, in a test or
     a benchmark, any file of ours.
     """
-    mine = DEFINED.get(path, set()) | DOCUMENTED if path.startswith(("fsg/", "orchestration/")) else EVERYWHERE
+    mine = defined_in(path) if path.startswith(("fsg/", "orchestration/")) else everywhere()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             names = [module + alias.name for alias in node.names]
-            yield from (name for name in names if name.split(".")[0] not in OURS and private(name))
+            yield from (name for name in names if name.split(".")[0] not in ours() and private(name))
             yield from (name for name in names if any(one in name for one in NOT_FOR_USERS))
         elif isinstance(node, ast.Attribute):
-            known = EVERYWHERE if dotted(node.value) in ("self", "cls", "super()") else mine
+            known = everywhere() if dotted(node.value) in ("self", "cls", "super()") else mine
             if (private(node.attr) and node.attr not in known) or node.attr in NOT_FOR_USERS:
                 yield f"{ast.unparse(node.value)}.{node.attr}"
         elif isinstance(node, ast.Call):
@@ -157,9 +171,6 @@ def classes(tree: ast.AST) -> list[Class]:
     return found
 
 
-CLASSES = {path: classes(tree) for path, tree in SOURCES.items()}
-
-
 def above(one: Class, known: Sequence[Class]) -> Iterator[type]:
     """The classes of libraries that a class of ours derives from, also by way of others of ours."""
     for name in one.bases:
@@ -188,15 +199,16 @@ def _before_ray_is_imported() -> None:
 
 
 def test_no_private_name_of_a_library_is_used() -> None:
-    used = {path: list(private_uses(path, tree)) for path, tree in SOURCES.items()}
+    used = {path: list(private_uses(path, tree)) for path, tree in sources().items()}
     wrong = {path: found for path, found in used.items() if found and path not in EXCEPTIONS}
     assert wrong == {}
     assert all(used[path] for path in EXCEPTIONS), "an exception that is none any more"
 
 
 def test_no_method_is_overridden_that_its_library_does_not_offer() -> None:
-    known = [one for found in CLASSES.values() for one in found]
-    assert {path: wrong for path, found in CLASSES.items() if (wrong := list(overrides(found, known)))} == {}
+    every = {path: classes(tree) for path, tree in sources().items()}
+    known = [one for found in every.values() for one in found]
+    assert {path: wrong for path, found in every.items() if (wrong := list(overrides(found, known)))} == {}
 
 
 def test_every_offered_method_is_there() -> None:
@@ -290,4 +302,4 @@ getattr(trial, "params")
     found = classes(ast.parse(source))
     assert [{base.__name__ for base in above(one, found)} for one in found] == [{"BaseSampler"}, {"Trainable"}]
     assert list(overrides(found, found)) == []
-    assert {"fsg/layers.py", "orchestration/search/optuna/storage.py", "tests/test_public_apis.py"} <= set(SOURCES)
+    assert {"fsg/layers.py", "orchestration/search/optuna/storage.py", "tests/test_public_apis.py"} <= set(sources())

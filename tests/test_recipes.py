@@ -13,6 +13,8 @@ from fsg.trainer import Training
 from orchestration.spec.experiment import load_spec
 from orchestration.spec.resolver import Point
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 
 
@@ -31,7 +33,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
     return Arrays(file=str(file), validation=0, crop_padding=4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "point"), points(), ids=lambda one: one if isinstance(one, str) else one.variant)
 def test_five_steps_of_each_variant(recipe: str, point: Point, images: Arrays) -> None:
     init = Scratch() if isinstance(point.train.init, Pretrain) else point.train.init
@@ -45,7 +46,6 @@ def test_five_steps_of_each_variant(recipe: str, point: Point, images: Arrays) -
         assert not torch.equal(before[name], weight), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_states_a_published_figure_and_where_it_is_from(path: Path) -> None:
     spec = load_spec(path)

@@ -19,21 +19,21 @@ def wrong_protocol(
     `stated` is the training of the figure's variant with the protocol put into it, `runs` are those of its line of the
     table, by name, `studies` the searches of its settings.
     """
+    ours, theirs = flatten(to_dict(stated)), {name: flatten(to_dict(run)) for name, run in runs.items()}
     searched = [dimension.path for study in studies for dimension in study.dimensions]
     for path, node in protocol.items():
-        differences = (f"{name} has {said}" for name, run in runs.items() if (said := _difference(path, stated, run)))
+        differences = (f"{name} has {said}" for name, run in theirs.items() if (said := _difference(path, ours, run)))
         found = f"{path} is searched" if any(_overlap(path, one) for one in searched) else next(differences, "")
         if found:
             what = f"{found} (expected runs of the figure's protocol, or no figure beside them)"
             yield Problem(node.key_mark, node.label, what)
 
 
-def _difference(path: str, stated: TrainConfig, run: TrainConfig) -> str:
+def _difference(path: str, stated: Mapping[str, str], run: Mapping[str, str]) -> str:
     """The first setting at or below a path that is not the same, as a message says it; "" for none."""
-    theirs, ours = flatten(to_dict(stated)), flatten(to_dict(run))
-    for where in dict.fromkeys([*theirs, *ours]):
-        if f"{where}.".startswith(f"{path}.") and theirs.get(where, NONE) != ours.get(where, NONE):
-            one, other = (printable(of.get(where, NONE), 60) for of in (ours, theirs))
+    for where in dict.fromkeys([*stated, *run]):
+        if f"{where}.".startswith(f"{path}.") and stated.get(where, NONE) != run.get(where, NONE):
+            one, other = (printable(of.get(where, NONE), 60) for of in (run, stated))
             return f"{where} {one}, the figure {other}"
     return ""
 

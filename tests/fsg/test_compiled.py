@@ -43,7 +43,19 @@ def test_propose_is_one_graph_and_trains_the_same(config: Any) -> None:
     assert digest(compiled[0].state_dict()) == digest(plain[0].state_dict())
 
 
-@pytest.mark.parametrize("rule", [SGD(momentum=0.9, nesterov=True), Adam(clip_latent=1.0), AdamW(), NAdam(), Bop()])
+RULES = {
+    "sgd": SGD(momentum=0.9, nesterov=True),
+    "adam": Adam(clip_latent=1.0),
+    "adamw": AdamW(),
+    "nadam": NAdam(),
+    "bop": Bop(),
+}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(one, marks=() if name == "adam" else pytest.mark.slow, id=name) for name, one in RULES.items()],
+)
 def test_an_optimizers_step_is_one_graph_and_trains_the_same(rule: Any) -> None:
     plain, compiled = built(ESTIMATORS["ste"]), built(ESTIMATORS["ste"])
     trained = []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import tiny_experiment
-from launches import NO_MLFLOW, bring_own_code
+from launches import NO_MLFLOW
 
 import orchestration
 from orchestration import Refused, Results, SpecErrors, api, load_spec, open_results, plan, run
@@ -240,21 +240,23 @@ def test_the_code_for_a_notebook_runs_as_it_stands(experiment: Path) -> None:
     assert (experiment / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_a_cell_that_fails_stands_in_the_results_of_a_run_in_a_thread(
-    folder: Path, mlflow_gives_up: None, capsys: pytest.CaptureFixture[str]
+    experiment: Path, in_place_of_a_launch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bring_own_code(folder)
-    spec = (folder / "tiny.yaml").read_text().replace("seeds: [0, 1]", "seeds: [0]").replace("epochs: 20", "epochs: 1")
-    own = "variants: {fails: {estimator: {import: 'own:Unlucky', what: raises, at: 1}}, ste: {}}\n"
-    (folder / "tiny.yaml").write_text(re.sub("variants: .*\n", own, spec).replace("primary: fsg", "primary: fails"))
+    in_place_of_a_launch("import sys\nprint('failed: fsg · seed 0: no luck')\nsys.exit(1)")
+    (end,) = (
+        experiment / f"results/tiny/trials/{cell.id}/0001/end.json"
+        for cell in Ledger(experiment / "results" / "tiny").cells()
+        if cell.variant == "fsg"
+    )
+    tiny_experiment.tamper(end, state="failed", reason="no luck")
     found: list[Results] = []
-    thread = threading.Thread(target=lambda: found.append(run("tiny.yaml", tracking_uri=NO_MLFLOW[1])))
+    thread = threading.Thread(target=lambda: found.append(run("tiny.yaml")))
     thread.start()
     thread.join()
     states = {cell["variant"]: cell["state"] for cell in found[0].cells()}
-    assert states == {"pretrain": "done", "fails": "failed", "ste": "done"}
-    assert "failed: fails · seed 0: " in capsys.readouterr().out
+    assert states == {"pretrain": "done", "fsg": "failed", "ste": "done"}
+    assert "failed: fsg · seed 0: no luck" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -289,7 +291,7 @@ def test_mypy_accepts_a_script_and_sees_a_mistake_in_one(tmp_path: Path) -> None
     mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache")]
     mypy += ["--follow-imports=silent"]
     environment = os.environ | {"MYPYPATH": str(ROOT)}
-    right = subprocess.run([*mypy, str(tmp_path / "right.py")], capture_output=True, text=True, env=environment)
-    assert right.returncode == 0, right.stdout
-    wrong = subprocess.run([*mypy, str(tmp_path / "wrong.py")], capture_output=True, text=True, env=environment)
-    assert re.findall(r"\[([\w-]+)\]$", wrong.stdout, flags=re.MULTILINE) == ["call-arg", "attr-defined"], wrong.stdout
+    files = [str(tmp_path / "right.py"), str(tmp_path / "wrong.py")]
+    said = subprocess.run([*mypy, *files], capture_output=True, text=True, env=environment).stdout
+    assert "right.py" not in said, said
+    assert re.findall(r"\[([\w-]+)\]$", said, flags=re.MULTILINE) == ["call-arg", "attr-defined"], said

@@ -35,7 +35,7 @@ from orchestration.spec.cells import Cell
 pytestmark = pytest.mark.usefixtures("short")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 def test_whatever_dies_or_stops_it_an_experiment_goes_on_and_ends_exactly(
     folder: Path, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +189,7 @@ def assert_resumed(ledger: Ledger, planned: list[Cell]) -> None:
     assert resumed > 4
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 def test_ray_that_never_starts_is_told_in_one_line(folder: Path, launch: Callable[..., Launched]) -> None:
     one = launch()
     while one.process.poll() is None:
@@ -217,7 +217,7 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 def test_workers_that_die_in_their_setup_are_told_in_one_line(
     folder: Path, launch: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +230,4 @@ def test_workers_that_die_in_their_setup_are_told_in_one_line(
     assert one.text.splitlines()[-1] == "no worker starts, tried 3 times: ImportError: libsomething.so is missing"
     assert "Traceback" not in one.text
     assert ledger_of(folder).launches()[0]["exit_status"] == 2
-    monkeypatch.delenv("PYTHONPATH")
-    (installed / "sitecustomize.py").unlink()
-    assert launch().wait() == 0
-    assert_exact(ledger_of(folder), planned_here())
+    assert all(not ledger_of(folder).attempts(cell.id) for cell in planned_here()), "nothing was begun"

@@ -21,6 +21,7 @@ from orchestration.spec.experiment import load_spec
 from orchestration.util.provenance import gpu_names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mlflow_gives_up")
 def test_failures_are_named_and_take_nothing_else_with_them(folder: Path, launch: Callable[..., Launched]) -> None:
     bring_own_code(folder)

@@ -251,14 +251,23 @@ def test_a_moved_project_finds_its_own_code_from_anywhere(moved: Path, finished:
     assert "own · seed 0: agrees bit for bit" in done.stdout
 
 
-def test_a_bundle_carries_every_file_and_reproduces_from_it(finished: Path, tmp_path: Path) -> None:
+def test_a_bundle_carries_every_file_and_reproduces_from_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed = pack(finished / "results" / "tiny", tmp_path / "tiny.fsg.zip")
     assert {"own_estimator.py", HELPER, "factor.txt"} <= set(zipfile.ZipFile(packed).namelist())
     unpack(check(packed), tmp_path / "opened")
     results = tmp_path / "opened" / "results" / "tiny"
     tiny_experiment.tamper(results / "launches" / "0001.json", spec_source="/nowhere/tiny.yaml")
-    done = run("reproduce", str(results), "own · seed 0", at=tmp_path)
-    assert "own · seed 0: agrees bit for bit" in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    sys.path[:] = [folder for folder in sys.path if not Path(folder).is_relative_to(finished)]
+    forget()
+    assert reproduce_cell(results, "own · seed 0").bit_for_bit
+    assert all(
+        Path(str(module.__file__)).is_relative_to(tmp_path / "opened")
+        for name, module in sys.modules.items()
+        if name.startswith("own_") and module.__file__
+    )
 
 
 def test_a_bundle_is_not_made_of_other_files_than_were_trained(moved: Path, tmp_path: Path) -> None:

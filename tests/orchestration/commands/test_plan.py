@@ -210,6 +210,7 @@ def test_pretraining_ids_hang_on_nothing_that_they_do_not_use(train: TrainConfig
 read = cache(load_spec)
 
 
+@cache
 def configs() -> list[tuple[Path, str | None]]:
     paths = sorted(CONFIGS.rglob("*.yaml"))
     return [(path, profile) for path in paths for profile in (None, *YAML(typ="safe").load(path).get("profiles", {}))]

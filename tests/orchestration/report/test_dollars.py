@@ -20,12 +20,13 @@ def test_labels_of_curves_are_drawn_as_they_are(label: str) -> None:
     assert drawing(draw_panel(panel), "probe", label).svg.count(f">{label}</text>") == 2
 
 
-@pytest.mark.parametrize("label", LABELS)
-def test_labels_of_maps_are_drawn_as_they_are(label: str) -> None:
-    found = Map(label, (f"layer {label}", "fc"), (1, 2), np.array([[0.1, 0.2], [0.3, 0.4]]))
-    svg = drawing(draw_maps("Flip rate", [found]), "probe", label).svg
-    assert f">{label}</text>" in svg
-    assert f">layer {label}</text>" in svg
+def test_labels_of_maps_are_drawn_as_they_are() -> None:
+    layers = tuple(f"layer {label}" for label in LABELS)
+    maps = [Map(label, layers, (1, 2), np.array([[0.1, 0.2]] * len(layers))) for label in LABELS]
+    svg = drawing(draw_maps("Flip rate", maps), "probe", LABELS[0]).svg
+    for label in LABELS:
+        assert f">{label}</text>" in svg
+        assert f">layer {label}</text>" in svg
 
 
 def test_values_of_a_search_are_drawn_whatever_they_are(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def assert_as_undisturbed(ledger: Ledger, expected: Ledger) -> None:
     assert any(len(ledger.attempts(cell.id)) > 1 for cell in ledger.cells())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 @pytest.mark.usefixtures("mlflow_gives_up")
 def test_search_whose_driver_is_killed_goes_on_as_if_nothing_had_been(
     folder: Path, undisturbed: Ledger, launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
@@ -98,7 +98,7 @@ def test_search_whose_driver_is_killed_goes_on_as_if_nothing_had_been(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 @pytest.mark.usefixtures("mlflow_gives_up")
 def test_search_into_a_bucket_that_is_killed_goes_on_and_ends_exactly_and_is_sent_to_mlflow_later(
     folder: Path, bucket: str, undisturbed: Ledger, launch: Callable[..., Launched]
@@ -134,7 +134,7 @@ def test_search_into_a_bucket_that_is_killed_goes_on_and_ends_exactly_and_is_sen
     assert [path for path in everything if b"planted-secret" in path.read_bytes()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 @pytest.mark.usefixtures("mlflow_gives_up")
 def test_tuned_ablation_compares_what_each_variants_own_search_found(
     folder: Path,

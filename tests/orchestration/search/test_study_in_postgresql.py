@@ -18,7 +18,7 @@ from orchestration.search.optuna.errors import SearchError
 from orchestration.search.optuna.storage import database_storage
 from orchestration.spec import search_config as settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=0.2)
 
 
 @pytest.fixture(scope="module")

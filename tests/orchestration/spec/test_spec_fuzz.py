@@ -136,7 +136,7 @@ def test_the_spec_itself_is_valid() -> None:
 
 
 @given_mutations
-@settings(max_examples=100, **quietly)
+@settings(max_examples=50, **quietly)
 def test_no_mutation_of_a_spec_ends_in_a_traceback(
     edits: list[tuple[str, int, str]], profile: str | None, overrides: list[str]
 ) -> None:

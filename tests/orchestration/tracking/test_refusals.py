@@ -57,6 +57,7 @@ def runs_of(tracker: Tracker) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([one.experiment_id])}
 
 
+@pytest.mark.usefixtures("with_a_database")
 def test_keys_of_a_setting_arrive_whatever_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a setting by the layer's pattern, in the first cell of all."""
     spec = with_settings({"scales": dict.fromkeys(ODD, 0.5), "note": "a\0b"})
@@ -89,6 +90,7 @@ def poisoned(label: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("with_a_database")
 def test_a_refused_cell_is_told_skipped_and_retried_and_all_after_it_arrive(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_refused_cell_is_told_skipped_and_retried_and_all_after_it_arrive(
     assert len(found) == len(others) + 2
 
 
+@pytest.mark.usefixtures("with_a_database")
 @pytest.mark.parametrize("error", [ConnectionError("it is gone"), KeyError("it is gone"), OSError("it is gone")])
 def test_where_mlflow_is_gone_nothing_more_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -179,6 +182,7 @@ def test_a_server_that_does_not_answer_is_given_up() -> None:
     silent.never.set()
 
 
+@pytest.mark.usefixtures("with_a_database")
 @pytest.mark.parametrize("left", ["interrupted", "never begun"])
 def test_a_run_ends_as_the_experiment_does_whatever_lies_beside_it(tmp_path: Path, left: str) -> None:
     """Cells of an earlier launch, which the last one wants no more."""

@@ -79,6 +79,7 @@ def test_what_answers_otherwise_than_a_server_is_none_yet(taken: socket.socket) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("with_a_database")
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
 def test_server_shows_the_experiment_and_ends_with_the_command(
     tmp_path: Path, taken: socket.socket, ended_by: signal.Signals

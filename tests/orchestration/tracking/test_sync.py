@@ -36,15 +36,6 @@ NOTHING = SyncReport(0, 0, 0)
 EXPORTER = Exporter()
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of MLflow's, whose making takes seconds, to copy from."""
-    folder = tmp_path_factory.mktemp("migrated")
-    spec = spec_of(name="none")
-    Tracker(launched(folder / "none", spec, []), spec).runs.client()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results with a space"

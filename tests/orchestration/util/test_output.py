@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,14 +87,27 @@ FSG = Path(sys.executable).with_name("fsg")
 
 @pytest.mark.parametrize("redirect", ["<&- >&- 2>&-", ">/dev/full 2>&1"])
 def test_a_program_without_outputs_does_its_work(tmp_path: Path, redirect: str) -> None:
-    """A file that it opens does not take an output's number, and what it prints fails nothing."""
-    (tmp_path / "no.yaml").write_text("name: größer\n")
-    ended = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{FSG} plan no.yaml {redirect}"],
-        cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 2, ended.stderr
-    assert "Traceback" not in ended.stderr + ended.stdout
+    """What it prints fails nothing."""
+    for name, status in (("größer", 2), ("mine", 0)):
+        ended = subprocess.run(
+            ["bash", "-c", f"{FSG} new {name} {redirect}"],
+            cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == status, ended.stderr
+        assert "Traceback" not in ended.stderr + ended.stdout
+    (tmp_path / "heard").mkdir()
+    subprocess.run([FSG, "new", "mine"], cwd=tmp_path / "heard", capture_output=True, check=True)
+    assert (tmp_path / "mine.yaml").read_bytes() == (tmp_path / "heard" / "mine.yaml").read_bytes()
+
+
+def test_a_file_that_is_opened_does_not_get_what_is_printed_to_a_closed_output(tmp_path: Path) -> None:
+    program = (
+        "import os; from orchestration.util import program; program.begin([])\n"
+        "file = open('file', 'w'); os.write(1, b'said'); os.write(2, b'said'); file.close()\n"
+    )
+    words = shlex.join([sys.executable, "-c", program])
+    subprocess.run(["bash", "-c", f"exec {words} <&- >&- 2>&-"], cwd=tmp_path, check=True)
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
