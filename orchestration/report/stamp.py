@@ -14,6 +14,7 @@ from orchestration.ledger.digest import ledger_digest
 from orchestration.util.provenance import source_sha256
 
 NAME = "report.json"
+TEMPLATES = Path(__file__).parent / "templates"
 _MADE_BY = ("matplotlib", "numpy", "scipy", "jinja2", "rich")
 
 
@@ -43,8 +44,10 @@ def current(folder: Path) -> Stamp | None:
 
 
 def inputs(folder: Path) -> str:
-    """SHA-256 of what the ledger has, of this code and of what draws."""
+    """SHA-256 of what the ledger has, of this code and its templates, and of what draws."""
     digest = hashlib.sha256(ledger_digest(folder).encode())
     digest.update(source_sha256(Path(__file__).resolve().parents[1]).encode())
+    for template in sorted(TEMPLATES.iterdir()):
+        digest.update(f"{template.name}\n".encode() + template.read_bytes())
     digest.update(repr([(package, metadata.version(package)) for package in _MADE_BY]).encode())
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from orchestration.report.figures import Drawing, drawing
 from orchestration.report.forecast import HEADER
 from orchestration.report.resolved import resolved_text
 from orchestration.report.search import as_data_uri, sections
+from orchestration.report.stamp import TEMPLATES
 from orchestration.report.tables import TextTable
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class _Figures(NamedTuple):
 
 def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
         trim_blocks=True,
         lstrip_blocks=True,

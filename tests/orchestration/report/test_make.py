@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,8 +124,8 @@ def test_what_has_changed_makes_it_anew(ledger: Ledger, written: list[str], chan
     assert len(written) == 2
 
 
-def test_other_code_and_other_libraries_make_it_anew(
-    ledger: Ledger, written: list[str], monkeypatch: pytest.MonkeyPatch
+def test_other_code_templates_and_libraries_make_it_anew(
+    ledger: Ledger, written: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made(ledger.folder)
     monkeypatch.setattr(stamp, "source_sha256", lambda folder: "other code")
@@ -132,6 +133,11 @@ def test_other_code_and_other_libraries_make_it_anew(
     monkeypatch.setattr(stamp.metadata, "version", lambda package: "99")
     made(ledger.folder)
     assert len(written) == 3
+    templates = Path(shutil.copytree(stamp.TEMPLATES, tmp_path / "templates"))
+    (templates / "report.js").write_text("// another script\n")
+    monkeypatch.setattr(stamp, "TEMPLATES", templates)
+    made(ledger.folder)
+    assert len(written) == 4
 
 
 def test_a_ledger_that_was_touched_or_moved_is_the_same(ledger: Ledger, written: list[str]) -> None:
