@@ -26,6 +26,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
 scratch=$(mktemp -d /tmp/fsg-XXXXXX)
+export TMPDIR=$scratch  # for what the trainings leave there, too
 
 driver= requeue=
 stop() { [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true; }
@@ -41,6 +42,11 @@ trap clear_up EXIT
 node() {  # node COMMAND…: Ray on one node of the allocation, as long as this job runs
   srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --mem=0 --export=ALL "$@" >>"$scratch/ray.txt" 2>&1 &
 }
+
+# Ray opens its folders to everyone: on each node they lie below one that is this user's alone, made before Ray comes.
+# shellcheck disable=SC2016
+srun --overlap --ntasks-per-node=1 bash -c 'mkdir -m 700 "$0" 2>/dev/null || [ -O "$0" ]' "$scratch" ||
+  { echo "slurm.sh: $scratch cannot be made on every node (expected room in /tmp)" >&2; exit 2; }
 
 ray=("$python" -m ray.scripts.scripts start --block --disable-usage-stats --num-cpus="${SLURM_CPUS_PER_TASK:-1}")
 ray+=(--object-store-memory="${OBJECT_STORE_BYTES:-200000000}")

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -77,15 +78,20 @@ def connect(
 
 @contextmanager
 def _ray_below(folder: Path) -> Iterator[None]:
-    """Within, a Ray of this process's own keeps its files in a folder."""
-    before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = str(folder)
+    """Within, a Ray of this process's own keeps its files in a folder, and has temporary files where this process has.
+
+    Its processes are known by that: `scratch` ends those whose environment names a folder of it.
+    """
+    told = {"RAY_TMPDIR": str(folder), "TMPDIR": tempfile.gettempdir()}
+    before = {name: os.environ.pop(name, None) for name in told}
+    os.environ |= told
     try:
         yield
     finally:
-        del os.environ["RAY_TMPDIR"]
-        if before is not None:
-            os.environ["RAY_TMPDIR"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager
