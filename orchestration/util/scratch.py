@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestration.util import put_away
 from orchestration.util.put_away import OWNER
+
+_folders: set[str] = set()  # of this process
 
 
 @contextmanager
@@ -30,9 +32,11 @@ def scratch(prefix: str, below: str | None = None) -> Iterator[Path]:
         fcntl.flock(owner, fcntl.LOCK_EX)
         (folder / ".new").rename(folder / OWNER)  # there is no moment at which it is there and not locked
         with _put_away_later(folder):
+            _folders.add(str(folder))
             try:
                 yield folder
             finally:
+                _folders.discard(str(folder))
                 if (folder / OWNER).exists():
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -47,6 +51,11 @@ def private_temporary_files() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
+
+
+def without_scratch(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for what outlives this process: without what names its folders, as libraries leave it there."""
+    return {name: value for name, value in environment.items() if not any(one in value for one in _folders)}
 
 
 def keep(folder: Path) -> None:
