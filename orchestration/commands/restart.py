@@ -35,6 +35,7 @@ def restart_process(what: str, request: LaunchRequest, ledger: Ledger, number: i
     A launch that was asked to stop has stopped: the signal went to Ray's processes, too.
     """
     go_back()
+    go_back()
     children = psutil.Process().children(recursive=True)
     for process in children:
         with suppress(psutil.Error):
@@ -57,11 +58,9 @@ def restart_process(what: str, request: LaunchRequest, ledger: Ledger, number: i
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
             os.set_inheritable(int(name), int(name) <= 2)
-    go_back()
     told = {_DEATHS: str(deaths), _RESTART: Restart(ledger.folder, number, request).to_text()}
-    os.execve(
-        sys.executable, [sys.executable, str(PROGRAM), *sys.argv[1:]], without_scratch(environment_as_given()) | told
-    )
+    environment = without_scratch(environment_as_given()) | told
+    os.execve(sys.executable, [sys.executable, str(PROGRAM), *sys.argv[1:]], environment)
 
 
 @dataclass(frozen=True)

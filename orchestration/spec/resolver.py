@@ -86,7 +86,8 @@ class Resolver:
         without_train = replace(root, value={key: node for key, node in entries.items() if key != "train"})
         file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
         problems = [*found, *_taken_name(entries), *_repeated_seeds(entries)]
-        problems += [*_wrong_comparison(entries), *_wrong_report(entries), *_in_points(entries), *_idle_gpus(entries)]
+        problems += [*_wrong_comparison(entries), *_wrong_report(entries), *_in_points(entries)]
+        problems += _idle_gpus(entries)
         try:
             train = self._train(root)
         except ProblemError as refused:

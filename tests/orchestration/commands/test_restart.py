@@ -34,9 +34,12 @@ from orchestration.commands import bundle
 from orchestration.commands import launch as launching
 from orchestration.commands.plan import ExperimentPlan
 from orchestration.commands.request import LaunchRequest, Refused
-from orchestration.commands.restart import Restart
+from orchestration.commands.restart import Restart, restart_process
 from orchestration.ledger.ledger import Ledger
 from orchestration.runtime.inputs import changed
+from orchestration.util.directory import working_in
+from orchestration.util.scratch import scratch
+from orchestration.util.user_code import other_environment
 
 OTHER = SPEC.replace("seeds: [0, 1]", "seeds: [3, 4, 5]").replace("epochs: 20", "epochs: 2")
 
@@ -155,6 +158,33 @@ def test_record_that_does_not_hold_is_refused_in_one_line_after_the_start(
     )
 
 
+def test_what_takes_its_place_begins_where_and_as_the_launch_did(
+    folder: Path, recorded: Callable[..., tuple[ExperimentPlan, Restart]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Ray has died while it was started, from another directory and with another environment."""
+    plan, restart = recorded()
+    begun: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda program, words, environment: begun.append((os.getcwd(), environment)))
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [])
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with scratch("fsg-", str(folder)) as elsewhere:
+        monkeypatch.setenv("OF_A_LIBRARY", f"{elsewhere}/cache")
+        changes = {"TMPDIR": str(elsewhere), "RAY_TMPDIR": str(elsewhere)}
+        with other_environment(changes), working_in(elsewhere):
+            assert os.environ["TMPDIR"] == str(elsewhere)
+            restart_process("raylet", restart.request, plan.ledger, restart.number)
+    ((where, environment),) = begun
+    assert where == str(folder)
+    assert environment["TMPDIR"] == "/var/tmp"
+    assert not {"RAY_TMPDIR", "OF_A_LIBRARY"} & set(environment), "what names a folder ends with the folder's owner"
+    assert plan.ledger.launches()[0]["reason"] == "raylet died"
+    monkeypatch.setenv("FSG_RESTART", environment["FSG_RESTART"])
+    again = Restart.of_this_process()
+    assert (again.folder, again.number) == (restart.folder, restart.number)
+    assert again.request.command == restart.request.command
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("short", "mlflow_gives_up")
 def test_ray_dies_under_a_launch_whose_spec_is_edited_and_then_removed(
@@ -162,6 +192,8 @@ def test_ray_dies_under_a_launch_whose_spec_is_edited_and_then_removed(
 ) -> None:
     planned, ledger = planned_here(), ledger_of(folder)
     one = launch(*NO_MLFLOW)
+    until(lambda: processes(one, "gcs_server"), one)[0].kill()  # Ray itself would wait for it for minutes, or exit
+    until(lambda: "Ray's gcs_server died: restarting from the ledger" in one.text, one, 60)
     for name, edit in (
         ("raylet", lambda: (folder / "tiny.yaml").write_text(OTHER)),
         ("gcs_server", (folder / "tiny.yaml").unlink),
@@ -169,8 +201,10 @@ def test_ray_dies_under_a_launch_whose_spec_is_edited_and_then_removed(
         (victim,) = until(lambda name=name: checkpoints(ledger) and processes(one, name), one)  # type: ignore[misc]
         edit()
         victim.kill()
-        until(lambda name=name: f"Ray's {name} died: restarting from the ledger" in one.text, one)  # type: ignore[misc]
+        told = one.text.count("restarting from the ledger")
+        until(lambda told=told: one.text.count("restarting from the ledger") > told, one)  # type: ignore[misc]
     assert one.wait() == 0, one.text
+    assert one.text.count("Ray's gcs_server died: restarting from the ledger") == 2
     assert "Traceback" not in one.text
     assert {cell.id for cell in ledger.cells()} == {cell.id for cell in planned}
     assert_exact(ledger, planned)
@@ -193,7 +227,7 @@ class Opened:
 
 @pytest.fixture
 def opened(folder: Path) -> Iterator[Opened]:
-    trained(written(folder), folder / "results" / "tiny", "resources.checkpoint_every=0.1")
+    trained(written(folder), folder / "results" / "tiny")
     bundle.pack(folder / "results" / "tiny", folder / "tiny.fsg.zip")
     one = Opened(folder)
     yield one
@@ -218,4 +252,4 @@ def test_ray_dies_under_a_bundle_that_is_run_again_and_whose_spec_is_gone(folder
     assert "Traceback" not in opened.text
     assert re.search(r"^Ray's raylet died: restarting from the ledger$", opened.text, flags=re.MULTILINE)
     assert {ledger.outcome(cell.id).state for cell in ledger.cells()} == {"done"}
-    assert "settings: the same" in opened.text, opened.text
+    assert opened.text.count("1, 1: no pairs, 1 same cells") == 2, "it is compared with what was packed"
