@@ -35,7 +35,6 @@ def restart_process(what: str, request: LaunchRequest, ledger: Ledger, number: i
     A launch that was asked to stop has stopped: the signal went to Ray's processes, too.
     """
     go_back()
-    go_back()
     children = psutil.Process().children(recursive=True)
     for process in children:
         with suppress(psutil.Error):
