@@ -11,7 +11,6 @@ from orchestration.util import requirements
 _FIRST_WITH_TOKENS = Version("2.52")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",  # of what Ray's own code prints on the standard error
     "SPT_NOENV": "1",  # a process that gets another title keeps its environment, by which it is known
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
