@@ -193,7 +193,7 @@ def test_ray_dies_under_a_launch_whose_spec_is_edited_and_then_removed(
     planned, ledger = planned_here(), ledger_of(folder)
     one = launch(*NO_MLFLOW)
     until(lambda: processes(one, "gcs_server"), one)[0].kill()  # Ray itself would wait for it for minutes, or exit
-    until(lambda: "Ray's gcs_server died: restarting from the ledger" in one.text, one, 200)
+    until(lambda: "Ray's gcs_server died" in one.text, one, 200)
     for name, edit in (
         ("raylet", lambda: (folder / "tiny.yaml").write_text(OTHER)),
         ("gcs_server", (folder / "tiny.yaml").unlink),
@@ -204,7 +204,7 @@ def test_ray_dies_under_a_launch_whose_spec_is_edited_and_then_removed(
         told = one.text.count("restarting from the ledger")
         until(lambda told=told: one.text.count("restarting from the ledger") > told, one)  # type: ignore[misc]
     assert one.wait() == 0, one.text
-    assert one.text.count("Ray's gcs_server died: restarting from the ledger") == 2
+    assert one.text.count("Ray's gcs_server died") == 2
     assert "Traceback" not in one.text
     assert {cell.id for cell in ledger.cells()} == {cell.id for cell in planned}
     assert_exact(ledger, planned)
