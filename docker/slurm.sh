@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 [ $# -ge 1 ] || { echo "slurm.sh: no spec (expected sbatch … slurm.sh SPEC [options of fsg launch])" >&2; exit 2; }
 [ -n "${SLURM_JOB_ID:-}" ] || { echo "slurm.sh: not in a Slurm job (expected sbatch … slurm.sh SPEC)" >&2; exit 2; }
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # Where the nodes reach the first one: by its name, unless FSG_HEAD_ADDRESS says better.
 address=${FSG_HEAD_ADDRESS:-$(getent ahostsv4 "$first" | awk 'NR == 1 {print $1}' || true)}
 [ -n "$address" ] || { echo "slurm.sh: the name $first means nothing here (expected FSG_HEAD_ADDRESS)" >&2; exit 2; }

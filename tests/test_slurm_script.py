@@ -14,8 +14,9 @@ STAND_INS = {
     # The words of Slurm go to a log; what is to run on a node runs here.
     "srun": """
         case "$*" in *mkdir*) [ -z "${FOREIGN:-}" ] || exit 1 ;; esac
-        while [ "${1#--}" != "$1" ]; do echo -n "$1 " >>"$LOG"; shift; done
-        echo "| $1 ${2:-} $(stat -c %a "$TMPDIR" 2>/dev/null)" >>"$LOG"
+        words=
+        while [ "${1#--}" != "$1" ]; do words="$words$1 "; shift; done
+        echo "$words| $1 ${2:-} $(stat -c %a "$TMPDIR" 2>/dev/null)" >>"$LOG"
         exec "$@" """,
     "python": f"""
         case "$*" in
