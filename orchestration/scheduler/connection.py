@@ -30,7 +30,7 @@ from orchestration.util.user_code import SHIPPED, other_environment, python_file
 
 _VITAL = ("raylet", "gcs_server")
 POLL_INTERVAL = 0.5
-TIME_TO_FAIL = 20.0  # for the start of a Ray that lacks a process
+TIME_TO_FAIL = 45.0  # for a start that lacks a process: Ray gives up after 30 s, or ends this process after 60
 TRIES_TO_START, TRIES_AFTER_A_DEATH = 5, 2
 
 
