@@ -4,7 +4,7 @@ RESULTS ?= results
 KILLS ?= 20
 BIN := .venv/bin
 
-.PHONY: help run test mutations test-slow test-browser test-cluster test-versions test-accelerator gpu cluster-up cluster-down lint types schema chaos bench-checkpoints bench bench-record \
+.PHONY: help run test mutations test-slow test-browser test-cluster test-versions test-accelerator gpu cluster-up cluster-down lint types schema chaos bench-checkpoints bench-long-life bench bench-record \
   lock clean
 
 help:  ## this list
@@ -64,6 +64,9 @@ chaos: .venv/.installed  ## the quick ablation under random kills (KILLS=20), co
 
 bench-checkpoints: .venv/.installed  ## what a checkpoint costs, its size, and how soon a resumed cell trains again
 	$(BIN)/python -m benchmarks.checkpoints
+
+bench-long-life: .venv/.installed  ## what grows in a launch of 2,000 trainings: memory, descriptors, threads, files
+	$(BIN)/python -m benchmarks.long_life
 
 bench: .venv/.installed  ## ratios measured in one run; see docs/performance.md
 	$(BIN)/python -m benchmarks

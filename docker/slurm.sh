@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 [ $# -ge 1 ] || { echo "slurm.sh: no spec (expected sbatch … slurm.sh SPEC [options of fsg launch])" >&2; exit 2; }
 [ -n "${SLURM_JOB_ID:-}" ] || { echo "slurm.sh: not in a Slurm job (expected sbatch … slurm.sh SPEC)" >&2; exit 2; }
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # Where the nodes reach the first one: by its name, unless FSG_HEAD_ADDRESS says better.
 address=${FSG_HEAD_ADDRESS:-$(getent ahostsv4 "$first" | awk 'NR == 1 {print $1}' || true)}
 [ -n "$address" ] || { echo "slurm.sh: the name $first means nothing here (expected FSG_HEAD_ADDRESS)" >&2; exit 2; }
@@ -26,6 +26,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
 scratch=$(mktemp -d /tmp/fsg-XXXXXX)
+export TMPDIR=$scratch  # for what the trainings leave there, too
 
 driver= requeue=
 stop() { [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true; }
@@ -41,6 +42,11 @@ trap clear_up EXIT
 node() {  # node COMMAND…: Ray on one node of the allocation, as long as this job runs
   srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --mem=0 --export=ALL "$@" >>"$scratch/ray.txt" 2>&1 &
 }
+
+# Ray opens its folders to everyone: on each node they lie below one that is this user's alone, made before Ray comes.
+# shellcheck disable=SC2016
+srun --overlap --ntasks-per-node=1 bash -c 'mkdir -m 700 "$0" 2>/dev/null || [ -O "$0" ]' "$scratch" ||
+  { echo "slurm.sh: $scratch cannot be made on every node (expected room in /tmp)" >&2; exit 2; }
 
 ray=("$python" -m ray.scripts.scripts start --block --disable-usage-stats --num-cpus="${SLURM_CPUS_PER_TASK:-1}")
 ray+=(--object-store-memory="${OBJECT_STORE_BYTES:-200000000}")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from orchestration.util import program
 
-if __name__ == "__main__" or Path(sys.argv[0]).name in ("fsg", "launch.py", "submitted.py"):
+if __name__ == "__main__" or Path(sys.argv[0]).name in ("fsg", "launch.py", "restarted.py", "submitted.py"):
     program.begin(sys.argv[1:])  # before any library is imported
 
 import typer
@@ -124,6 +124,14 @@ def launch(
         spec, profile, tuple(sets or ()), results, tracking_uri, address, submit, study_storage, yes
     )
     raise typer.Exit(planning.plan(request, not no_pilot) if plan else launching.launch(request))
+
+
+@app.command(hidden=True)
+def restarted() -> None:
+    """Go on with a launch whose Ray has died: run by the process that takes the place of its driver."""
+    from orchestration.commands import launch as launching  # start-up time
+
+    raise typer.Exit(_one_line_errors(launching.go_on))
 
 
 @app.command()

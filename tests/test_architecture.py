@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = {"ledger", "ledger/stores", "spec", "util"}
 # Each folder, from the top to the bottom of the house, and the folders that it may import.
 FOLDERS: dict[str, set[str]] = {
-    "": {"commands", "scheduler", *BASE},  # cli, launch, submitted
+    "": {"commands", "scheduler", *BASE},  # cli, launch, restarted, submitted
     "commands": {"report", "scheduler", "search", "search/optuna", "tracking", "runtime", "analysis", *BASE},
     "report": {"search", "search/optuna", "analysis", *BASE},
     "scheduler": {"runtime", *BASE},

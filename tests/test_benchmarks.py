@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import slow_net
+from benchmarks import long_life, slow_net
 from benchmarks.__main__ import BEGIN, END, PAGE, RECORD, markdown, tables
 from benchmarks.curves import Curve
 from benchmarks.measuring import ROOT, Row, forget_peak, machine, memory
@@ -101,3 +101,26 @@ def test_the_best_order_fills_each_place_as_soon_as_it_is_free() -> None:
     assert Filled(began, 7.0).over_ideal(2.0, 8) == 1.0, "counted from the first start"
     assert Filled(began, 9.0).over_ideal(2.0, 8) == 1.5
     assert Filled([3.0, 4.0, 5.0], 9.0).over_ideal(2.0, 8) == 1.5, "five places have no worker"
+
+
+def test_what_grows_is_compared_between_a_tenth_of_a_launch_and_its_end() -> None:
+    looks = [(done, {"driver: MB": 100.0 + done, "processes": 9.0}) for done in range(101)]
+    found = long_life.medians(looks, 100)
+    assert found == {
+        "at a tenth": {"driver: MB": 112.5, "processes": 9.0},
+        "at the end": {"driver: MB": 197.5, "processes": 9.0},
+    }
+    assert "| driver: MB | 112 | 198 | +85 |" in long_life.table(found)
+    few = long_life.medians([looks[30], looks[60]], 100)
+    assert (few["at a tenth"]["driver: MB"], few["at the end"]["driver: MB"]) == (130.0, 160.0)
+
+
+@pytest.mark.slow
+def test_a_launch_is_looked_at_from_its_workers_start_to_their_end(tmp_path: Path) -> None:
+    looks = long_life.observe(tmp_path, 12)
+    assert {"driver: MB", "driver: descriptors", "workers: threads", "/dev/shm: MB", "temporary files"} <= set(
+        looks[0][1]
+    )
+    assert all(value > 0 for value in looks[-1][1].values())
+    assert [done for done, _ in looks] == sorted(done for done, _ in looks)
+    assert list((tmp_path / "temporary").iterdir()) == []

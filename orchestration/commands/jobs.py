@@ -4,7 +4,6 @@ Call `environment.prepare` before this module is imported: Ray reads its environ
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.scheduler.environment import Unusable
 from orchestration.scheduler.job_server import FINISHED, Job, JobServer, Submission, experiment_of, pack
 from orchestration.util.duration import duration
+from orchestration.util.scratch import scratch
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -34,8 +34,8 @@ class SubmitRequest:
 def submit(address: str, wanted: SubmitRequest, stay: bool) -> int:
     """Submit an experiment and, if `stay`, follow it. Returns the exit status. Raises Unusable."""
     server = JobServer(address)
-    with tempfile.TemporaryDirectory(prefix="fsg-") as folder:
-        package = pack(Path(folder) / "package", wanted.spec, wanted.own, dict(wanted.record))
+    with scratch("fsg-") as folder:
+        package = pack(folder / "package", wanted.spec, wanted.own, dict(wanted.record))
         job = server.submit(
             Submission(wanted.experiment, package, wanted.words, {"COLUMNS": "110", **wanted.environment})
         )

@@ -4,17 +4,19 @@ import json
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import fsg
+from orchestration.commands.diff import diff
 from orchestration.commands.exit_status import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from orchestration.commands.orphans import confirm_orphans
 from orchestration.commands.plan import ExperimentPlan, load_checked, make_plan, say_damage
 from orchestration.commands.progress import view_for
 from orchestration.commands.request import LaunchRequest, Refused, refusing_write_errors, run_guarded
+from orchestration.commands.restart import Restart
 from orchestration.commands.submit import submit
 from orchestration.commands.train import View, train
 from orchestration.ledger import store
@@ -22,6 +24,7 @@ from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.ledger.study_records import planned_cells
 from orchestration.report.make import make
+from orchestration.runtime.inputs import inputs
 from orchestration.scheduler.environment import Unusable, is_job_server
 from orchestration.spec.cells import own_folders
 from orchestration.spec.experiment import ExperimentSpec
@@ -32,6 +35,7 @@ from orchestration.util.databases import sqlite_file
 from orchestration.util.error_text import first_line
 from orchestration.util.passwords import hide_passwords, without_password
 from orchestration.util.program import AT_WORK
+from orchestration.util.scratch import private_temporary_files
 
 if TYPE_CHECKING:
     from orchestration.tracking.sync import Patience, Tracker
@@ -45,7 +49,26 @@ def launch(request: LaunchRequest) -> int:
     """Run what is missing of an experiment, or submit it to a cluster. Returns the exit status."""
     if is_job_server(request.address):
         return run_guarded(request, lambda: submit(request, ["launch"]))
-    return run_guarded(request, lambda: _launch(request))
+    return _compared(request, lambda: _launch(request))
+
+
+def go_on() -> int:
+    """Go on with the launch that this process has taken over from one whose Ray has died. Returns the exit status.
+
+    Raises ValueError where there is none.
+    """
+    restart = Restart.of_this_process()
+    status = _compared(restart.request, lambda: _go_on(restart))
+    return FAILED if status == BAD_INPUT else status  # it has begun before
+
+
+def _compared(request: LaunchRequest, work: Callable[[], int]) -> int:
+    """Do the work of a launch; then compare its results with those that the request names."""
+    with private_temporary_files():
+        status = run_guarded(request, work)
+    if request.against is not None and (request.results / request.against.name).is_dir():
+        diff(request.against, request.results / request.against.name)
+    return status
 
 
 def _launch(request: LaunchRequest) -> int:
@@ -60,6 +83,15 @@ def _launch(request: LaunchRequest) -> int:
             confirm_orphans(request, plan)
             number = _enter(request, plan)
         return run(request, plan, number)
+
+
+def _go_on(restart: Restart) -> int:
+    ledger = Ledger(restart.folder)
+    with ledger.lock():
+        plan, launch = restart.plan(ledger)
+        before = {name: value for name, value in launch.items() if name not in ("finished", "exit_status", "reason")}
+        number = ledger.record_launch(before | _code() | {"started": now_ms(), "goes_on_from": restart.number})
+        return run(restart.request, plan, number)
 
 
 def _refuse_databases_in_a_bucket(request: LaunchRequest, spec: ExperimentSpec) -> None:
@@ -104,11 +136,19 @@ def _record(request: LaunchRequest, plan: ExperimentPlan) -> dict[str, Any]:
         "tracking_uri": _tracking_uri(request, plan.ledger),
         "cells": [cell.id for cell in plan.cells],
         "networks": [one.to_dict() for one in networks_of(plan.cells)],
-        "numerics": fsg.NUMERICS,
-        "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "classes": _class_names(plan),
         "data": dict(sorted((c.train.data.title(), c.train.data.fingerprint()) for c in plan.cells)),
+        "inputs": inputs(cell.train for cell in plan.all_cells),
+        **_code(),
+    }
+
+
+def _code() -> dict[str, Any]:
+    """What runs: this code, and the libraries."""
+    return {
+        "numerics": fsg.NUMERICS,
+        "versions": provenance.versions(),
         "git_diff": provenance.uncommitted(),
         **provenance.code(),
     }

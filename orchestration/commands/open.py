@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from orchestration.commands import bundle
-from orchestration.commands.diff import diff
 from orchestration.commands.exit_status import DONE
 from orchestration.commands.launch import launch
 from orchestration.commands.request import LaunchRequest
@@ -23,7 +22,5 @@ def open_bundle(path: Path, into: Path | None, run: bool) -> int:
 
 def _run_again(opened: bundle.Opened, folder: Path, results: Path) -> int:
     profile, sets = opened.manifest["profile"], tuple(opened.manifest["sets"])
-    status = launch(LaunchRequest(opened.spec(folder), profile, sets, results))
-    if (results / opened.experiment).is_dir():
-        diff(folder / "results" / opened.experiment, results / opened.experiment)
-    return status
+    before = folder / "results" / opened.experiment
+    return launch(LaunchRequest(opened.spec(folder), profile, sets, results, against=before))

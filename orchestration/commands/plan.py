@@ -134,7 +134,11 @@ def make_plan(request: LaunchRequest, spec: ExperimentSpec, ledger: Ledger) -> E
 
 def compare(spec: ExperimentSpec, ledger: Ledger) -> ExperimentPlan:
     """An experiment against its ledger as it is now."""
-    planned = cells(spec)
+    return plan_of(spec, ledger, cells(spec))
+
+
+def plan_of(spec: ExperimentSpec, ledger: Ledger, planned: Sequence[Cell]) -> ExperimentPlan:
+    """The cells of an experiment's table, and those of its searches, against its ledger as it is now."""
     statuses = cell_statuses([*planned, *expected_cells(spec, ledger)], ledger)
     return ExperimentPlan(spec, ledger, tuple(planned), tuple(statuses), tuple(ledger.orphans(planned)))
 

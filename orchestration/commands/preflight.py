@@ -200,7 +200,8 @@ def _mark(spec: ExperimentSpec, source: Path, sets: Sequence[str], field: str) -
     for one in sets:
         if one.startswith(field):
             return Mark(f"--set {one}")
-    assert spec.tree is not None
+    if spec.tree is None:  # of a launch that goes on
+        return Mark(str(source))
     return _deepest(spec.tree, field.split(".")).key_mark
 
 

@@ -1,6 +1,5 @@
 """`fsg reproduce RESULTS CELL`: one cell is trained anew, beside the ledger, and held against what it has."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from orchestration.runtime.own_code import edits, import_own_code
 from orchestration.runtime.retrain import bits, rows_of, to_train_again
 from orchestration.spec.cells import Cell, find_cell
 from orchestration.util import provenance, terminal
+from orchestration.util.scratch import scratch
 
 _SPREADS = 2.0
 _SECONDS = 2.0  # between two looks at a training that goes on
@@ -63,8 +63,8 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
     device = "cuda" if launch["spec"]["resources"]["gpus"] else "cpu"
     if device == "cuda" and not provenance.gpu_names():
         raise ValueError(f"{cell.label}: was trained on a GPU, and this machine has none")
-    with tempfile.TemporaryDirectory(prefix="fsg-reproduce-") as scratch:
-        again = to_train_again(ledger, cell, Path(scratch))
+    with scratch("fsg-reproduce-") as beside:
+        again = to_train_again(ledger, cell, beside)
         training = CellTraining(again, cell, device=device)
         while training.ended is None:
             training.run_for(_SECONDS)

@@ -5,12 +5,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from orchestration.commands.exit_status import BAD_INPUT, FAILED, INTERRUPTED
+from orchestration.ledger import store
 from orchestration.ledger.stores.errors import LockedError
 from orchestration.scheduler.environment import Unusable
 from orchestration.spec.experiment import SpecErrors
@@ -28,7 +30,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """A spec and the options of `fsg launch` and `fsg plan`."""
+    """A spec and the options of `fsg launch` and `fsg plan`; `against`: results that its own are compared with."""
 
     source: Path
     profile: str | None = None
@@ -39,7 +41,19 @@ class LaunchRequest:
     submit: bool = False
     study_storage: str | None = None
     yes: bool = False
+    against: Path | None = None
     console: Console = field(default_factory=terminal.console)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, but for the console; with passwords, if there are any."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "console"}
+        return {name: str(value) if name in _PATHS and value is not None else value for name, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "LaunchRequest":
+        """The inverse of `to_dict`."""
+        found = {name: plain[name] and store.resolve_path(plain[name]) for name in _PATHS}
+        return cls(**plain | found | {"sets": tuple(plain["sets"])})
 
     @property
     def command(self) -> str:
@@ -90,6 +104,9 @@ def run_guarded(request: LaunchRequest, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted. To resume: {request.command}", file=sys.stderr)
         return INTERRUPTED
+
+
+_PATHS = ("source", "results", "against")
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from orchestration.ledger import store
 from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.sealed import write_new
 from orchestration.ledger.stores.errors import Unwritable
-from orchestration.runtime.inputs import inputs
 from orchestration.scheduler.environment import Unusable, lacks_token, prepare
 from orchestration.search.optuna.errors import SearchError
 from orchestration.spec.cells import Cell, own_code
@@ -101,7 +100,9 @@ def train_on_ray(
         python_path=import_from(str(own)) if own else [],
     )
     packages = [Path(fsg.__file__).parent, Path(provenance.__file__).parents[1]]
-    with connect(request.address, packages, own, lambda name: restart_process(name, request, ledger, number)):
+    with connect(
+        request.address, packages, own, lambda name: restart_process(name, request, ledger, number), view.message
+    ):
         install_signals()  # Ray has put its own in place
         if problems := unmet_resources(spec, request.source, request.sets, nodes.resources()):
             raise Refused(*problems)
@@ -122,7 +123,7 @@ def train_on_ray(
             record={
                 "launch": number,
                 "git_commit": provenance.code()["git_commit"],
-                "inputs": inputs(cell.train for cell in left),
+                "inputs": ledger.recorded_inputs(number),
             },
             source=source,
             expected=plan.expected,

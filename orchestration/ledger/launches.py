@@ -58,6 +58,10 @@ class LaunchRecords:
         """The records of the launches that can be read, oldest first, each with its `number`."""
         return self._records()[0]
 
+    def recorded_inputs(self, number: int) -> dict[str, str]:
+        """The fingerprints of what the trainings of a launch read, by name, as they were when it was recorded."""
+        return next((dict(one.get("inputs", {})) for one in self.launches() if one["number"] == number), {})
+
     def launch_problems(self) -> list[str]:
         """A line for each record of a launch that is damaged, missing, or there twice: none of them counts."""
         found, problems = self._records()

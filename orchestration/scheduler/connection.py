@@ -5,11 +5,12 @@ Call `environment.prepare` before this module is imported: Ray reads its environ
 
 import gc
 import logging
-import os
 import re
 import signal
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -25,10 +26,11 @@ from orchestration.util.error_text import first_line
 from orchestration.util.passwords import hide_passwords
 from orchestration.util.provenance import cores
 from orchestration.util.scratch import scratch
-from orchestration.util.user_code import SHIPPED, python_files
+from orchestration.util.user_code import SHIPPED, other_environment, python_files
 
 _VITAL = ("raylet", "gcs_server")
 POLL_INTERVAL = 0.5
+TIME_TO_FAIL = 45.0  # for a start that lacks a process: Ray gives up after 30 s, or ends this process after 60
 TRIES_TO_START, TRIES_AFTER_A_DEATH = 5, 2
 
 
@@ -38,11 +40,13 @@ def connect(
     packages: Sequence[Path] = (),
     own: Path | None = None,
     died: Callable[[str], None] = lambda name: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[None]:
     """A Ray of this process's own, on loopback, or with `address` a running cluster's.
 
     To a cluster, these packages are sent, and the Python files of the user's `own` folder. Where a process of its own
-    Ray dies, `died` is called with its name, in a thread: whoever then calls Ray may wait for ever. Raises Unusable.
+    Ray dies, `died` is called with its name, in a thread: whoever then calls Ray may wait for ever. Where a start fails
+    as one has died, `say` gets a line and Ray is started again. Raises Unusable.
     """
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -63,29 +67,20 @@ def connect(
             # What was submitted with the driver is what its workers get, too.
             options |= {"address": address} | ({} if submission.record() else {"runtime_env": shipped})
         try:
-            place = _ray_below(folder) if address is None else nullcontext()
+            # A Ray of this process's own: `scratch` knows its processes by the folder's name in their environment.
+            place = {"RAY_TMPDIR": str(folder), "TMPDIR": tempfile.gettempdir()} if address is None else {}
             # Ray has workers import from the directory in which it is started.
-            with _refusing(address), place, _hung_up_later(), working_in(folder):
+            with _refusing(address), other_environment(place), _hung_up_later(), working_in(folder):
                 _knock(address)
-                _start(options, own=address is None)
+                if address is None:
+                    _start(options, died, say)
+                else:
+                    ray.init(**options)
             with _watched(died) if address is None else nullcontext():
                 yield
         finally:
             gc.collect()  # Ray 2.51 ends the process if another thread collects a handle of Ray's while it shuts down
             ray.shutdown()
-
-
-@contextmanager
-def _ray_below(folder: Path) -> Iterator[None]:
-    """Within, a Ray of this process's own keeps its files in a folder."""
-    before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ["RAY_TMPDIR"]
-        if before is not None:
-            os.environ["RAY_TMPDIR"] = before
 
 
 @contextmanager
@@ -139,17 +134,23 @@ def _why_unconnected(error: Exception) -> str | None:
 
 
 @contextmanager
-def _watched(died: Callable[[str], None]) -> Iterator[None]:
-    """Within, the two processes without which this process's own Ray is none are looked after."""
-    vital = _vital()
-    stop = threading.Event()
+def _watched(died: Callable[[str], None], expected: Sequence[str] = _VITAL, patience: float = 0.0) -> Iterator[None]:
+    """Within, the two processes without which this process's own Ray is none are looked after.
+
+    `died` is called where one has died, or an expected one is not there, for so many seconds.
+    """
+    stop, seen = threading.Event(), _vital()
 
     def watch() -> None:
+        since = time.monotonic()
         while not stop.wait(POLL_INTERVAL):
-            for name, process in vital:
-                if not _runs(process) and not stop.is_set():
-                    died(name)
-                    return
+            seen.update(_vital())
+            dead = [name for name in (*expected, *seen) if name not in seen or not _runs(seen[name])]
+            since = since if dead else time.monotonic()
+            if dead and time.monotonic() - since >= patience:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # what takes this one's place hears it
+                died(dead[0])
+                return
 
     thread = threading.Thread(target=watch, name="Ray's watch", daemon=True)
     thread.start()
@@ -159,9 +160,13 @@ def _watched(died: Callable[[str], None]) -> Iterator[None]:
         stop.set()
 
 
-def _vital() -> list[tuple[str, psutil.Process]]:
-    """Those processes of this one's own Ray that run, by name."""
-    return [(child.name(), child) for child in psutil.Process().children() if _runs(child) and child.name() in _VITAL]
+def _vital() -> dict[str, psutil.Process]:
+    """Those processes of this one's own Ray, by name, also ones that have died and nobody has asked about."""
+    found = dict[str, psutil.Process]()
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            found |= {child.name(): child} if child.name() in _VITAL else {}
+    return found
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -171,21 +176,19 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _start(options: dict[str, Any], own: bool) -> None:
+def _start(options: dict[str, Any], died: Callable[[str], None], say: Callable[[str], None]) -> None:
     """Ray gives a node of its own half a minute to start: on a busy machine it takes more than one try.
 
-    Raises Unusable.
+    A start that goes on though a process has died may do so for minutes, or end this process. Raises Unusable.
     """
-    if not own:
-        ray.init(**options)
-        return
     before, deaths = set(psutil.Process().children()), 0
     for tried in range(1, TRIES_TO_START + 1):
         try:
-            ray.init(**options)
+            with _watched(died, _VITAL[1:], TIME_TO_FAIL):
+                ray.init(**options)
             return
         except Exception as error:
-            dead = sorted(set(_VITAL) - {name for name, _ in _vital()})
+            dead = sorted(name for name in _VITAL if name not in (found := _vital()) or not _runs(found[name]))
             deaths += bool(dead)
             ray.shutdown()
             for process in set(psutil.Process().children()) - before:
@@ -196,6 +199,8 @@ def _start(options: dict[str, Any], own: bool) -> None:
                 hint = "expected some memory, room in /tmp, and processors that are not all busy"
                 why = f"its {dead[0]} died" if dead else first_line(error)
                 raise Unusable(f"Ray does not start on this machine, tried {tried} times: {why} ({hint})") from error
+            if dead:
+                say(f"Ray's {dead[0]} died while it started: it is started again")
 
 
 def capacity() -> dict[str, float]:

@@ -11,6 +11,7 @@ from orchestration.util import requirements
 _FIRST_WITH_TOKENS = Version("2.52")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "SPT_NOENV": "1",  # a process that gets another title keeps its environment, by which it is known
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -19,7 +20,7 @@ _QUIET = {
 }
 BEGIN_TIMEOUT = 300
 _PATIENT = {  # with processes of our own, on a machine that is busy
-    "RAY_gcs_server_port_wait_time_s": str(BEGIN_TIMEOUT),
+    "RAY_gcs_server_port_wait_time_s": "60",  # Ray waits as long for a head that has died, and nothing else runs then
     "RAY_agent_register_timeout_ms": str(1000 * BEGIN_TIMEOUT),
     "RAY_worker_register_timeout_seconds": str(BEGIN_TIMEOUT),
 }

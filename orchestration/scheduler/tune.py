@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -31,7 +32,6 @@ from orchestration.scheduler.queue import Queue, RunCallback, WorkSource
 from orchestration.scheduler.resources import TrialResources, max_concurrency
 from orchestration.scheduler.worker_trial import WorkerTrial
 from orchestration.spec.cells import Cell
-from orchestration.util.scratch import scratch
 
 POLL_INTERVAL = 0.2
 TIME_TO_NOTICE = 5  # that Ray itself has died, and not the exchange alone: then the process is replaced meanwhile
@@ -160,13 +160,13 @@ def _tune_that_starts_workers(
 ) -> Iterator["_TuneThread"]:
     """Within, Tune starts the workers that the pool wants; afterwards it has ended them."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places + 1)  # one more: a node that joins is used
-    with scratch("fsg-tune-") as folder:
+    with TemporaryDirectory(prefix="fsg-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
             WorkerTrial,
             tune_config=tune.TuneConfig(num_samples=-1, search_alg=_WantedWorkers(pool, settings, exchange)),
             run_config=tune.RunConfig(
                 name="workers",
-                storage_path=str(folder),
+                storage_path=folder,
                 stop=_PoolFinished(pool),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,7 +83,7 @@ def folder_name(name: str | None, profile: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedSpec(ExperimentSpec):
-    """An experiment as a launch recorded it: `resolved` is what it was then; its searches are not read."""
+    """An experiment as a launch recorded it: `resolved` is what it was then; its searches are read only on request."""
 
     record: dict[str, Any]
 
@@ -112,6 +112,15 @@ def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
     )
 
 
+def recorded_spec_with_searches(launch: dict[str, Any]) -> RecordedSpec:
+    """The same with its searches, as the recorded text has them. Raises SpecErrors, too."""
+    recorded = recorded_spec(launch)
+    if "studies" not in launch["spec"]:
+        return recorded
+    read = _spec_of(launch["spec_text"], recorded.source, recorded.profile, launch["sets"])
+    return replace(recorded, studies=read.studies, study_storage=read.study_storage)
+
+
 def load_spec(path: Path | str, profile: str | None = None, sets: Sequence[str] = ()) -> ExperimentSpec:
     """The experiment in a YAML file, as a profile sizes it and `path=value` settings change it.
 
@@ -121,7 +130,16 @@ def load_spec(path: Path | str, profile: str | None = None, sets: Sequence[str] 
     path = Path(path)
     if isinstance(sets, str):
         raise SpecErrors([f"sets: got {show(sets)} (expected a list of PATH=VALUE)"])
-    text, root, unreadable = _read(path)
+    try:
+        text = read_text(path)
+    except ProblemError as refused:
+        raise SpecErrors([str(refused.problem)]) from None
+    return _spec_of(text, path, profile, sets)
+
+
+def _spec_of(text: str, path: Path, profile: str | None, sets: Sequence[str]) -> ExperimentSpec:
+    """The experiment in the text of a file at a path, whatever is in that file now. Raises SpecErrors."""
+    root, unreadable = _tree(text, path)
     resolved, problems = _resolve(root, Resolver(path.resolve().parent), profile, sets)
     unread = {problem.mark for problem in unreadable}
     problems = unreadable + [problem for problem in problems if problem.mark not in unread]
@@ -150,18 +168,17 @@ def load_spec(path: Path | str, profile: str | None = None, sets: Sequence[str] 
     return spec
 
 
-def _read(path: Path) -> tuple[str, Node, list[Problem]]:
-    """The text of a file, its tree, and the mistakes that did not end the reading. Raises SpecErrors."""
+def _tree(text: str, path: Path) -> tuple[Node, list[Problem]]:
+    """The tree of a text, and the mistakes that did not end the reading. Raises SpecErrors."""
     start = Mark(printable(str(path), 1000), 1, 1)
     try:
-        text = read_text(path)
         root, unreadable = parse(text, start)
     except ProblemError as refused:
         raise SpecErrors([str(refused.problem)]) from None
     if not isinstance(root.value, dict):
         empty = "the file is empty" if root.value is None else f"got {show(root.value)}"
         raise SpecErrors([str(Problem(start, "", f"{empty} (expected a mapping: name, train, variants, …)"))])
-    return text, root, unreadable
+    return root, unreadable
 
 
 def _resolve(

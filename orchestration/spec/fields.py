@@ -42,16 +42,12 @@ class Resources(Settings):
 
     cpus: int | None = setting(None, "CPUs a training; train.threads unless said otherwise.", ge=1)
     gpus: GPUs = choice(
-        0.0, "GPUs a training; a fraction shares one; auto measures how many trainings a GPU, or these CPUs, do best."
+        0.0,
+        "GPUs a training, ≤ 1; a fraction shares one; auto measures how many trainings a GPU, or these CPUs, do best.",
     )
     max_concurrent: int | None = setting(None, "Trainings at a time; as many as there is room for unless said.", ge=1)
     max_retries: int = setting(3, "How often a training that died is taken up again.", ge=0)
     checkpoint_every: float = setting(60.0, "Seconds between two checkpoints of a training.", gt=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gpu_share > 1 and self.gpu_share != int(self.gpu_share):
-            raise ValueError(f"gpus is {self.gpus} (expected a fraction of one GPU, or a whole number of them)")
 
     @property
     def gpu_share(self) -> float:

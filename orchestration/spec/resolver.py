@@ -87,6 +87,7 @@ class Resolver:
         file, found = self.reader.read(Located(SpecFile, without_train, "the spec"))
         problems = [*found, *_taken_name(entries), *_repeated_seeds(entries)]
         problems += [*_wrong_comparison(entries), *_wrong_report(entries), *_in_points(entries)]
+        problems += _idle_gpus(entries)
         try:
             train = self._train(root)
         except ProblemError as refused:
@@ -338,6 +339,15 @@ def _in_points(entries: Mapping[str, Node]) -> list[Problem]:
         for node in sizes
         if isinstance(node.value, int | float) and not isinstance(node.value, bool) and node.value >= 1
     ]
+
+
+def _idle_gpus(entries: Mapping[str, Node]) -> list[Problem]:
+    """More than one for a training, which runs on one."""
+    gpus = entries["resources"].items().get("gpus") if "resources" in entries else None
+    if gpus is None or isinstance(gpus.value, bool) or not isinstance(gpus.value, int | float) or gpus.value <= 1:
+        return []
+    what = f"got {show(gpus.value)}, and a training runs on one GPU (expected ≤ 1: other trainings use the others)"
+    return [Problem(gpus.mark, gpus.label, what)]
 
 
 def _wrong_report(entries: Mapping[str, Node]) -> list[Problem]:

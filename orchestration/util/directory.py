@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _lock = threading.Lock()
+_before: list[int] = []  # the directory that the process was started in, while it works in another
 
 
 @contextmanager
@@ -14,12 +15,19 @@ def working_in(folder: Path) -> Iterator[None]:
     """Within, the working directory of the whole process is a folder; whoever is `staying` waits."""
     with _lock:
         before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        _before.append(before)
         try:
             os.chdir(folder)
             yield
         finally:
             os.fchdir(before)
-            os.close(before)
+            os.close(_before.pop())
+
+
+def go_back() -> None:
+    """Work in the directory that the process was started in, as whoever is `working_in` another will not come back."""
+    if _before:
+        os.fchdir(_before[0])
 
 
 @contextmanager

@@ -8,14 +8,15 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 SHIPPED = "own-code"  # the folder of the user's files within what is sent to a cluster
 _SAFE = "PYTHONSAFEPATH"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _set_aside: list[str] = []
-_given: dict[str, str] = {}  # what this changes in the environment, as it was
+_given: dict[str, str | None] = {}  # what is changed in the environment, as it was
 
 
 def take_off_users_folders(words: Iterable[str]) -> None:
@@ -42,7 +43,23 @@ def end_of_safe_path() -> None:
 
 def environment_as_given() -> dict[str, str]:
     """The environment for a program that begins anew in this one's place."""
-    return {name: value for name, value in os.environ.items() if name != _SAFE} | _given
+    now = {name: value for name, value in os.environ.items() if name != _SAFE and name not in _given}
+    return now | {name: value for name, value in _given.items() if value is not None}
+
+
+@contextmanager
+def other_environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Within, variables of the environment are others; a program that begins anew gets them as they were."""
+    before = {name: os.environ.get(name) for name in changes}
+    _given.update(before)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name], _given[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def import_from(*folders: str) -> list[str]:

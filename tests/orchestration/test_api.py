@@ -85,9 +85,9 @@ REFUSED = {
         r"sets: got 'train.epochs=1' \(expected a list of PATH=VALUE\)",
     ),
     "a resource that is not there": (
-        lambda: plan("tiny.yaml", sets=["resources.gpus=64"]),
+        lambda: plan("tiny.yaml", sets=["resources.cpus=4096"]),
         Refused,
-        "--set resources.gpus=64: resources.gpus: a training asks for 64",
+        "--set resources.cpus=4096: resources.cpus: a training asks for 4096 CPUs",
     ),
     "settings for a spec that is loaded": (
         lambda: run(load_spec("tiny.yaml"), sets=["train.epochs=1"]),

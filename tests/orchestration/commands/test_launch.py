@@ -259,7 +259,6 @@ def test_more_threads_than_cores_are_refused(folder: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("sets", "told"),
     [
-        (["resources.gpus=2"], "--set resources.gpus=2: resources.gpus: a training asks for 2 (expected ≤ 1, the most"),
         (["resources.cpus=9"], "--set resources.cpus=9: resources.cpus: a training asks for 9 CPUs (expected ≤ 8, the"),
         (["resources.gpus=1", "train.threads=5"], "train.threads: a training asks for 5 CPUs (expected ≤ 4, the most"),
         (["train.threads=9"], "--set train.threads=9: train.threads: a training asks for 9 CPUs (expected ≤ 8, the "),
@@ -273,6 +272,14 @@ def test_more_than_any_node_of_a_cluster_has_is_refused(folder: Path, sets: list
     lines = unmet_resources(load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, nodes)
     assert len(lines) == bool(told)
     assert told in "".join(lines)
+
+
+def test_a_gpu_that_no_node_of_a_cluster_has_is_refused(folder: Path) -> None:
+    sets = ["resources.gpus=1"]
+    (line,) = unmet_resources(
+        load_spec(Path("tiny.yaml"), sets=sets), Path("tiny.yaml"), sets, [{"CPU": 4.0, "GPU": 0}]
+    )
+    assert line.startswith("--set resources.gpus=1: resources.gpus: a training asks for 1 (expected ≤ 0, the most that")
 
 
 def test_cluster_that_has_no_processors_yet_is_waited_for(folder: Path) -> None:

@@ -243,7 +243,16 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "gpus below 0": (appended("resources: {gpus: -1}"), "9:19: resources.gpus: got -1 (expected a number ≥ 0 or auto)"),
     "one and a half GPUs": (
         appended("resources: {gpus: 1.5}"),
-        "9:1: resources: gpus is 1.5 (expected a fraction of one GPU, or a whole number of them)",
+        "9:19: resources.gpus: got 1.5, and a training runs on one GPU (expected ≤ 1: other trainings use the others)",
+    ),
+    "two GPUs, of which one would be idle": (
+        appended("resources: {gpus: 2}"),
+        "9:19: resources.gpus: got 2, and a training runs on one GPU (expected ≤ 1: other trainings use the others)",
+    ),
+    "two GPUs in a profile": (
+        appended("profiles: {big: {resources.gpus: 2.0}}"),
+        "9:34: profiles.big.resources.gpus: got 2.0, and a training runs on one GPU "
+        "(expected ≤ 1: other trainings use the others)",
     ),
     "cpus that are text": (
         appended("resources: {cpus: many}"),
