@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ from fsg.quantizers import BaseQuantizer
 settings = dataclass(frozen=True, kw_only=True)
 """
 _numbers = itertools.count()
+# As Python itself says it.
+NO_UPDATE = (
+    "with abstract method update"
+    if sys.version_info < (3, 12)
+    else "without an implementation for abstract method 'update'"
+)
 
 
 @pytest.fixture
@@ -213,7 +220,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "an estimator without an update": (
         "estimator",
         "class Mine(fsg.GradientEstimator):\n    def propose(self, model, *, lr, progress): return {}\n",
-        "TypeError: Can't instantiate abstract class Mine with abstract method update "
+        f"TypeError: Can't instantiate abstract class Mine {NO_UPDATE} "
         "(expected a gradient estimator that can be built)",
     ),
     "an optimizer where an estimator is": (
