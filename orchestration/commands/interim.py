@@ -22,10 +22,12 @@ class Interim:
         self._over: dict[str, Trial] = {}
 
     def text(self) -> str:
-        """`interim, no verdict: fsg − ste +0.52 points over 2 of 3 seeds (test accuracy)`; or nothing."""
+        """`interim, no verdict: fsg − ste +0.52 points over 2 of 3 seeds (test accuracy)`; nothing once all end."""
         for cell in self._cells:
             if cell.id not in self._over and (outcome := self._ledger.outcome(cell.id)).state in ("done", "diverged"):
                 self._over[cell.id] = Trial(cell, outcome, tuple(self._ledger.rows(cell.id)))
+        if len(self._over) == len(self._cells):
+            return ""
         unit, told = self._measure.unit, []
         for line in lines_of(self._over.values(), self._measure, self._baseline):
             if line.variant != self._primary or line.comparison is None or not line.comparison.n:

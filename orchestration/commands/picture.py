@@ -29,7 +29,8 @@ def picture(tally: Tally, name: str, width: int, height: int, hint: Text) -> Ren
     if len(running) > room:
         parts.append(_one_line(f"and {len(running) - room} more running", "dim"))
     hint.no_wrap, hint.overflow = True, "ellipsis"
-    return EscapedText(Group(*parts, *below, Text(""), hint))
+    apart = [Text("")] if running or below else []
+    return EscapedText(Group(*parts, *below, *apart, hint))
 
 
 def times(tally: Tally) -> str:

@@ -66,7 +66,7 @@ def tally_of(ledger: Ledger, launch: dict[str, Any]) -> Tally:
 
 
 def warnings(ledger: Ledger, statuses: Sequence[CellStatus]) -> list[str]:
-    """A line for each training that was damaged, diverged, or was begun again; the latest last."""
+    """A line for each training that was damaged, diverged, or was begun again unasked; the latest last."""
     found: list[tuple[int, str]] = []
     for one in statuses:
         if one.outcome.damaged or one.outcome.state == "diverged":
@@ -76,7 +76,7 @@ def warnings(ledger: Ledger, statuses: Sequence[CellStatus]) -> list[str]:
             end = before["end"] or {"state": "cut off", "reason": ""}
             why = f": {end['reason']}" if end["reason"] else ""
             told = f"{one.cell.label} was begun again, after attempt {before['number']} was {end['state']}{why}"
-            if end["state"] != "pruned":
+            if end["state"] not in ("pruned", "interrupted"):  # by a search, or by who stopped the launch
                 found.append((after["started_at"], told))
     return [text for _, text in sorted(found)]
 
@@ -87,7 +87,8 @@ def standing(ledger: Ledger, launch: dict[str, Any]) -> str:
     if "finished" in launch:
         why = f" ({launch['reason']})" if launch.get("reason") else ""
         ago = duration(max(0, now - launch["finished"]) / 1000)
-        return f"{name} ended {ago} ago with exit status {launch['exit_status']}{why}"
+        verdict = "; the report has the verdict" if launch["exit_status"] == DONE else ""
+        return f"{name} ended {ago} ago with exit status {launch['exit_status']}{why}{verdict}"
     if ledger.is_held():
         return f"{name} runs; each training is shown as of its last checkpoint"
     return f"{name} was cut off; to resume: {launch['command']}"

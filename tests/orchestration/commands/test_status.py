@@ -74,6 +74,14 @@ def test_a_pace_is_that_of_the_attempt_that_runs(ledger: Ledger, monkeypatch: py
     assert tally.warnings[-1] == "fsg · seed 1 was begun again, after attempt 1 was cut off"
 
 
+@pytest.mark.parametrize("reason", ["paused at step 10", "stopped"])
+def test_a_training_that_was_paused_or_stopped_is_no_warning(ledger: Ledger, reason: str) -> None:
+    attempt = ledger.claim(cell("ste", 1).id, RECORD)
+    attempt.finish("interrupted", reason, step=10)
+    ledger.claim(cell("ste", 1).id, RECORD)
+    assert not tally_of(ledger, ledger.last_launch()).warnings
+
+
 def test_a_cell_waits_for_its_pretraining(tmp_path: Path) -> None:
     before = replace(CELLS[0], kind="pretrain", variant="pretrain")
     after = replace(CELLS[1], depends_on=before.id)
@@ -160,6 +168,13 @@ def test_the_difference_so_far_is_over_the_seeds_that_both_have(ledger: Ledger) 
     assert "[" not in so_far.text()
 
 
+def test_nothing_is_interim_once_all_are_over(ledger: Ledger) -> None:
+    for one in CELLS:
+        if ledger.outcome(one.id).state != "done":
+            finish(ledger, one, 0.8)
+    assert tally_of(ledger, ledger.last_launch()).interim == ""
+
+
 def test_a_divergence_counts_in_the_difference_so_far(ledger: Ledger) -> None:
     diverge(ledger, cell("fsg", 2))
     finish(ledger, cell("ste", 2), 0.79)
@@ -167,13 +182,14 @@ def test_a_divergence_counts_in_the_difference_so_far(ledger: Ledger) -> None:
 
 
 def test_each_point_of_a_grid_has_its_own_difference(tmp_path: Path) -> None:
-    spec = spec_of(("fsg", "ste"), (0,), {"optimizer.lr": [0.1, 0.2, 0.3]})
+    spec = spec_of(("fsg", "ste"), (0, 1), {"optimizer.lr": [0.1, 0.2, 0.3]})
     cells = cells_of(spec)
     ledger = launched(tmp_path / "ablation", spec, cells)
     assert Interim(ledger, cells, "ste", "fsg", "test/accuracy").text() == ""
     for one in cells:
-        finish(ledger, one, 0.8 if one.variant == "ste" else 0.8 + one.grid["optimizer.lr"] / 10)
+        if one.seed == 0:
+            finish(ledger, one, 0.8 if one.variant == "ste" else 0.8 + one.grid["optimizer.lr"] / 10)
     assert Interim(ledger, cells, "ste", "fsg", "test/accuracy").text() == (
-        "interim, no verdict: fsg · lr=0.1 − ste +1.00 points over 1 of 1 seeds; "
-        "fsg · lr=0.2 − ste +2.00 points over 1 of 1 seeds and 1 more (test accuracy)"
+        "interim, no verdict: fsg · lr=0.1 − ste +1.00 points over 1 of 2 seeds; "
+        "fsg · lr=0.2 − ste +2.00 points over 1 of 2 seeds and 1 more (test accuracy)"
     )
