@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,8 +66,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The named tensors of a file, on the CPU: a .npz of arrays, a .safetensors, or what `torch.save` wrote.
 
     The last (.pt, .pth, .pth.tar, .ckpt) is read by the safe loader. It may hold a state dict, or a mapping with one
-    under `weights`, `state_dict`, `model_state_dict`, `model` or `net`. Where all names begin with `module.`, which
-    `nn.DataParallel` puts there, that is taken off.
+    under `weights`, `state_dict`, `model_state_dict`, `model` or `net`.
     Raises ValueError, in one line, for a file that is missing, damaged, of another kind, or holds anything else.
     """
     path = Path(path)
@@ -84,9 +83,26 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     odd = [f"{name} is a {type(value).__name__}" for name, value in held.items() if not isinstance(value, Tensor)]
     if odd or not held:
         raise ValueError(f"{path}: expected named tensors, found {_few(odd) or 'none'}")
-    while all(str(name).startswith("module.") for name in held):
-        held = {name.removeprefix("module."): tensor for name, tensor in held.items()}
     return dict(held)
+
+
+def named_for(network: Collection[str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under a network's names, where what wrapped it has put something before all of them.
+
+    That is `module.` for `nn.DataParallel`, `_orig_mod.` for `torch.compile`, its attribute for a Lightning module, or
+    several. What does not come to fit stays as it is. Batch norm's counters, which torch did not keep before 0.4.1, are
+    zero where there is none.
+    """
+    held = dict(weights)
+    while not any(name in network for name in held):
+        parts = [name.partition(".") for name in held]
+        if len({head for head, _, _ in parts}) != 1 or not all(rest for _, _, rest in parts):
+            held = dict(weights)
+            break
+        held = {name.partition(".")[2]: tensor for name, tensor in held.items()}
+    if not any(name.endswith(_COUNTER) for name in held):
+        held |= {name: torch.zeros((), dtype=torch.int64) for name in network if name.endswith(_COUNTER)}
+    return held
 
 
 def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -157,6 +173,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     return load_file(path)
 
 
+_COUNTER = "num_batches_tracked"
 _WRAPPERS = ("weights", "state_dict", "model_state_dict", "model", "net")
 _CONVERT = 'expected what torch.save(model.state_dict(), "weights.pt") writes, where that object can be had'
 _READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {

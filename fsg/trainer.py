@@ -25,7 +25,7 @@ from fsg.models import Torchvision
 from fsg.optimizers import Optimizer
 from fsg.precision import arithmetic, set_precision
 from fsg.seeding import derived_seed, seed_generators
-from fsg.starting_points import File, Pretrain, load_into, load_weights
+from fsg.starting_points import File, Pretrain, load_into, load_weights, named_for
 from fsg.step import StepInParts, train_step
 from fsg.train_config import NO_TEACHER, TrainConfig, pretraining
 
@@ -90,8 +90,6 @@ class Training:
         """
         if isinstance(config.init, Pretrain) and start is None:
             raise ValueError("init is pretrain: expected the pretrained weights as `start`")
-        if isinstance(config.init, File):
-            start = load_weights(config.init.path)
         self.config, self.seed, self.device = config, seed, torch.device(device)
         own_model = isinstance(config.model, Imported | Torchvision.Config)
         set_precision(config.precision, self.device, own_model=own_model)
@@ -99,6 +97,8 @@ class Training:
         seed_generators(derived_seed(seed, "network"))
         model = config.model.build(self.dataset.shape, self.dataset.classes)
         anneal(config.quantized(model), 0.0)
+        if isinstance(config.init, File):
+            start = named_for(model.state_dict(), load_weights(config.init.path))
         if start is not None:
             load_into(model, placed_state(model) | start)
         refuse_not_finite(model)

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fsg.data import FashionMNISTSubset
 from fsg.models import ResNet
-from fsg.starting_points import File, load_into, load_weights
+from fsg.starting_points import File, load_into, load_weights, named_for
+from fsg.train_config import TrainConfig
+from fsg.trainer import Training
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ WRAPPED: list[Callable[[Any], Any]] = [
     lambda w: {"model_state_dict": w, "optimizer_state_dict": {"state": {}}},
     lambda w: {"model": w, "optimizer": {"state": {}}, "best": 0.9},
     lambda w: {"net": w, "acc": 91.0},
-    lambda w: {"epoch": 3, "model": {"state_dict": {f"module.{name}": tensor for name, tensor in w.items()}}},
+    lambda w: {"epoch": 3, "model": {"state_dict": w}},
 ]
 
 
@@ -78,9 +82,54 @@ def test_state_dict_inside_a_checkpoint_is_found(
     assert load_weights(tmp_path / "checkpoint.pt").keys() == network.state_dict().keys()
 
 
-def test_prefix_of_data_parallel_is_taken_off(network: nn.Module, tmp_path: Path) -> None:
-    torch.save(nn.DataParallel(network).state_dict(), tmp_path / "weights.pt")
-    load_into(network, load_weights(tmp_path / "weights.pt"))
+class Lightning(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda n: n, nn.DataParallel, torch.compile, Lightning, lambda n: Lightning(torch.compile(nn.DataParallel(n)))],
+    ids=["plain", "data parallel", "compiled", "lightning", "all"],
+)
+def test_what_wrappers_put_before_names_is_taken_off(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    """Of a network whose own names begin with a word that wrappers use, too."""
+    network = nn.Sequential(OrderedDict(module=nn.Linear(2, 2)))
+    for one in (ResNet.Config(depth=8, width=4).build((1, 8, 8), 4), network):
+        torch.save(wrap(one).state_dict(), tmp_path / "weights.pt")
+        names = one.state_dict()
+        found = named_for(names, load_weights(tmp_path / "weights.pt"))
+        assert found.keys() == names.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in names.items())
+
+
+def test_names_that_come_to_fit_nothing_stay_as_they_are(network: nn.Module) -> None:
+    of_another = {f"module.{name}": tensor for name, tensor in nn.Linear(2, 2).state_dict().items()}
+    found = named_for(network.state_dict(), of_another)
+    assert [name for name in found if not name.endswith("num_batches_tracked")] == ["module.weight", "module.bias"]
+    with pytest.raises(ValueError, match=r"unexpected module\.weight"):
+        load_into(network, found)
+
+
+def test_weights_of_a_torch_that_did_not_count_batches_are_read(network: nn.Module) -> None:
+    names = network.state_dict()
+    old = {name: tensor for name, tensor in names.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(names)
+    found = named_for(names, old)
+    assert found.keys() == names.keys()
+    assert found["bn1.num_batches_tracked"] == 0
+    partly = old | {"bn1.num_batches_tracked": torch.tensor(7)}
+    assert named_for(names, partly).keys() == partly.keys()
+
+
+def test_a_training_starts_from_a_wrapped_file(tmp_path: Path) -> None:
+    start = ResNet.Config(depth=8, width=4).build((1, 28, 28), 10)
+    torch.save({"state_dict": Lightning(start).state_dict()}, tmp_path / "start.ckpt")
+    data = FashionMNISTSubset(validation=100, train_limit=64)
+    init = File(path=str(tmp_path / "start.ckpt"))
+    config = TrainConfig(data=data, model=ResNet.Config(depth=8, width=4), init=init, epochs=0)
+    assert torch.equal(Training(config, 0).weights()["conv1.weight"], start.state_dict()["conv1.weight"])
 
 
 def test_weights_of_another_dtype_are_converted(network: nn.Module) -> None:
