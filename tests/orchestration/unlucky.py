@@ -69,9 +69,9 @@ class Unlucky(StraightThrough):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with …")
 
     def eats(self, model: nn.Module) -> None:
-        """Memory, 6 GB at most, and then waits a little for what comes of it."""
+        """Memory, 11 GB at most, and then waits a little for what comes of it."""
         eaten = []
-        for _ in range(48):
+        for _ in range(88):
             eaten.append(np.ones(2**24))
             time.sleep(0.05)
         time.sleep(5)
