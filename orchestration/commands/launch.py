@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import fsg
-from orchestration.commands.diff import diff
 from orchestration.commands.exit_status import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from orchestration.commands.orphans import confirm_orphans
 from orchestration.commands.plan import ExperimentPlan, load_checked, make_plan, say_damage
@@ -67,6 +66,8 @@ def _compared(request: LaunchRequest, work: Callable[[], int]) -> int:
     with private_temporary_files():
         status = run_guarded(request, work)
     if request.against is not None and (request.results / request.against.name).is_dir():
+        from orchestration.commands.diff import diff  # start-up time
+
         diff(request.against, request.results / request.against.name)
     return status
 
