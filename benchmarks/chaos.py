@@ -292,7 +292,7 @@ def main() -> int:
 
     colds = [*calm.first_trainings(), *chaos.first_trainings()]
     cold, kills, lost = statistics.median(colds), chaos.kills.total(), chaos.seconds - calm.seconds
-    restarts = sum("starting anew" in line for line in (folder / "chaos.txt").read_text().splitlines())
+    restarts = sum("goes_on_from" in launch for launch in chaos.ledger.launches())
     by_kind = ", ".join(f"{kind} {chaos.kills[kind]}" for kind in KINDS if chaos.kills[kind])
     print(f"{'kills':<24}{kills} of {chosen.kills} ({by_kind})")
     print(f"{'relaunches':<24}{len(chaos.launched) - 1}, and {restarts} times a launch started its Ray anew by itself")
