@@ -115,7 +115,7 @@ class PlainLines(_TallyView):
         seconds = [duration(self.tally.clock() - run.began)] if run else []
         detail = ", ".join(([reason] if reason else said) + seconds)
         self.message(f"{state:<11} {cell.label}  ({detail})  {self._counts()}")
-        if self.tally.interim != before:
+        if self.tally.interim not in ("", before):
             self.message(self.tally.interim)
 
     def message(self, text: str) -> None:

@@ -206,12 +206,13 @@ def test_what_is_left_out_where_there_is_no_room_comes_last(clock: Clock) -> Non
 
 
 def test_plain_lines_tell_the_difference_when_it_is_another(clock: Clock) -> None:
-    plain = PlainLines(Tally([standing("a"), standing("b")], 1, clock), "name", console(terminal=False))
-    plain.tally.compare = lambda: "interim, no verdict: a − b +1.00 points"
-    for name in "ab":
+    plain = PlainLines(Tally([standing(name) for name in "abc"], 1, clock), "name", console(terminal=False))
+    for name, told in {"a": "interim, no verdict: +1", "b": "interim, no verdict: +1", "c": ""}.items():
+        plain.tally.compare = lambda told=told: told
         plain.started(plain.tally.standings[name].cell)
         plain.ended(plain.tally.standings[name].cell, "done", "", "")
     assert sum("interim, no verdict" in line for line in lines(plain)) == 1
+    assert all(line.split(maxsplit=1)[1:] for line in lines(plain) if line)
 
 
 def test_markup_in_names_is_shown_as_it_is(clock: Clock) -> None:

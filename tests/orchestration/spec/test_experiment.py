@@ -932,8 +932,9 @@ def test_every_config_names_the_schema_and_follows_it(path: Path) -> None:
 
 def test_the_ablation_has_its_variants_and_profiles() -> None:
     spec = load_spec(CONFIGS / "ablation_hgs.yaml")
-    variants = ("fsg", "no_history", "no_layer_embedding", "fast_only", "slow_only", "ema", "fsg_released", "ste")
-    assert (spec.variants, len(spec.seeds)) == (variants, 3)
+    variants = ("fsg", "no_history", "ema", "no_layer_embedding", "ste_momentum", "ste")
+    assert (spec.variants, len(spec.seeds)) == (variants, 8)
+    assert (spec.report.primary, spec.report.baseline, spec.report.equivalence_margin) == ("fsg", "no_history", 0.01)
     paper = load_spec(CONFIGS / "ablation_hgs.yaml", "paper")
     assert (len(paper.seeds), paper.resources.gpus, paper.points[0].train.epochs) == (10, 0.25, 100)
 
