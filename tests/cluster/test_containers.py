@@ -63,13 +63,14 @@ class Cluster:
         server = JobServer(self.ray, self.secrets["RAY_AUTH_TOKEN"])
         return server.log(server.job(NAME))
 
-    def worker_in_use(self) -> str:
-        """The container of the attempt that began last of those that go on; "" where there is none."""
+    def worker_that_began(self, after: float) -> str:
+        """The container of the newest attempt that goes on, if it began after that time; "" where there is none."""
         each = f"/results/{NAME}/trials/*/*/attempt.json"
         going_on = f'for one in {each}; do [ -e "${{one%/*}}/end.json" ] || cat "$one"; done'
         records = self.engine.docker("exec", self.container("ray-head"), "sh", "-c", going_on).replace("}\n{", "},{")
         found = json.loads(f"[{records}]")
-        return str(max(found, key=lambda one: one["started_at"])["host"]) if found else ""
+        newest = max(found, key=lambda one: one["started_at"], default={"started_at": 0})
+        return str(newest["host"]) if newest["started_at"] > 1000 * after else ""
 
     @property
     def ray(self) -> str:
@@ -140,13 +141,13 @@ def status_of(url: str, headers: dict[str, str] | None = None, data: bytes | Non
         return refused.code
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 300) -> float:
-    """Wait for it; returns how long that took."""
+def until(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
+    """Wait for it; returns what it was: a second question may find it gone."""
     began = time.monotonic()
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
         time.sleep(0.2)
-    return time.monotonic() - began
+    return found
 
 
 def test_nothing_is_root_and_nothing_is_open(cluster: Cluster) -> None:
@@ -210,10 +211,10 @@ def test_experiment_is_exact_whatever_dies(cluster: Cluster, tmp_path: Path) -> 
     assert handed.returncode == 0, handed.stdout + handed.stderr
     print(handed.stdout)
 
-    # A worker dies in the middle of a training: as soon as it can, for a machine that is busy is slow to say so.
+    # A worker dies in the middle of a training: one that has just begun will not end before its worker does.
     until(lambda: cluster.log().count("  done  ") >= 1, "a cell is done", 600)
-    until(cluster.worker_in_use, "a training goes on", 60)
-    worker = cluster.worker_in_use()
+    now = time.time()
+    worker = until(lambda: cluster.worker_that_began(now), "a training begins", 120)
     killed = time.time()
     docker("kill", worker)
     try:
