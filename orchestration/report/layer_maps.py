@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from orchestration.report import marks
@@ -143,6 +144,8 @@ def draw_maps(title: str, found: Sequence[Map]) -> Figure:
     axes.set_xlabel("epoch", fontsize=8)
     bar = figure.colorbar(last, ax=axes, fraction=0.03, pad=0.01, aspect=14 * rows)
     bar.ax.tick_params(which="both", labelsize=7)
+    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # a formula takes longer than the rest of the map
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     if title.startswith("Norm"):
         bar.ax.axhline(1.0, color="#D55E00", linewidth=1.6)
         bar.set_label("orange line at 1: equal norms", fontsize=7)
