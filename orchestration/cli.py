@@ -187,7 +187,8 @@ def status(
     """Show how far an experiment is: by its folder of results, or those that were submitted to a cluster."""
     folder = None if name is None else _place(name, here=address == JOB_SERVER)
     if folder is None:
-        raise typer.Exit(_on_cluster("status", address, name))
+        not_here = _not_here(name) if name and address == JOB_SERVER else ""
+        raise typer.Exit(_on_cluster("status", address, name, not_here))
     from orchestration.commands.status import status  # start-up time
 
     raise typer.Exit(status(_anywhere(folder)))
@@ -362,7 +363,18 @@ def _place(name: str, here: bool) -> str | None:
     return beside if here and os.path.isdir(beside) else None
 
 
-def _on_cluster(verb: str, address: str, name: str | None) -> int:
+def _not_here(name: str) -> str:
+    """What stands before the complaint of a cluster that does not know the name: the nearest one on this machine."""
+    from orchestration.util.nearest import meant  # start-up time
+
+    results = Path(os.environ.get("FSG_RESULTS", "results"))
+    found = sorted(path.parent.name for path in results.glob("*/launches"))
+    nearest = [*meant(name, found), *found]
+    here = f"did you mean {results / nearest[0]}?" if nearest else "there is none"
+    return f"{name}: no experiment of that name in {results} ({here}), nor on a cluster: "
+
+
+def _on_cluster(verb: str, address: str, name: str | None, otherwise: str = "") -> int:
     from orchestration.scheduler.environment import Unusable, is_job_server, prepare  # start-up time
     from orchestration.util.passwords import without_password  # start-up time
 
@@ -374,7 +386,7 @@ def _on_cluster(verb: str, address: str, name: str | None) -> int:
 
         return int(getattr(jobs, verb)(address, name))
     except Unusable as error:
-        print(error, file=sys.stderr)
+        print(f"{otherwise}{error}", file=sys.stderr)
         return 2
 
 

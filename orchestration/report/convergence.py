@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from orchestration.analysis.comparisons import PAPERS_PROTOCOL, Line, Measure, Trial
 from orchestration.analysis.units import Unit
 from orchestration.report.curves import Curve, Panel
+from orchestration.report.marks import Of, Trace
 
 Floats = NDArray[np.float64]
 
 _POINTS_A_CURVE = 150
+_POINTS_OF_ALL_SEEDS = 40_000
 
 
 def panels(lines: Sequence[Line], baseline: str, primary: str) -> Iterable[tuple[Panel, ...]]:
@@ -22,7 +24,8 @@ def panels(lines: Sequence[Line], baseline: str, primary: str) -> Iterable[tuple
     styles: dict[str, int | None] = {baseline: None, primary: 0}
     styles |= {name: place for place, name in enumerate(others, start=1)}
     grids = list(dict.fromkeys(line.grid for line in lines))
-    points = max(30, min(_POINTS_A_CURVE, 600 // max(1, len(grids))))
+    trials = sum(len(line.trials) for line in lines)
+    points = max(30, min(_POINTS_A_CURVE, 600 // max(1, len(grids)), _POINTS_OF_ALL_SEEDS // max(1, trials)))
     validated = any(trial.last("validation/accuracy") is not None for line in lines for trial in line.trials)
     metric = "validation/accuracy" if validated else PAPERS_PROTOCOL
     name = "Validation accuracy" if validated else "Test accuracy (papers' protocol)"
@@ -41,24 +44,38 @@ def panels(lines: Sequence[Line], baseline: str, primary: str) -> Iterable[tuple
 def _curve(line: Line, metric: str, points: int) -> Curve | None:
     """Over the seeds that are done or, where none is, over those under way, as far as they all have come."""
     done = [trial for trial in line.planned if trial.state == "done"]
-    drawn = done or [trial for trial in line.planned if trial.state != "diverged"]
-    series = [(x, y) for trial in drawn if len((found := _by_epoch(trial, metric))[0]) for x, y in [found]]
-    lost = [_by_epoch(trial, metric) for trial in line.planned if trial.state == "diverged"]
-    if not series and not lost:
+    drawn = _recorded(done or [trial for trial in line.planned if trial.state != "diverged"], metric)
+    lost = _recorded([trial for trial in line.planned if trial.state == "diverged"], metric)
+    if not drawn and not lost:
         return None
-    common = sorted(set.intersection(*(set(x) for x, _ in series))) if series else []
-    values = np.array([y[np.isin(x, common)] for x, y in series]).reshape(len(series), len(common))
+    common = sorted(set.intersection(*(set(x) for _, x, _ in drawn))) if drawn else []
+    values = np.array([y[np.isin(x, common)] for _, x, y in drawn]).reshape(len(drawn), len(common))
     x, thin = _thinned(np.array(common), values, points)
     empty = np.zeros(0)
-    mean, low, high = (thin.mean(0), thin.min(0), thin.max(0)) if len(series) else (empty, empty, empty)
+    mean, low, high = (thin.mean(0), thin.min(0), thin.max(0)) if drawn else (empty, empty, empty)
     name = line.variant if done else f"{line.variant} (unfinished)"
-    diverged = tuple((x, y[0]) for x, y in (_thinned(x, y[None], points) for x, y in lost if len(x)))
-    return Curve(name, line.variant, x, mean, low, high, diverged)
+    traces = [Trace(_of(line, [trial for trial, _, _ in drawn]), x, mean)] if len(drawn) > 1 else []
+    traces += [Trace(_of(line, [trial]), x, y) for (trial, _, _), y in zip(drawn, thin, strict=True)]
+    diverged = []
+    for trial, own_x, own_y in lost:
+        own_x, thinned = _thinned(own_x, own_y[None], points)
+        diverged.append((own_x, thinned[0]))
+        traces.append(Trace(_of(line, [trial], "diverged"), own_x, thinned[0]))
+    return Curve(name, line.variant, x, mean, low, high, tuple(diverged), tuple(traces))
+
+
+def _recorded(trials: Sequence[Trial], metric: str) -> list[tuple[Trial, Floats, Floats]]:
+    """Those that have recorded the metric, and their curves."""
+    return [(trial, x, y) for trial in trials for x, y in [_by_epoch(trial, metric)] if len(x)]
+
+
+def _of(line: Line, trials: Sequence[Trial], note: str = "") -> Of:
+    return Of.trials(line, trials, steps_an_epoch(trials[0]), note)
 
 
 def _by_epoch(trial: Trial, metric: str) -> tuple[Floats, Floats]:
     steps, values = trial.series(metric)
-    an_epoch = _steps_an_epoch(trial)
+    an_epoch = steps_an_epoch(trial)
     return (steps if an_epoch is None else steps / an_epoch), values
 
 
@@ -117,14 +134,14 @@ def epochs_to_reach(trial: Trial, target: float) -> float | None:
     steps, _ = trial.series("validation/accuracy")
     if not len(steps) and trial.cell.train.data.validation == 0:
         return None
-    step, an_epoch = reached(trial, target), _steps_an_epoch(trial)
+    step, an_epoch = reached(trial, target), steps_an_epoch(trial)
     return float(trial.cell.train.epochs) if step is None or an_epoch is None else step / an_epoch
 
 
 def seconds_to_reach(trial: Trial, target: float) -> float | None:
     """Seconds of training, evaluation left out, until then; where never, what all of its epochs take or would take."""
     steps, seconds = trial.series("time/train_seconds")
-    an_epoch = _steps_an_epoch(trial)
+    an_epoch = steps_an_epoch(trial)
     if epochs_to_reach(trial, target) is None or not len(steps) or an_epoch is None:
         return None
     step = reached(trial, target)
@@ -133,6 +150,7 @@ def seconds_to_reach(trial: Trial, target: float) -> float | None:
     return float(np.interp(step, np.concatenate([[0.0], steps]), np.concatenate([[0.0], seconds])))
 
 
-def _steps_an_epoch(trial: Trial) -> float | None:
+def steps_an_epoch(trial: Trial) -> float | None:
+    """As its last row has it; None where none has."""
     at = next((row for row in reversed(trial.rows) if row.values.get("epoch")), None)
     return None if at is None else at.step / at.values["epoch"]

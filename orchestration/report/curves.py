@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from orchestration.report import marks
 from orchestration.report.figures import plain
+from orchestration.report.marks import Marks, Trace
 
 Floats = NDArray[np.float64]
 
@@ -21,7 +23,10 @@ _INK = "#1a1f26"
 
 @dataclass(frozen=True)
 class Curve:
-    """What one variant did: `x` [n], the seeds' mean, lowest and highest [n], and each diverged seed's own (x, y)."""
+    """What one variant did: `x` [n], the seeds' mean, lowest and highest [n], and each diverged seed's own (x, y).
+
+    `traces` are the mean and every seed, the diverged too: what the page says of them.
+    """
 
     label: str
     variant: str
@@ -30,6 +35,7 @@ class Curve:
     low: Floats
     high: Floats
     diverged: tuple[tuple[Floats, Floats], ...] = ()
+    traces: tuple[Trace, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,13 @@ class Panel:
     styles: dict[str, int | None]
     log: bool = False
 
+    @property
+    def variants(self) -> list[str]:
+        return list(self.styles)
+
+    def gid(self, curve: Curve, what: str) -> str:
+        return marks.gid(self.variants, curve.variant, what)
+
 
 def draw_panel(panel: Panel) -> Figure:
     """The panel alone."""
@@ -51,16 +64,26 @@ def draw_panel(panel: Panel) -> Figure:
     return figure
 
 
+def panel_marks(panel: Panel, figure: Figure) -> Marks:
+    """What is under the pointer: every seed, and the mean."""
+    traces = [trace for curve in panel.curves for trace in curve.traces]
+    return marks.curves(figure, panel.variants, panel.title, traces, 1.0 if panel.log else 100.0)
+
+
 def _draw(axes: Axes, panel: Panel) -> None:
     for curve in panel.curves:
         colour, dashes = _style(panel.styles[curve.variant])
         strong = panel.styles[curve.variant] in (None, 0)
         mark = "o" if len(curve.x) == 1 else ""
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(curve.x, curve.mean, dashes, color=colour, linewidth=2.1 if strong else 1.3, marker=mark, zorder=3)
-        for x, y in curve.diverged:
-            axes.plot(x, y, dashes, color=colour, linewidth=0.9, zorder=2)
-            axes.plot(x[-1:], y[-1:], "x", color=colour, markersize=8, markeredgewidth=2, zorder=4)
+        axes.fill_between(
+            curve.x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0, gid=panel.gid(curve, "band")
+        )
+        axes.plot(curve.x, curve.mean, dashes, color=colour, linewidth=2.1 if strong else 1.3, marker=mark, zorder=3,
+                  gid=panel.gid(curve, "mean"))  # fmt: skip
+        for place, (x, y) in enumerate(curve.diverged):
+            axes.plot(x, y, dashes, color=colour, linewidth=0.9, zorder=2, gid=panel.gid(curve, f"lost{place}"))
+            axes.plot(x[-1:], y[-1:], "x", color=colour, markersize=8, markeredgewidth=2, zorder=4,
+                      gid=panel.gid(curve, f"cross{place}"))  # fmt: skip
     axes.set_title(plain(panel.title), loc="left", fontsize=10.5, fontweight="bold", color=_INK)
     axes.set_xlabel(panel.x_label, color=_INK)
     axes.set_ylabel(panel.y_label, color=_INK)
@@ -105,13 +128,17 @@ def _name_the_curves(axes: Axes, panel: Panel) -> None:
     heights = _apart([height for height, _ in ends], gap=min(0.068, 1.06 / len(ends)))
     for height, (_, curve) in zip(heights, ends, strict=True):
         colour, dashes = _style(panel.styles[curve.variant])
-        axes.annotate(
+        pointer = axes.annotate(
             "", (float(curve.x[-1]), float(curve.mean[-1])), (1.035, height), "data", "axes fraction",
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0, "alpha": 0.6},
         )  # fmt: skip
-        axes.plot([1.035, 1.07], [height] * 2, dashes, color=colour, lw=2.4, transform=axes.transAxes, clip_on=False)
+        if pointer.arrow_patch is not None:
+            pointer.arrow_patch.set_gid(panel.gid(curve, "pointer"))
+        axes.plot([1.035, 1.07], [height] * 2, dashes, color=colour, lw=2.4, transform=axes.transAxes, clip_on=False,
+                  gid=panel.gid(curve, "key"))  # fmt: skip
         weight, name = "bold" if panel.styles[curve.variant] in (None, 0) else "normal", plain(curve.label)
-        axes.text(1.082, height, name, transform=axes.transAxes, va="center", fontsize=9, color=_INK, weight=weight)
+        axes.text(1.082, height, name, transform=axes.transAxes, va="center", fontsize=9, color=_INK, weight=weight,
+                  gid=panel.gid(curve, "name"))  # fmt: skip
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:

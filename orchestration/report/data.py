@@ -18,6 +18,7 @@ from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
 from orchestration.report.evidence import every_result
 from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, unlike_pairs
+from orchestration.report.marks import Of
 from orchestration.report.places import Place, places_of
 from orchestration.spec.cells import Cell, imported
 from orchestration.spec.fields import Published, adapter
@@ -152,7 +153,7 @@ def build(ledger: Ledger) -> Report:
         mixed=tuple(mixed),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
         provenance=_provenance(launches, trials),
-        layers=layer_maps.maps({line.short_label: _diagnostics(ledger, line) for line in lines}),
+        layers=layer_maps.maps([_diagnosed(ledger, line) for line in lines]),
         spec_text=launch["spec_text"],
         changes=launch.get("git_diff") or "",
         launches=tuple(launches),
@@ -175,8 +176,10 @@ def _trials(ledger: Ledger, launch: dict[str, Any]) -> list[Trial]:
     return sorted(found, key=lambda trial: order.get(trial.cell.id, len(order)))
 
 
-def _diagnostics(ledger: Ledger, line: Line) -> list[list[dict[str, Any]]]:
-    return [ledger.diagnostics(trial.cell.id) for trial in line.planned if trial.state == "done"]
+def _diagnosed(ledger: Ledger, line: Line) -> layer_maps.Diagnosed:
+    done = [trial for trial in line.planned if trial.state == "done"]
+    of = Of.trials(line, done, convergence.steps_an_epoch(done[0]) if done else None)
+    return layer_maps.Diagnosed(line.short_label, of, [ledger.diagnostics(trial.cell.id) for trial in done])
 
 
 def _measured(trials: Sequence[Trial], asked: Asked, plan: SeedPlan) -> Iterable[Measured]:

@@ -1,66 +1,62 @@
-"""A figure, laid out and drawn once: the SVG of page and folder, and a PNG for Markdown."""
+"""A figure, laid out and drawn once: the SVG of the page, of Markdown and of the folder."""
 
 import html
 import io
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from orchestration.report.marks import Marks
+
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "fsg", "font.family": "sans-serif", "font.size": 9.5}
-_DPI = 160
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as it is drawn; `name` is its files', `label` what a screen reader says."""
+    """A figure as it is drawn; `name` is its file's, `label` a screen reader's, `marks` the script's of the page."""
 
     name: str
     label: str
     svg: str
-    png: bytes
+    marks: Marks = field(default_factory=dict)
 
-    def save(self, folder: Path) -> list[Path]:
-        """`<name>.svg` and `<name>.png` in a folder."""
+    def save(self, folder: Path) -> Path:
+        """`<name>.svg` in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        svg, png = folder / f"{self.name}.svg", folder / f"{self.name}.png"
-        svg.write_text(self.svg, encoding="utf-8")
-        png.write_bytes(self.png)
-        return [svg, png]
+        path = folder / f"{self.name}.svg"
+        path.write_text(self.svg, encoding="utf-8")
+        return path
 
     @property
     def inline(self) -> str:
-        """An `<svg>` element: no prolog, no size of its own, ids that no other `name` on the page has."""
+        """An `<svg>` element, its id `name`: no prolog, no size of its own, ids that no other on the page has."""
         text = re.sub(r"^.*?(?=<svg)", "", self.svg, flags=re.DOTALL)
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         element, rest = text.split(">", 1)
         element = re.sub(r'\s(width|height|version)="[^"]*"', "", element)
-        rest = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", rest)  # named by their contents: two alike have one id
         rest = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{self.name}-", rest)
-        return f'{element} role="img" aria-label="{html.escape(self.label)}">{rest}'
+        return f'{element} id="{self.name}" role="img" aria-label="{html.escape(self.label)}">{rest}'
 
 
-def drawing(figure: Figure, name: str, label: str) -> Drawing:
-    """Lay a figure out, and draw it in both forms; the SVG has no background."""
+def drawing(figure: Figure, name: str, label: str, marks: Callable[[], Marks] = dict) -> Drawing:
+    """Lay a figure out, and draw it; `marks` is asked when it is laid out."""
     with matplotlib.rc_context(_STYLE):
-        svg, png = io.BytesIO(), io.BytesIO()
+        svg = io.BytesIO()
         canvas = FigureCanvasSVG(figure)
         engine = figure.get_layout_engine()
         if engine is not None:
             engine.execute(figure)
             figure.set_layout_engine("none")  # to lay out again at every drawing takes longer than to draw
         figure.set_dpi(72)  # an SVG's
-        figure.patch.set_alpha(0.0)
+        found = marks()
         canvas.print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-        figure.set_dpi(_DPI)
-        figure.patch.set_alpha(1.0)
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    return Drawing(slug(name), label, svg.getvalue().decode(), png.getvalue())
+    return Drawing(slug(name), label, svg.getvalue().decode(), found)
 
 
 def plain(text: str) -> str:

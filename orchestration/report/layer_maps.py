@@ -1,21 +1,25 @@
 """Heat maps by layer and epoch: flip rates, cosines and norms of gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from orchestration.report import marks
 from orchestration.report.figures import plain
+from orchestration.report.marks import Marks, Of
 
 Floats = NDArray[np.float64]
 Table = Mapping[str, Any]
 
 COLUMNS = 4
 MAX_MAPS = 16  # variants on a figure
+MAX_VALUES = 16_000  # of a figure, that the page has as numbers too
 _TITLE, _BETWEEN = 0.3, 0.04  # inches above a map, and widths of a map between two
 
 Column = Sequence[float | None]
@@ -60,20 +64,29 @@ class Map:
     layers: tuple[str, ...]
     epochs: tuple[int, ...]
     values: Floats
+    of: Of = field(default_factory=lambda: Of("", ""))
 
 
-def maps(tables: Mapping[str, Sequence[Sequence[Table]]]) -> dict[str, list[Map]]:
-    """By quantity, the map of each line that has it; `tables` are the diagnostics of each line's seeds, by epoch."""
+class Diagnosed(NamedTuple):
+    """A line of the table, and the diagnostics of its seeds, by epoch."""
+
+    label: str
+    of: Of
+    seeds: Sequence[Sequence[Table]]
+
+
+def maps(lines: Sequence[Diagnosed]) -> dict[str, list[Map]]:
+    """By quantity, the map of each line that has it."""
     found: dict[str, list[Map]] = {}
     for title, column in QUANTITIES.items():
-        for label, seeds in tables.items():
-            made = _mean([seed for seed in seeds if seed and column(seed[0]) is not None], column, label)
+        for line in lines:
+            made = _mean([seed for seed in line.seeds if seed and column(seed[0]) is not None], column, line)
             if made is not None:
                 found.setdefault(title, []).append(made)
     return found
 
 
-def _mean(seeds: Sequence[Sequence[Table]], column: Callable[[Table], Column | None], label: str) -> Map | None:
+def _mean(seeds: Sequence[Sequence[Table]], column: Callable[[Table], Column | None], line: Diagnosed) -> Map | None:
     """Over the seeds, epoch by epoch as far as they all have come; what no seed has is not a number."""
     if not seeds:
         return None
@@ -89,7 +102,8 @@ def _mean(seeds: Sequence[Sequence[Table]], column: Callable[[Table], Column | N
     stacked = np.array(by_seed)
     known = np.isfinite(stacked)
     total, count = np.where(known, stacked, 0.0).sum(0), known.sum(0)
-    return Map(label, layers, tuple(epochs), np.where(count > 0, total / np.maximum(count, 1), np.nan))
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return Map(line.label, layers, tuple(epochs), mean, line.of)
 
 
 def draw_maps(title: str, found: Sequence[Map]) -> Figure:
@@ -98,24 +112,23 @@ def draw_maps(title: str, found: Sequence[Map]) -> Figure:
     The maps are boxes of width and height 1 on one pair of axes: many axes take many times as long to draw.
     """
     shown = found[:MAX_MAPS]
-    columns = min(COLUMNS, max(2, len(shown)))
-    rows = -(-len(shown) // columns)
-    height = max(1.5, min(4.2, 0.5 + 0.13 * max(len(each.layers) for each in shown)))
+    columns, rows, height, gap = _grid(shown)
     figure = Figure(figsize=(11.0, height * rows + 0.6), layout="constrained")
-    axes, gap = figure.subplots(), _TITLE / height
+    axes = figure.subplots()
     colours, norm = _scale(title, shown)
     assert norm.vmin is not None
     heights: list[tuple[float, str]] = []
     places: dict[float, str] = {}
     for place, each in enumerate(shown):
-        row, column = divmod(place, columns)
-        left, top = column * (1 + _BETWEEN), row * (1 + gap)
+        left, top = _corner(place, columns, gap)
         box = (left, left + 1, top + 1, top)
-        axes.fill_between(box[:2], top, top + 1, color="#c4cbd3", linewidth=0, zorder=0)
+        axes.fill_between(box[:2], top, top + 1, color="#c4cbd3", linewidth=0, zorder=0, gid=_gid(shown, place, "box"))
         values = np.where(each.values <= norm.vmin, norm.vmin, each.values)  # 0 as well has a colour, the lowest
-        last = axes.imshow(values, cmap=colours, norm=norm, interpolation="nearest", extent=box)
-        axes.text(left, top - 0.02, plain(each.label), fontsize=9, ha="left", va="bottom")
-        if column == 0:
+        last = axes.imshow(values, cmap=colours, norm=norm, interpolation="nearest", extent=box,
+                           gid=_gid(shown, place, "map"))  # fmt: skip
+        name = _gid(shown, place, "name")
+        axes.text(left, top - 0.02, plain(each.label), fontsize=9, ha="left", va="bottom", gid=name)
+        if place % columns == 0:
             step = max(1, -(-len(each.layers) // 12))
             heights += [(top + (i + 0.5) / len(each.layers), each.layers[i]) for i in range(0, len(each.layers), step)]
         if place + columns >= len(shown):
@@ -131,11 +144,49 @@ def draw_maps(title: str, found: Sequence[Map]) -> Figure:
     axes.set_xlabel("epoch", fontsize=8)
     bar = figure.colorbar(last, ax=axes, fraction=0.03, pad=0.01, aspect=14 * rows)
     bar.ax.tick_params(which="both", labelsize=7)
+    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # a formula takes longer than the rest of the map
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     if title.startswith("Norm"):
         bar.ax.axhline(1.0, color="#D55E00", linewidth=1.6)
         bar.set_label("orange line at 1: equal norms", fontsize=7)
     bar.outline.set_visible(False)
     return figure
+
+
+def map_marks(title: str, found: Sequence[Map], figure: Figure) -> Marks:
+    """What is under the pointer: every layer and epoch, as far as there is room for the values on the page."""
+    shown, axes = found[:MAX_MAPS], figure.axes[0]
+    columns, _, _, gap = _grid(shown)
+    said = sum(each.values.size for each in shown) <= MAX_VALUES
+    boxes = []
+    for place, each in enumerate(shown):
+        left, top = _corner(place, columns, gap)
+        (x, y), (right, bottom) = (marks.place(figure, axes, left + d, top + d) for d in (0, 1))
+        values = [[marks.short(value, 3) for value in row] for row in each.values.tolist()]
+        boxes.append({"of": place, "box": [x, y, right - x, bottom - y], "layers": each.layers, "x": each.epochs,
+                      "values": values if said else None})  # fmt: skip
+    of = [each.of.as_json() for each in shown]
+    return {"kind": "maps", "variants": _variants(shown), "name": title, "of": of, "maps": boxes}
+
+
+def _grid(shown: Sequence[Map]) -> tuple[int, int, float, float]:
+    """Columns and rows of maps, the height of one in inches, and the gap above it in its heights."""
+    columns = min(COLUMNS, max(2, len(shown)))
+    height = max(1.5, min(4.2, 0.5 + 0.13 * max(len(each.layers) for each in shown)))
+    return columns, -(-len(shown) // columns), height, _TITLE / height
+
+
+def _corner(place: int, columns: int, gap: float) -> tuple[float, float]:
+    row, column = divmod(place, columns)
+    return column * (1 + _BETWEEN), row * (1 + gap)
+
+
+def _variants(shown: Sequence[Map]) -> list[str]:
+    return list(dict.fromkeys(each.of.variant for each in shown))
+
+
+def _gid(shown: Sequence[Map], place: int, what: str) -> str:
+    return marks.gid(_variants(shown), shown[place].of.variant, f"{what}-{place}")
 
 
 def _scale(title: str, found: Sequence[Map]) -> tuple[str, Normalize]:

@@ -23,12 +23,16 @@ SIGNIFICANT = "*"
 
 
 class TextRow(NamedTuple):
-    """Cells, and what kind of line they are of: `primary`, `baseline`, `exploratory` or nothing; `best` if marked."""
+    """Cells, and what kind of line they are of: `primary`, `baseline`, `exploratory` or nothing; `best` if marked.
+
+    `variant` is the one that the row is of, if it is of one.
+    """
 
     cells: tuple[str, ...]
     kind: str = ""
     best: bool = False
     line: Line | None = None
+    variant: str = ""
 
 
 class TextTable(NamedTuple):
@@ -47,9 +51,11 @@ def results(report: Report) -> TextTable:
     header = ("variant", "cells", metric, difference, "p", *_optional(report), "training loss", "time a cell")
     rows = []
     for line in report.lines:
-        rows.append(TextRow(tuple(_result(report, line)), _kind(report, line), _is_best(report, line), line))
+        rows.append(
+            TextRow(tuple(_result(report, line)), _kind(report, line), _is_best(report, line), line, line.variant)
+        )
         if line.added:
-            rows.append(TextRow(tuple(_explored(report, line)), "exploratory", line=line))
+            rows.append(TextRow(tuple(_explored(report, line)), "exploratory", line=line, variant=line.variant))
     return TextTable("Variants", header, tuple(rows), tuple(_notes(report)))
 
 
@@ -213,7 +219,10 @@ def tests(report: Report) -> TextTable:
     difference = _with("mean difference", unit.difference)
     header = ("comparison", "role", "seeds", difference, "interval", "p", "corrected p", "deviation",
               f"seeds to show {wanted}")  # fmt: skip
-    rows = [TextRow(tuple(_tested(test, report)), "primary" * (test.role == "primary")) for test in measured.contrasts]
+    rows = [
+        TextRow(tuple(_tested(test, report)), "primary" * (test.role == "primary"), variant=test.variant)
+        for test in measured.contrasts
+    ]
     return TextTable("Tests", header, tuple(rows), tuple(_about_tests(report)))
 
 
@@ -289,7 +298,9 @@ def _of_measure(report: Report, measured: Measured) -> TextTable:
         if line.comparison is not None and line.comparison.n:
             compared = unit.estimate(line.comparison.mean, line.comparison.interval)
         p = _p(test) if test is not None and test.points == 1 else EMPTY
-        rows.append(TextRow((line.label, unit.spread(line.metric), compared, p), _kind(report, line)))
+        rows.append(
+            TextRow((line.label, unit.spread(line.metric), compared, p), _kind(report, line), variant=line.variant)
+        )
     return TextTable(unit.name, header, tuple(rows))
 
 
@@ -304,10 +315,10 @@ CONVERGENCE_NOTE = (
 def cost(report: Report) -> TextTable:
     """What each line took, and what was expected of it."""
     header = ("variant", "cells", "time a cell", "all cells", "peak of tensors", "of the process", "of its GPU")
-    groups = [(line.label, _kind(report, line), line.trials) for line in report.lines]
-    groups += [("pretraining", "", report.pretraining)] if report.pretraining else []
-    rows = [TextRow((label, *_cost(report, trials)), kind) for label, kind, trials in groups]
-    every = [trial for _, _, trials in groups for trial in trials]
+    groups = [(line.label, _kind(report, line), line.variant, line.trials) for line in report.lines]
+    groups += [("pretraining", "", "", report.pretraining)] if report.pretraining else []
+    rows = [TextRow((label, *_cost(report, trials)), kind, variant=variant) for label, kind, variant, trials in groups]
+    every = [trial for *_, trials in groups for trial in trials]
     total = sum(trial.outcome.seconds for trial in every)
     rows.append(TextRow(("all", str(len(every)), EMPTY, time(total), *_peaks(every)), "primary"))
     return TextTable("Cost", header, tuple(rows), tuple(_about_cost(report)))

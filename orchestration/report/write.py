@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ import jinja2
 from orchestration.analysis.comparisons import Line
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
-from orchestration.report import curves, differences, layer_maps, tables
+from orchestration.report import curves, differences, layer_maps, marks, tables
 from orchestration.report.csv_files import csv_files
 from orchestration.report.data import Report
 from orchestration.report.figures import Drawing, drawing
 from orchestration.report.forecast import HEADER
+from orchestration.report.marks import Of, Point
 from orchestration.report.resolved import resolved_text
 from orchestration.report.search import as_data_uri, sections
 from orchestration.report.stamp import TEMPLATES
@@ -35,15 +37,15 @@ def write(report: Report) -> list[Path]:
 
 def _written(report: Report, folder: Path) -> list[Path]:
     figures = _Figures.of(report)
-    files = [path for one in figures.all() for path in one.save(folder / "figures")]
+    files = [one.save(folder / "figures") for one in figures.all()]
     searches = [
         (one, one.draw(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
     ]
     shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
-    more = {"searches": shown, "layer_note": layer_maps.note(report.layers), "figures": figures}
+    more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}
     written = {
-        "report.md": _rendered("report.md.j2", report, autoescape=False, **more),
-        "report.html": _rendered("report.html.j2", report, autoescape=True, **more),
+        "report.md": _rendered("report.md.j2", report, figures, autoescape=False, **more),
+        "report.html": _rendered("report.html.j2", report, figures, autoescape=True, **more),
         "report.tex": latex(report),
         **csv_files(report),
     }
@@ -61,31 +63,38 @@ class _Figures(NamedTuple):
 
     @classmethod
     def of(cls, report: Report) -> "_Figures":
-        panels = [
-            [
-                drawing(
-                    curves.draw_panel(panel),
-                    f"convergence-{panel.title}" + f"-{place}" * bool(place),  # two titles may differ by a sign alone
-                    f"{panel.title}: {panel.y_label} by {panel.x_label}",
-                )
-                for panel in row
-            ]
-            for place, row in enumerate(report.panels)
-        ]
-        seeds = differences.draw_differences(report.lines, report.unit, report.baseline, report.primary)
-        label = f"Differences to {report.baseline}, each seed a point"
-        maps = {
-            title: drawing(layer_maps.draw_maps(title, found), f"layers-{title}", f"{title}, by layer and epoch")
-            for title, found in report.layers.items()
-        }
-        return cls(panels, None if seeds is None else drawing(seeds, "differences", label), maps)
+        panels = [[_panel(panel, place) for panel in row] for place, row in enumerate(report.panels)]
+        maps = {title: _map(title, found) for title, found in report.layers.items()}
+        return cls(panels, _differences(report), maps)
 
     def all(self) -> list[Drawing]:
         seeds = [] if self.differences is None else [self.differences]
         return [*(one for row in self.panels for one in row), *seeds, *self.layers.values()]
 
 
-def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> str:
+def _panel(panel: curves.Panel, place: int) -> Drawing:
+    figure = curves.draw_panel(panel)
+    name = f"convergence-{panel.title}" + f"-{place}" * bool(place)  # two titles may differ by a sign alone
+    label = f"{panel.title}: {panel.y_label} by {panel.x_label}"
+    return drawing(figure, name, label, lambda: curves.panel_marks(panel, figure))
+
+
+def _differences(report: Report) -> Drawing | None:
+    lines, unit, baseline = report.lines, report.unit, report.baseline
+    figure = differences.draw_differences(lines, unit, baseline, report.primary)
+    if figure is None:
+        return None
+    label = f"Differences to {baseline}, each seed a point"
+    return drawing(figure, "differences", label, lambda: differences.difference_marks(lines, unit, baseline, figure))
+
+
+def _map(title: str, found: list[layer_maps.Map]) -> Drawing:
+    figure = layer_maps.draw_maps(title, found)
+    name, label = f"layers-{title}", f"{title}, by layer and epoch"
+    return drawing(figure, name, label, lambda: layer_maps.map_marks(title, found, figure))
+
+
+def _rendered(template: str, report: Report, figures: _Figures, autoescape: bool, **more: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
@@ -94,11 +103,15 @@ def _rendered(template: str, report: Report, autoescape: bool, **more: Any) -> s
         undefined=jinja2.StrictUndefined,
     )
     low, high = _range(report)
+    strips = {line.label: _strip(report, line, low, high, f"seeds-{place}") for place, line in enumerate(report.lines)}
+    found = {one.name: one.marks for one in figures.all() if one.marks} | {one.id: one.marks for one in strips.values()}
     return environment.get_template(template).render(
         report=report,
+        figures=figures,
         forecast_header=HEADER,
         results=tables.results(report),
-        dots={line.label: _dots(report, line, low, high) for line in report.lines},
+        strips=strips,
+        marks=marks.embedded(shlex.join(["fsg", "reproduce", str(report.folder)]), found),
         strip_range=f"{report.unit.write(low)} to {report.unit.write(high)}" if math.isfinite(low) else "",
         tests=tables.tests(report),
         convergence=tables.convergence(report),
@@ -144,25 +157,44 @@ def _lost(line: Line) -> set[int]:
     return {trial.cell.seed for trial in line.trials if trial.state == "diverged"}
 
 
-def _dots(report: Report, line: Line, low: float, high: float) -> dict[str, Any]:
-    """Where a line's seeds stand on a strip that is 150 wide; hollow are the exploratory ones."""
+class _Dot(NamedTuple):
+    """A seed on a strip: where, what is said of it, and whether it is exploratory."""
+
+    x: float
+    text: str
+    added: bool
+
+
+class _Strip(NamedTuple):
+    """A line's seeds on a strip that is 150 wide: those that are done, those that diverged, their mean."""
+
+    id: str
+    dots: list[_Dot]
+    lost: list[str]
+    mean: float | None
+    marks: marks.Marks
+
+
+def _strip(report: Report, line: Line, low: float, high: float, strip_id: str) -> _Strip:
     width, lost, unit = high - low or 1.0, _lost(line), report.unit
-    ids = {trial.cell.seed: trial.cell.id for trial in line.trials}
-    found = [
-        (
-            round(10 + 130 * (value - low) / width, 1),
-            f"seed {seed}: {unit.write(value)} {unit.value} (cell {ids[seed]})",
-            seed in line.added,
-        )
-        for seed, value in _all(line).items()
-        if seed not in lost
+    trials = {trial.cell.seed: trial for trial in line.trials}
+    done = {seed: value for seed, value in _all(line).items() if seed not in lost}
+    words = {seed: f"{unit.write(value)} {unit.value}".strip() for seed, value in done.items()}
+    words |= dict.fromkeys(lost, "diverged")
+    words = {seed: f"{text}, at step {trials[seed].outcome.step:,}" for seed, text in words.items()}
+    places = {seed: round(10 + 130 * (value - low) / width, 1) for seed, value in done.items()}
+    planned = [place for seed, place in places.items() if seed not in line.added]
+    points = [
+        Point(Of.trials(line, [trials[seed]], note="exploratory" * (seed in line.added)), x, 11.0, words[seed])
+        for seed, x in (places | dict.fromkeys(sorted(lost), 5.0)).items()
     ]
-    planned = [place for place, _, added in found if not added]
-    return {
-        "found": found,
-        "lost": [f"seed {seed}: diverged (cell {ids[seed]})" for seed in sorted(lost)],
-        "mean": round(sum(planned) / len(planned), 1) if planned else None,
-    }
+    return _Strip(
+        strip_id,
+        [_Dot(x, f"seed {seed}: {words[seed]}", seed in line.added) for seed, x in places.items()],
+        [f"seed {seed}: {words[seed]}" for seed in sorted(lost)],
+        round(sum(planned) / len(planned), 1) if planned else None,
+        marks.points([line.variant], points),
+    )
 
 
 # LaTeX

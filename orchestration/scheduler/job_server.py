@@ -32,6 +32,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from orchestration.scheduler.environment import Unusable
 from orchestration.util import provenance, requirements, submission
 from orchestration.util.error_text import first_line
+from orchestration.util.nearest import meant
 from orchestration.util.passwords import hide_passwords, without_password
 from orchestration.util.user_code import SHIPPED, python_files
 
@@ -98,7 +99,8 @@ class JobServer:
         found = self.experiments()
         if experiment not in found:
             names = ", ".join(found) or "none yet"
-            raise Unusable(f"{experiment}: was not submitted to {self.shown} (expected one of: {names})")
+            near = "".join(f"; did you mean {one}?" for one in meant(experiment, found))
+            raise Unusable(f"{experiment}: was not submitted to {self.shown} (expected one of: {names}{near})")
         return found[experiment]
 
     def refreshed(self, job: Job) -> Job:

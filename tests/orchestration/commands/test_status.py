@@ -11,6 +11,7 @@ from orchestration import cli
 from orchestration.commands.interim import Interim
 from orchestration.commands.status import standing, status, tally_of
 from orchestration.ledger.ledger import Ledger
+from orchestration.scheduler.environment import Unusable
 from orchestration.spec.cells import Cell, total_steps
 
 SPEC = spec_of(("fsg", "ste"), (0, 1, 2))
@@ -131,7 +132,7 @@ def test_one_command_for_a_folder_and_for_a_cluster(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str | None] = []
-    monkeypatch.setattr(cli, "_on_cluster", lambda verb, address, name: asked.append(name) or 0)
+    monkeypatch.setattr(cli, "_on_cluster", lambda verb, address, name, not_here: asked.append(name) or 0)
     monkeypatch.chdir(ledger.folder.parent)
     Path("results").mkdir()
     shutil.copytree("ablation", "results/mine")
@@ -151,6 +152,27 @@ def test_one_command_for_a_folder_and_for_a_cluster(
         assert (ended.value.code, asked) == (code, cluster), words
         told = capsys.readouterr()
         assert len(told.err.splitlines()) == (1 if code else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("abaltion", "did you mean results/ablation?"), ("zzz", "did you mean results/ablation?")],
+)
+def test_a_name_that_is_nowhere_is_one_line_with_the_nearest(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, near: str
+) -> None:
+    monkeypatch.chdir(ledger.folder.parent)
+    shutil.copytree("ablation", "results/ablation")
+    monkeypatch.setattr("orchestration.scheduler.environment.prepare", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.app(args=["status", name], prog_name="fsg")
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err == f"{name}: no experiment of that name in results ({near}), nor on a cluster: nothing answers\n"
+
+
+def refuse(address: str) -> None:
+    raise Unusable("nothing answers")
 
 
 # The difference so far
