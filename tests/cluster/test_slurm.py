@@ -1,6 +1,7 @@
 """The batch script on a real Slurm of two nodes: the time limit comes, and it goes on after it."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,9 @@ def test_script_says_what_it_wants() -> None:
         assert expected in ran.stderr
 
 
+OUR_FOLDER = re.compile(r"TMPDIR=(/tmp/fsg-\w{6})")
+
+
 def submitted(slurm: Callable[..., str], folder: Path, output: Path) -> str:
     """The number of a job that trains in a folder."""
     draw = np.random.default_rng(0)
@@ -103,8 +107,8 @@ def test_batch_script_that_is_killed_leaves_no_process_and_no_folder_on_its_node
     output = tmp_path / "output.txt"
     job = submitted(slurm, tmp_path, output)
     until(lambda: output.exists() and "0/4 cells" in output.read_text(), "Ray is there", output)
-    told = [dict(pair.split("=", 1) for pair in words if "=" in pair) for words in environments().values()]
-    (folder,) = {Path(one["TMPDIR"]) for one in told if one.get("SLURM_JOB_ID") == job and "TMPDIR" in one}
+    of_the_job = [words for words in environments().values() if f"SLURM_JOB_ID={job}" in words]
+    (folder,) = {Path(found[1]) for words in of_the_job for found in map(OUR_FOLDER.fullmatch, words) if found}
     script = min(number for number, words in environments().items() if f"SLURM_JOB_ID={job}" in words)
     assert "slurm_script" in Path(f"/proc/{script}/cmdline").read_text()
     assert len(processes_with(folder)) > 4
