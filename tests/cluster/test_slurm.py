@@ -114,7 +114,15 @@ def test_batch_script_that_is_killed_leaves_no_process_and_no_folder_on_its_node
     assert len(processes_with(folder)) > 4
     os.kill(script, signal.SIGKILL)
     until(lambda: not folder.exists() and not processes_with(folder), "all is put away", output, 10)
-    until(lambda: not any("put_away" in " ".join(one.cmdline()) for one in psutil.process_iter()), "those too", output)
+    until(lambda: not named_by_a_command(folder), "those that see to it have ended, too", output)
+
+
+def named_by_a_command(folder: Path) -> list[int]:
+    found = []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            found += [one.pid] if str(folder) in " ".join(one.cmdline()) else []
+    return found
 
 
 def environments() -> dict[int, list[str]]:
