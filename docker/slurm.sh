@@ -25,28 +25,38 @@ RAY_AUTH_TOKEN=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
+find='import importlib.util as u; print(*u.find_spec("orchestration").submodule_search_locations)'
+home=$("$python" -c "$find" 2>/dev/null) ||
+  { echo "slurm.sh: $python has no fsg (expected PYTHON=…, the one that it is installed for)" >&2; exit 2; }
 scratch=$(mktemp -d /tmp/fsg-XXXXXX)
+trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch  # for what the trainings leave there, too
 
 driver= requeue=
 stop() { [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true; }
 clear_up() {
-  # shellcheck disable=SC2046
-  kill $(jobs -p) 2>/dev/null || true
-  srun --overlap --ntasks-per-node=1 rm -rf "$scratch" 2>/dev/null || true
+  exec 9>&-
+  wait "$putting_away" || true
 }
 trap 'requeue=yes; stop' USR1
 trap stop TERM
-trap clear_up EXIT
 
 node() {  # node COMMAND…: Ray on one node of the allocation, as long as this job runs
-  srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --mem=0 --export=ALL "$@" >>"$scratch/ray.txt" 2>&1 &
+  srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --mem=0 --export=ALL "$@" \
+    >>"$scratch/ray.txt" 2>&1 9>&- &
 }
 
 # Ray opens its folders to everyone: on each node they lie below one that is this user's alone, made before Ray comes.
 # shellcheck disable=SC2016
 srun --overlap --ntasks-per-node=1 bash -c 'mkdir -m 700 "$0" 2>/dev/null || [ -O "$0" ]' "$scratch" ||
   { echo "slurm.sh: $scratch cannot be made on every node (expected room in /tmp)" >&2; exit 2; }
+
+# Whatever ends this script, the end of the pipe that it holds is closed. Then a process on each node, whose input that is,
+# kills those whose environment names the folder, and removes it. It is not to be named in its own, nor in its srun's.
+exec 9> >(exec env -u TMPDIR srun --overlap --ntasks-per-node=1 --cpus-per-task=1 --mem=0 \
+  "$python" -I -S "$home/util/put_away.py" "$scratch" --stay >/dev/null 2>&1)
+putting_away=$!
+trap clear_up EXIT
 
 ray=("$python" -m ray.scripts.scripts start --block --disable-usage-stats --num-cpus="${SLURM_CPUS_PER_TASK:-1}")
 ray+=(--object-store-memory="${OBJECT_STORE_BYTES:-200000000}")
@@ -62,7 +72,7 @@ done
 
 status=130
 if [ -z "$requeue" ]; then
-  "$python" -m orchestration.cli launch "$@" --address "$address:$port" &
+  "$python" -m orchestration.cli launch "$@" --address "$address:$port" 9>&- &
   driver=$!
   while :; do  # a signal ends the waiting, not the driver
     status=0
@@ -70,6 +80,7 @@ if [ -z "$requeue" ]; then
     kill -0 "$driver" 2>/dev/null || break
   done
 fi
+clear_up
 if [ -n "$requeue" ] && [ "$status" -eq 130 ]; then
   echo "slurm.sh: the time limit is near; job $SLURM_JOB_ID goes back into the queue"
   scontrol requeue "$SLURM_JOB_ID"

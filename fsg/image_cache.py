@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 from fsg.image_dataset import DataError
 from fsg.image_listing import Listing
 from fsg.image_stream import ImageWorkers, Order, decoded
+from fsg.stopping import go_on
 
 _INDEX = "index.npz"
 _FIELDS = ("shard", "offset", "width", "height")
-_BATCH = 64
+_BATCH = 64  # images between two looks whether to stop
+_PAUSE = 0.1  # seconds between two looks whether another process has ended
 
 
 class DecodedCache:
@@ -38,7 +42,7 @@ class DecodedCache:
     def fill(self, listings: Mapping[str, Listing], fingerprint: str, workers: int) -> None:
         """Decode all images of the listings, unless that was done before; another process's work is waited for.
 
-        Raises DataError where the folder cannot be written, and what `ImageWorkers` raises.
+        Raises DataError where the folder cannot be written, Stopped, and what `ImageWorkers` raises.
         """
         if self._at is not None:
             return
@@ -89,6 +93,7 @@ def _keep(workers: ImageWorkers, listing: Listing, ends: list[int]) -> NDArray[n
         [listing.order(index) for index in range(first, min(first + _BATCH, len(listing)))] for first in firsts
     )
     for first, batch in zip(firsts, decoded(workers, orders), strict=True):
+        go_on()
         for position, (width, height) in sorted(batch.sizes.items()):
             shard = position % len(ends)
             found[first + position] = shard, ends[shard], width, height
@@ -101,7 +106,7 @@ def _is_whole(at: Path) -> bool:
         with np.load(at / _INDEX) as index:
             ends = index["ends"].tolist()
         return all((at / f"{number}.rgb").stat().st_size == end for number, end in enumerate(ends))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return False
 
 
@@ -109,5 +114,15 @@ def _is_whole(at: Path) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     """Within, no other process is here; the lock goes with the process that held it."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _taken(file):
+            go_on()
+            time.sleep(_PAUSE)
         yield
+
+
+def _taken(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from fsg.image_dataset import DataError, few
 from fsg.image_stream import Order, shown
+from fsg.stopping import go_on
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_THREADS, _AT_ONCE = 8, 4096
+_THREADS, _AT_ONCE = 8, 256
 
 
 class Names:
@@ -78,13 +79,14 @@ class Listing:
 
     @cached_property
     def by_contents(self) -> str:
-        """SHA-256 over name and content of every image. Raises DataError for one that cannot be read."""
+        """SHA-256 over name and content of every image. Raises DataError for one that cannot be read, Stopped."""
         total = hashlib.sha256()
         with ThreadPoolExecutor(_THREADS) as threads:
             for first in range(0, len(self), _AT_ONCE):
                 some = range(first, min(first + _AT_ONCE, len(self)))
                 for index, digest in zip(some, threads.map(_digest, map(self.path, some)), strict=True):
                     total.update(os.fsencode(self.names[index]) + b"\0" + digest)
+                go_on()
         return total.hexdigest()
 
 

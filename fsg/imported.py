@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,8 @@ from typing import Any, Literal
 from fsg.config import Settings, choice, from_dict, kind_of, setting, with_article
 from fsg.constructor import Arguments, arguments_of
 from fsg.import_closure import Closure, import_closure, source_file
+
+_folders: list[Path] = []  # in which the files that settings name are looked for first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,8 @@ class Imported(Settings):
         return cls(path=path, settings=settings, source_sha256=own[1], files_sha256=dict(others))
 
     def resolve(self) -> Any:
-        """The user's config, constructed from `settings`; a relative path of a file beside the module is that one."""
-        config = config_class(self.path)
-        return from_dict(config, _located(self.settings, source_file(_module(self.path)).root))
+        """The user's config, constructed from `settings`; the relative path of a file is that of one of `places`."""
+        return from_dict(config_class(self.path), _located(self.settings, places(self.path)))
 
     def identity(self) -> dict[str, Any]:
         """With the component's own `identity=False` fields left out of its settings; other files, where there are."""
@@ -127,21 +128,39 @@ def _module(path: str) -> str:
     return path.partition(":")[0]
 
 
+def look_first_in(*folders: str) -> None:
+    """Say where, from here on, the relative paths in settings begin: for an experiment, beside its spec."""
+    _folders[:] = map(Path, folders)
+
+
+def places(path: str) -> list[Path]:
+    """The folders that a component's relative paths are looked for in, in order; the last is the working directory."""
+    return list(dict.fromkeys([*_folders, source_file(_module(path)).root, Path.cwd()]))
+
+
 def files(path: str, settings: Mapping[str, Any]) -> dict[str, Path]:
     """Every file of the user's that a component consists of, by name, the module's own first.
 
-    A data file has its name relative to the folder of the module, or, elsewhere, its last part. Images have a
-    fingerprint of their own.
+    A data file is called by its path from the folder of the spec or of the module, or as it is written, from the
+    working directory; one that lies elsewhere by its last part. Images have a fingerprint of their own.
     """
     found = closure(path)
     names = dict(found.files)
     if hasattr(config_class(path), "fingerprint"):
         return names
     for value in _leaves(settings):
-        if file := _file(value, found.root):
-            inside = file.is_relative_to(found.root)
-            names.setdefault(file.relative_to(found.root).as_posix() if inside else file.name, file)
+        if file := _file(value, places(path)):
+            name = _name(value, file, [found.root, *_folders])
+            names.setdefault(value if names.get(name, file) != file else name, file)
     return names
+
+
+def _name(value: str, file: Path, folders: Sequence[Path]) -> str:
+    for folder in folders:
+        if file.is_relative_to(folder):
+            return file.relative_to(folder).as_posix()
+    elsewhere = Path(value).is_absolute() or value.startswith("~") or ".." in Path(value).parts
+    return file.name if elsewhere else Path(value).as_posix()
 
 
 def digests(path: str, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -177,22 +196,22 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _file(value: Any, root: Path) -> Path | None:
-    """The file that a setting names: beside the module, or else where the process is. A mere word names none."""
+def _file(value: Any, folders: Sequence[Path]) -> Path | None:
+    """The file that a setting names, in the first folder that has it. A mere word names none."""
     if not isinstance(value, str) or not Path(value).suffix:
         return None
     try:
-        places = (root / Path(value).expanduser(), Path.cwd() / Path(value).expanduser())
-        return next((place.resolve() for place in places if place.is_file()), None)
+        files = [folder / Path(value).expanduser() for folder in folders]
+        return next((file.resolve() for file in files if file.is_file()), None)
     except (OSError, RuntimeError, ValueError):  # too long for a name, nobody's home, or with a zero byte
         return None
 
 
-def _located(value: Any, root: Path) -> Any:
+def _located(value: Any, folders: Sequence[Path]) -> Any:
     """Settings with each relative path of a file made absolute."""
     if isinstance(value, Mapping):
-        return {name: _located(inner, root) for name, inner in value.items()}
+        return {name: _located(inner, folders) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_located(inner, root) for inner in value]
-    file = _file(value, root)
+        return [_located(inner, folders) for inner in value]
+    file = _file(value, folders)
     return value if file is None else str(file)

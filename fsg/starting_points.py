@@ -66,7 +66,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The named tensors of a file, on the CPU: a .npz of arrays, a .safetensors, or what `torch.save` wrote.
 
     The last (.pt, .pth, .pth.tar, .ckpt) is read by the safe loader. It may hold a state dict, or a mapping with one
-    under `weights`, `state_dict`, `model_state_dict`, `model` or `net`.
+    under `weights`, `state_dict`, `model_state_dict`, `model` or `net`, and beside that a script's arguments, paths,
+    times, and objects of NumPy's, which are passed over.
     Raises ValueError, in one line, for a file that is missing, damaged, of another kind, or holds anything else.
     """
     path = Path(path)
@@ -153,7 +154,8 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 
 def _read_pt(path: Path) -> Mapping[str, Any]:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Unread, name) for name in _BESIDE_WEIGHTS]):
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         objects = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error)))
         held_there = "a TorchScript program" if "TorchScript" in str(error) else ", ".join(objects)
@@ -162,9 +164,21 @@ def _read_pt(path: Path) -> Mapping[str, Any]:
         raise
     while isinstance(held, Mapping) and (inner := [one for one in _WRAPPERS if isinstance(held.get(one), Mapping)]):
         held = held[inner[0]]
+    if isinstance(held, Mapping) and (unread := [name for name, one in held.items() if isinstance(one, _Unread)]):
+        raise ValueError(f"it holds other objects than tensors among the weights ({_few(unread)}): {_CONVERT}")
     if not isinstance(held, Mapping):
         raise ValueError(f"it holds a {type(held).__name__}")
     return held
+
+
+class _Unread:
+    """What stands for an object beside the weights: nothing that the file says of it is kept or run."""
+
+    def __new__(cls, *_: object) -> "_Unread":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -175,6 +189,15 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 _COUNTER = "num_batches_tracked"
 _WRAPPERS = ("weights", "state_dict", "model_state_dict", "model", "net")
+# What published files hold beside their weights: arguments, and figures of NumPy's. The safe loader refuses all but
+# tensors, rightly: NumPy's own, say, take the layout of memory from the file. So none of them is made.
+_NUMPY = ("scalar", "_reconstruct")
+_BESIDE_WEIGHTS = (
+    *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
+    *("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath"),
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in _NUMPY),
+)
 _CONVERT = 'expected what torch.save(model.state_dict(), "weights.pt") writes, where that object can be had'
 _READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
     ".npz": _read_npz,

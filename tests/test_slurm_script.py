@@ -4,9 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from orchestration.util.put_away import processes_with
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docker" / "slurm.sh"
 STAND_INS = {
@@ -25,6 +28,7 @@ import socket, sys, time
 one = socket.create_server(('127.0.0.1', int(sys.argv[1])))
 time.sleep(60)" "$PORT" ;;
           *ray.scripts*) exec sleep 60 ;;
+          *find_spec*|*put_away*) exec {sys.executable} "$@" ;;
           *) echo "driver $(stat -c %a "$TMPDIR") $TMPDIR" >>"$LOG" ;;
         esac""",
 }
@@ -66,7 +70,7 @@ def test_folder_of_ray_is_made_for_this_user_alone_on_every_node_before_ray_come
     assert done.returncode == 0, done.stderr
     first, *others = Path(environment["LOG"]).read_text().splitlines()
     assert first == "--overlap --ntasks-per-node=1 | bash -c 700", "one task on each node of the allocation"
-    assert sum("ray.scripts" in line or environment["PYTHON"] in line for line in others) == 2
+    assert sum("ray.scripts" in line or environment["PYTHON"] in line for line in others) == 3
     (driver,) = [line for line in others if line.startswith("driver ")]
     assert driver.startswith("driver 700 /tmp/fsg-"), "temporary files of the driver lie there, too"
     assert not Path(driver.split()[2]).exists()
@@ -79,4 +83,27 @@ def test_folder_that_cannot_be_made_on_every_node_is_told_in_a_line_before_anyth
     assert done.returncode == 2
     assert done.stderr.startswith("slurm.sh: /tmp/fsg-")
     assert done.stderr.endswith("cannot be made on every node (expected room in /tmp)\n")
-    assert "driver" not in Path(environment["LOG"]).read_text()
+    assert not Path(environment["LOG"]).exists()
+    assert not Path(done.stderr.split()[1]).exists()
+
+
+def test_script_that_is_killed_leaves_nothing_on_its_nodes(environment: dict[str, str], tmp_path: Path) -> None:
+    driver = (
+        (tmp_path / "python")
+        .read_text()
+        .replace('echo "driver', 'echo "$$ driver')
+        .replace('LOG" ;;', 'LOG"; exec sleep 60 ;;')
+    )
+    (tmp_path / "python").write_text(driver)
+    script = subprocess.Popen([str(SCRIPT), "spec.yaml"], env=environment)
+    log, end = Path(environment["LOG"]), time.monotonic() + 60
+    while "driver" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (folder,) = [Path(line.split()[3]) for line in log.read_text().splitlines() if "driver" in line]
+    assert len(processes_with(folder)) >= 3, "Ray on both nodes and the driver"
+    script.kill()
+    script.wait()
+    while folder.exists() or processes_with(folder):
+        assert time.monotonic() < end
+        time.sleep(0.1)

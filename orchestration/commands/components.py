@@ -8,15 +8,16 @@ import json
 import numbers
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsg.config import kind_of, to_dict
+from fsg.config import Settings, kind_of, to_dict
 from fsg.estimators import GradientEstimator
 from fsg.image_dataset import ImageDataset
-from fsg.imported import Imported
+from fsg.imported import Imported, places
 from fsg.shapes import shapes_only
 from fsg.starting_points import Pretrain
 from fsg.torch_optimizer import adapted
@@ -25,6 +26,7 @@ from orchestration.spec.cells import imported
 from orchestration.spec.components import KINDS
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.reader import reason
+from orchestration.util.error_text import one_line
 
 
 class _Unfit(Exception):
@@ -46,13 +48,38 @@ def unfit(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
         try:
             _build(train)
         except _Unfit as wrong:
-            yield variant, wrong.field, wrong.what
+            own = getattr(train, wrong.field)
+            yield variant, wrong.field, missing(wrong.__cause__, spec, own) or wrong.what
         if isinstance(train.init, Pretrain) and imported(train.init):
             try:
                 _build(pretraining(train))
             except _Unfit as wrong:
                 at_init = wrong.field.startswith(("optimizer", "lr_schedule"))
-                yield variant, f"init.{wrong.field}" if at_init else wrong.field, wrong.what
+                own = getattr(train.init if at_init else train, wrong.field)
+                what = missing(wrong.__cause__, spec, own) or wrong.what
+                yield variant, f"init.{wrong.field}" if at_init else wrong.field, what
+
+
+def missing(error: BaseException | None, spec: ExperimentSpec, part: Settings) -> str:
+    """What to say of a part of a training whose file is not there: where it was looked for. "" for other errors."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        what = f"{error.filename}: there is no such file"
+    elif error is not None and isinstance(error.__context__, FileNotFoundError):
+        what = one_line(error)
+    else:
+        return ""
+    why = {spec.source.resolve().parent: ", beside the spec"}
+    why |= {place: ", beside the module" for place in _places(part) if place not in (*why, Path.cwd())}
+    why |= {Path.cwd(): ""} if Path.cwd() not in why or len(why) == 1 else {}
+    begins = ", and then at ".join(f"{place}{said}" for place, said in why.items())
+    return f"{what} (relative paths begin at {begins})"
+
+
+def _places(part: Settings) -> list[Path]:
+    try:
+        return places(part.path) if isinstance(part, Imported) else []
+    except (ImportError, ValueError):  # it is that module that cannot be imported
+        return []
 
 
 def unfit_networks(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ from fsg.imported import Imported
 from fsg.starting_points import File, load_into, load_weights
 from fsg.train_config import TrainConfig
 from fsg.trainer import refuse_not_finite
-from orchestration.commands.components import unfit, unfit_networks
+from orchestration.commands.components import missing, unfit, unfit_networks
 from orchestration.ledger.ledger import Ledger
 from orchestration.search.compatibility import differences
 from orchestration.spec.cells import contaminated
@@ -106,10 +106,8 @@ def _data(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for train in _distinct(spec, lambda train: to_dict(train.data)):
         try:
             train.data.load()  # leaves the fingerprint behind
-        except FileNotFoundError as error:  # of a user's own `read`
-            yield "train.data", f"{error.filename}: there is no such file{_looked_for(spec)}"
         except (OSError, ValueError) as error:
-            yield "train.data", one_line(error) + (_looked_for(spec) if _is_missing(error) else "")
+            yield "train.data", missing(error, spec, train.data) or one_line(error)
         except Exception as error:
             if not isinstance(train.data, Imported):
                 raise
@@ -131,22 +129,11 @@ def _starting_weights(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             if isinstance(train.init, File):
                 load_into(model, placed_state(train.quantized(model)) | load_weights(train.init.path))
         except (OSError, ValueError) as error:
-            yield "train.init.path", one_line(error) + (_looked_for(spec) if _is_missing(error) else "")
+            yield "train.init.path", missing(error, spec, train.init) or one_line(error)
         try:
             refuse_not_finite(model)
         except ValueError as error:
             yield "train.model", one_line(error)
-
-
-def _is_missing(error: Exception) -> bool:
-    return isinstance(error.__context__, FileNotFoundError)
-
-
-def _looked_for(spec: ExperimentSpec) -> str:
-    """Where a relative path leads: to a file beside the spec, or else to one in the working directory."""
-    beside, here = spec.source.resolve().parent, Path.cwd()
-    also = f"{beside}, beside the spec, and then at " if beside != here else ""
-    return f" (relative paths begin at {also}{here})"
 
 
 def _precision(spec: ExperimentSpec, remote: bool) -> Iterator[tuple[str, str]]:

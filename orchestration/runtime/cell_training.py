@@ -19,6 +19,7 @@ from fsg import checkpoint
 from fsg.diagnostics import over_all_layers
 from fsg.finite import Diverged
 from fsg.plain import encode
+from fsg.stopping import Stopped, stoppable
 from fsg.trainer import Row, Training
 from orchestration.ledger import store
 from orchestration.ledger.attempt import Attempt, Superseded
@@ -79,7 +80,10 @@ class CellTraining:
         Raises DeviceFault where this process can train nothing more; its end is not recorded, as if it were killed.
         """
         try:
-            self._run_until(time.monotonic() + seconds)
+            with stoppable(self.stop):
+                self._run_until(time.monotonic() + seconds)
+        except Stopped:  # before this run's first step: there is nothing to keep
+            self._end("interrupted", "stopped")
         except Diverged as error:
             self._end("diverged", one_line(error))
         except Superseded as error:

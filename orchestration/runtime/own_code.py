@@ -1,8 +1,10 @@
 """Where the user's own components of a recorded experiment are found again, and whether they are as they were."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
+from fsg.import_closure import is_installed
 from fsg.imported import edited
 from fsg.train_config import TrainConfig
 from orchestration.ledger import store
@@ -15,15 +17,22 @@ def import_own_code(ledger: Ledger) -> list[str]:
     """Put the folders of an experiment's own components on `sys.path`; returns them.
 
     They are those of the last launch, and the one that the folder of results lies in: a bundle's, or of a project that
-    was moved. A folder whose files are as they were recorded comes before the others.
+    was moved. The first is the spec's, or that other one if more of its files are as they were recorded; of the folders
+    of modules, too, one with more such files comes before the others.
     """
     launch, own = ledger.last_launch(), _recorded(ledger)
-    named = [Path(launch["spec_source"]).parent, *map(Path, launch.get("own_folders", []))]
+    if not own:
+        return []
+
+    def likelier_first(folders: Iterable[Path]) -> list[str]:
+        there = [folder for folder in folders if folder.is_dir() and not is_installed(folder)]
+        return [str(folder) for folder in sorted(there, key=lambda folder: -_unchanged(own, folder))]
+
+    beside = [Path(launch["spec_source"]).parent]
     if not store.is_remote(ledger.folder):
-        named += [above for above in ledger.folder.resolve().parents[1:2] if _unchanged(own, above)]
-    folders = dict.fromkeys(str(folder) for folder in named if own and folder.is_dir())
-    found = sorted(folders, key=lambda folder: -_unchanged(own, Path(folder)))
-    return import_from(*found) if own else []
+        beside += [above for above in ledger.folder.resolve().parents[1:2] if _unchanged(own, above)]
+    first = likelier_first(beside)[:1]
+    return import_from(*first, *likelier_first([*beside, *map(Path, launch.get("own_folders", []))]))
 
 
 def _recorded(ledger: Ledger) -> dict[str, str]:

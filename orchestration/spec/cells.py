@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import fsg
 from fsg import train_config
 from fsg.config import Settings, to_dict
+from fsg.import_closure import is_installed
 from fsg.imported import Imported, closure
 from fsg.starting_points import File, Pretrain
 from fsg.train_config import TrainConfig
@@ -198,9 +199,10 @@ def own_code(spec: ExperimentSpec) -> Path | None:
 
 
 def own_folders(spec: ExperimentSpec) -> list[str]:
-    """The folders that a spec's own components are imported from."""
+    """The folders that a spec's own components are imported from, but for those of what is installed."""
     paths = sorted({own.path for train in spec.trains for own in imported(train)})
-    return list(dict.fromkeys(str(closure(path).root) for path in paths))
+    roots = dict.fromkeys(closure(path).root for path in paths)
+    return [str(root) for root in roots if not is_installed(root)]
 
 
 def orphans(planned: Sequence[Cell], entered: Iterable[Cell]) -> list[Cell]:

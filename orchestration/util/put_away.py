@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 OWNER = "fsg.owner"  # in a folder that is removed with its owner
+KEEP = b"keep"  # what an owner says that leaves its folder there
 _PAUSE, _QUIET, _PATIENCE = 0.2, 3, 40  # seconds between two looks; looks in a row that find nothing; looks at most
 
 
@@ -27,8 +28,11 @@ def processes_with(folder: Path) -> list[int]:
     return found
 
 
-def put_away(folder: Path) -> None:
-    """End those processes, also ones that others of them start meanwhile, and remove the folder if it has an owner."""
+def put_away(folder: Path, remove: bool = True) -> None:
+    """End those processes, also ones that others of them start meanwhile, and then remove the folder.
+
+    The owner may have removed it before: until they have ended, those processes may have made it again.
+    """
     quiet = 0
     for _ in range(_PATIENCE):
         left = processes_with(folder)
@@ -36,22 +40,22 @@ def put_away(folder: Path) -> None:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         quiet = 0 if left else quiet + 1
-        if quiet == _QUIET:
-            break
+        if quiet >= _QUIET:
+            if remove:
+                shutil.rmtree(folder, ignore_errors=True)
+            if not remove or not folder.exists():
+                break
         time.sleep(_PAUSE)
-    if (folder / OWNER).exists():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def main(folder: Path) -> None:
-    """Wait for the end of the owner, who may outlive this process's parent; no signal that stops the owner counts."""
+def main(folder: Path, stays: bool) -> None:
+    """Wait for the end of the owner, away from its parent unless it stays; no signal that stops the owner counts."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if os.fork():
+    if not stays and os.fork():
         return
-    sys.stdin.buffer.read()
-    put_away(folder)
+    put_away(folder, remove=sys.stdin.buffer.read() != KEEP)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), stays="--stay" in sys.argv)

@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from orchestration.util import put_away
-from orchestration.util.put_away import OWNER
+from orchestration.util.put_away import KEEP, OWNER
 
-_folders: set[str] = set()  # of this process
+_folders: dict[str, IO[bytes]] = {}  # of this process, each with what is told to who puts it away
 
 
 @contextmanager
@@ -31,12 +32,12 @@ def scratch(prefix: str, below: str | None = None) -> Iterator[Path]:
     with (folder / ".new").open("w") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         (folder / ".new").rename(folder / OWNER)  # there is no moment at which it is there and not locked
-        with _put_away_later(folder):
-            _folders.add(str(folder))
+        with _put_away_later(folder) as told:
+            _folders[str(folder)] = told
             try:
                 yield folder
             finally:
-                _folders.discard(str(folder))
+                del _folders[str(folder)]
                 if (folder / OWNER).exists():
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -60,16 +61,17 @@ def without_scratch(environment: Mapping[str, str]) -> dict[str, str]:
 
 def keep(folder: Path) -> None:
     """Leave a folder of `scratch` where it is, for somebody to look at."""
+    _folders[str(folder)].write(KEEP)
     (folder / OWNER).unlink()
 
 
 @contextmanager
-def _put_away_later(folder: Path) -> Iterator[None]:
+def _put_away_later(folder: Path) -> Iterator[IO[bytes]]:
     """The process that sees to a folder is a session of its own and no child: no signal to a group reaches it."""
     command = [sys.executable, "-I", "-S", str(Path(put_away.__file__).resolve()), str(folder)]
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     reader, writer = os.pipe()
-    with os.fdopen(writer, "wb"):
+    with os.fdopen(writer, "wb", buffering=0) as told:
         with os.fdopen(reader, "rb") as end:
             subprocess.run(
                 command,
@@ -81,11 +83,11 @@ def _put_away_later(folder: Path) -> Iterator[None]:
                 start_new_session=True,
                 check=True,
             )
-        yield
+        yield told
 
 
 def _remove_if_dead(folder: Path) -> None:
     with suppress(OSError), (folder / OWNER).open("r+") as owner:
         if os.fstat(owner.fileno()).st_uid == os.getuid():
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            put_away.put_away(folder)

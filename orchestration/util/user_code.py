@@ -65,8 +65,12 @@ def other_environment(changes: Mapping[str, str]) -> Iterator[None]:
 def import_from(*folders: str) -> list[str]:
     """Put folders last on `sys.path`, then what `take_off_users_folders` took; returns them in their order.
 
-    In every process alike: which file a name means hangs on the order.
+    In every process alike: which file a name means hangs on the order. The files that settings name are
+    looked for in the first of the folders, wherever the module lies.
     """
+    from fsg.imported import look_first_in  # start-up time, and no module of the user's may come in its place
+
+    look_first_in(*folders[:1])
     last = list(dict.fromkeys([*folders, *map(os.path.abspath, _set_aside)]))
     sys.path[:] = [path for path in sys.path if path not in last] + last
     importlib.invalidate_caches()

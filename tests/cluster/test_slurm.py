@@ -1,20 +1,25 @@
 """The batch script on a real Slurm of two nodes: the time limit comes, and it goes on after it."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from exactness import assert_same
 from single_process import train
 
 from orchestration.ledger.ledger import Ledger
+from orchestration.util.put_away import processes_with
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,21 +81,61 @@ def test_script_says_what_it_wants() -> None:
         assert expected in ran.stderr
 
 
-def test_experiment_outlives_its_time_limit(slurm: Callable[..., str], tmp_path: Path) -> None:
+OUR_FOLDER = re.compile(r"TMPDIR=(/tmp/fsg-\w{6})")
+
+
+def submitted(slurm: Callable[..., str], folder: Path, output: Path) -> str:
+    """The number of a job that trains in a folder."""
     draw = np.random.default_rng(0)
     pixels, labels = draw.integers(0, 255, (384, 12, 12), dtype=np.uint8), np.arange(384) % 4
     pixels[:, 2, 2] = labels * 60
     np.savez(
-        tmp_path / "tiny.npz",
+        folder / "tiny.npz",
         train_images=pixels[:320], train_labels=labels[:320], test_images=pixels[320:], test_labels=labels[320:],
     )  # fmt: skip
-    (tmp_path / "queued.yaml").write_text(SPEC)
-    output = tmp_path / "output.txt"
-    how = ["--nodes=2", "--cpus-per-task=1", "--time=10", "--signal=B:USR1@30", f"--chdir={tmp_path}"]
-    job = slurm(
+    (folder / "queued.yaml").write_text(SPEC)
+    how = ["--nodes=2", "--cpus-per-task=1", "--time=10", "--signal=B:USR1@30", f"--chdir={folder}"]
+    return slurm(
         "sbatch", "--parsable", *how, f"--output={output}", str(ROOT / "docker" / "slurm.sh"), "queued.yaml",
         PYTHON=sys.executable, PYTHONPATH=str(ROOT), FSG_HEAD_ADDRESS="127.0.0.1", OBJECT_STORE_BYTES="80000000",
     )  # fmt: skip
+
+
+def test_batch_script_that_is_killed_leaves_no_process_and_no_folder_on_its_nodes(
+    slurm: Callable[..., str], tmp_path: Path
+) -> None:
+    output = tmp_path / "output.txt"
+    job = submitted(slurm, tmp_path, output)
+    until(lambda: output.exists() and "0/4 cells" in output.read_text(), "Ray is there", output)
+    of_the_job = [words for words in environments().values() if f"SLURM_JOB_ID={job}" in words]
+    (folder,) = {Path(found[1]) for words in of_the_job for found in map(OUR_FOLDER.fullmatch, words) if found}
+    script = min(number for number, words in environments().items() if f"SLURM_JOB_ID={job}" in words)
+    assert "slurm_script" in Path(f"/proc/{script}/cmdline").read_text()
+    assert len(processes_with(folder)) > 4
+    os.kill(script, signal.SIGKILL)
+    until(lambda: not folder.exists() and not processes_with(folder), "all is put away", output, 10)
+    until(lambda: not named_by_a_command(folder), "those that see to it have ended, too", output)
+
+
+def named_by_a_command(folder: Path) -> list[int]:
+    found = []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            found += [one.pid] if str(folder) in " ".join(one.cmdline()) else []
+    return found
+
+
+def environments() -> dict[int, list[str]]:
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            found[int(path.parent.name)] = path.read_text(errors="replace").split("\0")
+    return found
+
+
+def test_experiment_outlives_its_time_limit(slurm: Callable[..., str], tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    job = submitted(slurm, tmp_path, output)
     ledger = Ledger(tmp_path / "results" / "queued")
     until(lambda: any(ledger.resume_point(cell.id) for cell in ledger.cells()), "a training has a checkpoint", output)
 

@@ -1,5 +1,6 @@
 """Images in folders: torchvision's listing and pixels, bits that hang on no worker, and every way to get it wrong."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -23,12 +24,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.image_files import write_images
-from fsg import image_worker
+from fsg import image_cache, image_worker
 from fsg.data import DataError, ImageFolder
 from fsg.image_cache import DecodedCache
 from fsg.image_folder import FolderDataset
 from fsg.image_stream import ImageWorkers, decoded
 from fsg.image_worker import augmented, central, colour_factors, colour_order, crop_box, draws
+from fsg.stopping import Stopped, stoppable
 
 SIZE = 16
 JITTER = [0.4, 0.3, 0.2, 0.1]
@@ -465,6 +467,38 @@ def test_trainings_at_once_decode_for_the_cache_once(
         first, *others = threads.map(epoch, [replace(config, workers=number) for number in (1, 2, 3)])
     assert all(same(first, other) for other in others)
     assert len(built) == 1
+
+
+def test_a_stop_is_noticed_while_a_cache_is_written_or_waited_for_and_nothing_is_left_of_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_cache, "_BATCH", 4)
+    config = settings(folder, cached_side=20, cache_folder=str(tmp_path / "cache"))
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with stoppable(stop), pytest.raises(Stopped):
+        epoch(config)
+    assert len(asked) == 3
+    assert not children()
+    (lock,) = (tmp_path / "cache").iterdir()
+    assert lock.is_file()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with stoppable(lambda: True), pytest.raises(Stopped):
+            epoch(config)
+    assert len(epoch(config)) == len(epoch(replace(config, cached_side=None)))
+
+
+def test_a_stop_is_noticed_while_contents_are_read(folder: Path) -> None:
+    config = settings(folder, identified_by="contents")
+    with stoppable(lambda: True), pytest.raises(Stopped):
+        config.fingerprint()
+    with stoppable(lambda: False):
+        assert config.fingerprint() == settings(folder, identified_by="contents").fingerprint()
 
 
 def waiting_for_batch(images: Path) -> Iterator[tuple[Tensor, Tensor]]:

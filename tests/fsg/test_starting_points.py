@@ -5,6 +5,8 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +142,8 @@ def test_weights_of_another_dtype_are_converted(network: nn.Module) -> None:
 def test_file_that_is_no_mere_tensors_says_which_object_it_holds_and_what_to_write(
     network: nn.Module, tmp_path: Path
 ) -> None:
-    held = {"a.pth": network, "b.pth.tar": {"args": argparse.Namespace(lr=1), "state_dict": network.state_dict()}}
-    names = {"a.pth": "fsg.models.resnet.ResNet", "b.pth.tar": "argparse.Namespace"}
+    held = {"a.pth": network, "b.pth.tar": {"args": Fraction(1, 2), "state_dict": network.state_dict()}}
+    names = {"a.pth": "fsg.models.resnet.ResNet", "b.pth.tar": "fractions.Fraction"}
     for file, content in held.items():
         torch.save(content, tmp_path / file)
         with pytest.raises(
@@ -149,6 +151,37 @@ def test_file_that_is_no_mere_tensors_says_which_object_it_holds_and_what_to_wri
         ) as error:
             load_weights(tmp_path / file)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_published_files_hold_beside_their_weights_is_passed_over(
+    zipped: bool, network: nn.Module, tmp_path: Path
+) -> None:
+    before = torch.serialization.get_safe_globals()
+    args = argparse.Namespace(lr=np.float32(0.1), to=Path("x"), at=datetime.now(UTC).replace(tzinfo=None))
+    best = {"top1": np.float64(0.9), "curve": np.arange(3.0), "names": np.array(["a", None]), "row": np.void(b"12")}
+    held = {"args": args, "best": best, "dtype": np.dtype("f4"), "state_dict": network.state_dict()}
+    torch.save(held, tmp_path / "weights.pth.tar", _use_new_zipfile_serialization=zipped)
+    found = load_weights(tmp_path / "weights.pth.tar")
+    assert found.keys() == network.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+    assert torch.serialization.get_safe_globals() == before
+
+
+class Crafted:
+    """A dtype whose flags come from the file: NumPy would take what is no object for one."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, ("V8",), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+@pytest.mark.parametrize("other", [np.zeros(4), np.float32(1), argparse.Namespace(), Crafted()])
+def test_of_other_objects_none_is_made_and_in_the_place_of_tensors_they_are_named(
+    other: object, network: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(network.state_dict() | {"fc.bias": other}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"among the weights \(fc\.bias\): expected what torch\.save"):
+        load_weights(tmp_path / "weights.pt")
 
 
 class Malicious:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_state
 import pytest
 import torch
 from launches import NO_MLFLOW, SPEC, Launched, bring_own_code, ledger_of
@@ -164,7 +165,9 @@ def test_what_own_data_raise_is_refused_in_one_line(folder: Path, capsys: pytest
     (line,) = refused(capsys, "train.data={import: 'own_state:Broken'}")
     assert line.endswith("train.data: KeyError: 'train_images' (expected images that can be loaded)")
     (line,) = refused(capsys, "train.data={import: 'own_state:Broken', file: mine.npz}")
-    assert line.endswith(f"train.data: mine.npz: there is no such file (relative paths begin at {folder})")
+    places = f"{folder}, beside the spec, and then at {Path(own_state.__file__).parent}, beside the module"
+    what = f"there is no such file (relative paths begin at {places})"
+    assert line.endswith(f"train.data: mine.npz: {what}")
 
 
 def test_missing_data_are_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +187,8 @@ def test_missing_file_is_told_with_the_places_where_it_was_looked_for(
     shutil.copy(folder / "tiny.yaml", folder / "specs")
     assert launch_here(LaunchRequest(Path("specs/tiny.yaml"), sets=[missing])) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    places = f"{folder / 'specs'}, beside the spec, and then at {folder}"
+    module = f", and then at {Path(own_state.__file__).parent}, beside the module" if "own_state" in missing else ""
+    places = f"{folder / 'specs'}, beside the spec{module}, and then at {folder}"
     assert line.endswith(f"lost.npz: there is no such file (relative paths begin at {places})")
 
 

@@ -1,6 +1,12 @@
-"""A launch that is ended, whenever and however: no process, no folder and no cell of it is left over or lost."""
+"""A launch that is ended, whenever and however: no process, no folder and no cell of it is left over or lost.
 
+FSG_TEST_ENDINGS=all tries every combination instead of a spread, each in an experiment of its own; a number, so many of
+them, drawn with that number as the seed.
+"""
+
+import itertools
 import os
+import random
 import re
 import signal
 import stat
@@ -49,6 +55,18 @@ ENDINGS = [
     Ending("has trained a cell", signal.SIGTERM, False, "utf-8", "<&- >&-"),
     Ending("reports", signal.SIGHUP, True, "latin-1", ""),
 ]
+
+
+ENCODINGS = ("utf-8", "ascii", "latin-1")
+CLOSED = ("", "<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-")
+HOW = ((signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGKILL, False))
+
+
+def asked_for() -> list[Ending]:
+    said = os.environ.get("FSG_TEST_ENDINGS", "0")
+    phases = [ending.phase for ending in ENDINGS]
+    every = [Ending(a, *b, c, d) for a, b, c, d in itertools.product(phases, HOW, ENCODINGS, CLOSED)]
+    return every if said == "all" else random.Random(int(said)).sample(every, int(said))
 
 
 class Observed:
@@ -129,31 +147,41 @@ def begun() -> Iterator[list[Observed]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "endings", [ENDINGS, *([one] for one in asked_for())], ids=lambda endings: "-".join(map(str, endings[0]))
+)
 def test_whenever_and_however_it_is_ended_a_launch_leaves_nothing_and_loses_nothing(
-    folder: Path, begun: list[Observed]
+    folder: Path, begun: list[Observed], endings: list[Ending]
 ) -> None:
-    ledger, done = ledger_of(folder), set[str]()
-    for ending in ENDINGS:
-        launches = len(ledger.launches())
-        one = Observed(folder, ending.encoding, ending.closed)
-        begun.append(one)
-        end = time.monotonic() + 300
-        while not has_come(ending.phase, one, ledger, launches):
-            assert one.process.poll() is None, (ending, one.errors.read_text())
-            assert time.monotonic() < end, ending
-            time.sleep(0.05)
-        assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in one.folders()), ending
-        status, since = one.end(ending.how, ending.to_all), time.monotonic()
-        assert status in {-ending.how, 130} | ({0} if ending.phase == "reports" else set()), ending
-        while left := one.left():
-            assert time.monotonic() < since + WITHIN, (ending, left)
-            time.sleep(0.1)
-        assert "Traceback" not in one.errors.read_text(), (ending, one.errors.read_text())
-        now = {cell.id for cell in ledger.cells() if ledger.outcome(cell.id).state == "done"}
-        assert now >= done, ending
-        done = now
+    for ending in endings:
+        ended(folder, ending, begun)
+    finished(folder, begun)
 
+
+def ended(folder: Path, ending: Ending, begun: list[Observed]) -> None:
+    """Launch it, end that as it is said, and see that nothing is left over or lost."""
+    ledger = ledger_of(folder)
+    done = {cell.id for cell in ledger.cells() if ledger.outcome(cell.id).state == "done"}
+    launches = len(ledger.launches())
+    one = Observed(folder, ending.encoding, ending.closed)
+    begun.append(one)
+    end = time.monotonic() + 300
+    while not has_come(ending.phase, one, ledger, launches):
+        assert one.process.poll() is None, (ending, one.errors.read_text())
+        assert time.monotonic() < end, ending
+        time.sleep(0.05)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in one.folders()), ending
+    status, since = one.end(ending.how, ending.to_all), time.monotonic()
+    assert status in {-ending.how, 130} | ({0} if ending.phase == "reports" else set()), ending
+    while left := one.left():
+        assert time.monotonic() < since + WITHIN, (ending, left)
+        time.sleep(0.1)
+    assert "Traceback" not in one.errors.read_text(), (ending, one.errors.read_text())
+    assert {cell.id for cell in ledger.cells() if ledger.outcome(cell.id).state == "done"} >= done, ending
+
+
+def finished(folder: Path, begun: list[Observed]) -> None:
     one = Observed(folder)
     begun.append(one)
     assert one.process.wait(600) == 0, one.errors.read_text()
-    assert_exact(ledger, planned_here())
+    assert_exact(ledger_of(folder), planned_here())

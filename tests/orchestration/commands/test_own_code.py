@@ -30,6 +30,7 @@ from orchestration.runtime.cell_training import CellTraining
 from orchestration.scheduler import nodes
 from orchestration.spec.cells import Cell
 from orchestration.spec.experiment import load_spec
+from orchestration.util.user_code import import_from
 
 OWN = """
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def test_attempts_have_the_versions_of_what_a_component_imports(finished: Path) 
 
 
 def test_a_node_compares_the_files_with_the_drivers(moved: Path) -> None:
-    sys.path.insert(0, str(moved))
+    import_from(str(moved))
     (record,) = nodes._own(Ledger(moved / "results" / "tiny").cells())
     (moved / HELPER).write_text("FACTOR = -2.0\n")
     wanted: dict[str, Any] = {"versions": {}, "record": str(moved), "results": "", "directory": "", "python_path": []}
@@ -179,7 +180,7 @@ def test_an_edit_in_the_middle_of_a_training_is_named_at_resume(moved: Path) -> 
     one = own_cell(moved)
     ledger = Ledger(moved / "again")
     ledger.add(one)
-    sys.path.insert(0, str(moved))
+    import_from(str(moved))
     training = CellTraining(ledger, one, checkpoint_every=0.0)
     for _ in range(3):
         training.run_for(0.0)

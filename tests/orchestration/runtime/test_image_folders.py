@@ -69,6 +69,23 @@ def test_images_that_are_left_out_are_told_at_the_end(ledger: Ledger, train: Tra
     assert str(bad) in done.note
 
 
+def test_a_stop_while_images_are_decoded_for_a_cache_leaves_a_cell_that_is_trained_later(
+    ledger: Ledger, train: TrainConfig, tmp_path: Path
+) -> None:
+    cached = replace(train.data, cached_side=12, cache_folder=str(tmp_path / "cache"))  # type: ignore[type-var]
+    one = Cell("a" * 16, "train", "a", {}, 0, replace(train, data=cached), None)
+    ledger.add(one)
+    stops = iter([False] * 3 + [True])  # before it is begun, before its first step, and while the first are decoded
+    training = CellTraining(ledger, one, stop=lambda: next(stops, True))
+    training.run_for(3600)
+    assert (training.ended, training.reason, training.step) == ("interrupted", "stopped", 0)
+    assert ledger.outcome(one.id).state == "interrupted"
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    again = CellTraining(ledger, one)
+    again.run_for(3600)
+    assert again.ended == "done"
+
+
 def test_images_that_change_during_a_launch_are_named(ledger: Ledger, train: TrainConfig) -> None:
     """Also those that change while they are trained on."""
     assert isinstance(train.data, ImageFolder)

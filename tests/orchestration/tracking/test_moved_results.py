@@ -205,6 +205,42 @@ def test_a_database_that_cannot_be_written_to_is_served_from_a_copy(
     assert places[SPEC.name] == (moved / artifacts.FOLDER).as_uri()
 
 
+BARE = """
+import json, sys
+from mlflow.tracking import MlflowClient
+
+client, found = MlflowClient(sys.argv[1]), {}
+(one,) = client.search_experiments(filter_string=f"name = '{sys.argv[2]}'")
+for run in client.search_runs([one.experiment_id]):
+    files = [file.path for file in client.list_artifacts(run.info.run_id)]
+    found[run.info.run_name] = [run.data.metrics, run.data.params, run.data.tags, files]
+print(json.dumps(found))
+"""
+
+
+def seen_by_hand(folder: Path) -> Any:
+    """What MLflow alone makes of the database, as `mlflow ui` does that somebody starts himself."""
+    words = [sys.executable, "-c", BARE, sqlite_address(folder.parent / "mlflow.db"), SPEC.folder_name]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder.parent.parent)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_mlflow_by_hand_has_all_but_the_files_right_after_a_move_and_those_after_a_sync(
+    tmp_path: Path, migrated: Path
+) -> None:
+    folder = tracked(tmp_path / "a", migrated)
+    assert synced(folder) == 0, "it is noted that all has arrived"
+    before = seen_by_hand(folder)
+    assert any(files for *_, files in before.values())
+    moved = folder.parent.rename(tmp_path / "moved") / folder.name
+    now = seen_by_hand(moved)
+    assert {name: [*values, []] for name, (*values, _) in before.items()} == now
+    assert synced(moved) == 0
+    assert seen_by_hand(moved) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
 @pytest.mark.slow
 def test_server_over_moved_results_hands_out_what_they_hold(tmp_path: Path, migrated: Path) -> None:
     """Looked at right after the move, before anything else is done."""

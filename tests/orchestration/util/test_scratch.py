@@ -75,6 +75,13 @@ def owner(tmp_path: Path) -> Iterator[Callable[[], Owner]]:
                 process.kill()
 
 
+def those_that_run() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            process.cmdline()
+            yield process
+
+
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -100,6 +107,8 @@ def test_folder_is_closed_to_others_and_gone_at_the_end_unless_it_is_kept(tmp_pa
     assert list(tmp_path.iterdir()) == [kept]
     with scratch("fsg-", str(tmp_path)):
         assert kept.exists()
+    until(lambda: not any(str(kept) in " ".join(process.cmdline()) for process in those_that_run()))
+    assert kept.exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
@@ -117,6 +126,26 @@ def test_folder_and_the_processes_that_its_path_was_handed_to_end_with_their_own
     assert another.folder.exists()
     assert not is_gone(another.named)
     assert processes_with(another.folder) == [another.named.pid]
+
+
+MAKES_IT_AGAIN = """
+import os, subprocess, sys
+from orchestration.util.scratch import scratch
+MAKES = "import os\\nwhile True: os.system('mkdir -p $RAY_TMPDIR/logs')"
+with scratch("fsg-", sys.argv[1]) as folder:
+    one = subprocess.Popen([sys.executable, "-c", MAKES], env={"RAY_TMPDIR": f"{folder}"}, start_new_session=True)
+    while not (folder / "logs").exists():
+        pass
+    print(one.pid, flush=True)
+"""
+
+
+def test_folder_that_its_processes_make_again_while_they_end_is_gone_with_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MAKES_IT_AGAIN, str(tmp_path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    maker = psutil.Process(int(done.stdout)) if psutil.pid_exists(int(done.stdout)) else None
+    until(lambda: maker is None or is_gone(maker))
+    until(lambda: not list(tmp_path.iterdir()))
 
 
 def test_what_both_left_that_were_killed_is_removed_and_nothing_of_the_living(
