@@ -1,6 +1,6 @@
 """A launch that is ended, whenever and however: no process, no folder and no cell of it is left over or lost.
 
-FSG_TEST_ENDINGS=all tries every combination instead of a spread, each in an experiment of its own; a number, so many of
+FSG_TEST_ENDINGS=all tries every combination beside a spread, each in an experiment of its own; a number, so many of
 them, drawn with that number as the seed.
 """
 
@@ -148,7 +148,9 @@ def begun() -> Iterator[list[Observed]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "endings", [ENDINGS, *([one] for one in asked_for())], ids=lambda endings: "-".join(map(str, endings[0]))
+    "endings",
+    [ENDINGS, *([one] for one in asked_for())],
+    ids=lambda of: "spread" if len(of) > 1 else "-".join(map(str, of[0])),
 )
 def test_whenever_and_however_it_is_ended_a_launch_leaves_nothing_and_loses_nothing(
     folder: Path, begun: list[Observed], endings: list[Ending]
