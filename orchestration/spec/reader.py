@@ -219,13 +219,13 @@ class Reader:
         return Problem(changed.key_mark, changed.label, what, certain=False)
 
     def _with_absolute_paths(self, config: Settings) -> Settings:
-        """What is beside the spec is that; whatever else is relative, is so to the working directory."""
+        """A file that is beside the spec is that one; whatever else is relative, is so to the working directory."""
         absolute: dict[str, str] = {}
         for field in fields(type(config)).values():
             value = getattr(config, field.name)
             if not field.identity and value and isinstance(value, str) and get_origin(field.hint) is not Literal:
                 beside = self.folder / Path(value).expanduser()
-                absolute[field.name] = str(beside if beside.exists() else Path.cwd() / Path(value).expanduser())
+                absolute[field.name] = str(beside if beside.is_file() else Path.cwd() / Path(value).expanduser())
         return dataclasses.replace(config, **absolute) if absolute else config
 
 
