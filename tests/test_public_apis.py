@@ -22,7 +22,7 @@ EXCEPTIONS = {
     "fsg/recording.py": "torch documents TorchDispatchMode in a module with a private name",
     "tests/fsg/simulated_graph.py": "torch documents TorchDispatchMode in a module with a private name",
     "orchestration/runtime/peak_memory.py": "torch documents TorchDispatchMode in a module with a private name",
-    "tests/fsg/test_starting_points.py": "torch.save has its format of before 1.6 behind an argument with a private name",
+    "tests/fsg/test_starting_points.py": "torch.save writes its format of before 1.6 by a private argument",
 }
 # Methods that a library's documentation asks to override, by class.
 OFFERED = {
