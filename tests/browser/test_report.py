@@ -127,7 +127,7 @@ def test_what_is_under_the_pointer_says_whose_it_is_and_the_command(report: Page
         assert re.search(
             steps.get(figure, r"epoch \d(\.\d+)?, step \d+: (Training loss|Validation accuracy) \d"), said
         ) or (figure == DIFFERENCES and "points" in said), (figure, said)
-        assert f"fsg reproduce {cells.parent}" in said, figure
+        assert f"fsg reproduce {cells.parent.relative_to(results.parent)} " in said, figure  # as it was launched
         assert ids["fsg", "0"] in said, figure
         assert inside(report)
     report.mouse.move(5, 5)

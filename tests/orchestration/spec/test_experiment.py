@@ -932,7 +932,7 @@ def test_every_config_names_the_schema_and_follows_it(path: Path) -> None:
 
 def test_the_ablation_has_its_variants_and_profiles() -> None:
     spec = load_spec(CONFIGS / "ablation_hgs.yaml")
-    variants = ("fsg", "no_history", "ema", "no_layer_embedding", "ste_momentum", "ste")
+    variants = ("fsg", "no_history", "ema", "no_layer_embedding", "ste")
     assert (spec.variants, len(spec.seeds)) == (variants, 8)
     assert (spec.report.primary, spec.report.baseline, spec.report.equivalence_margin) == ("fsg", "no_history", 0.01)
     paper = load_spec(CONFIGS / "ablation_hgs.yaml", "paper")
