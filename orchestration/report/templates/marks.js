@@ -78,12 +78,19 @@ function show(svg, one, i) {
   [name.textContent, code.textContent] = [one.of.name, again(one.of)];
   tip.replaceChildren(name, mark.text, ...(code.textContent ? [code] : []));
   tip.hidden = false;
-  const at = new DOMPoint(mark.x, mark.y).matrixTransform(svg.getScreenCTM());
+  put();
+}
+
+// Put it beside its mark, within the window; whether the mark is in the window, too.
+function put() {
+  const { svg, one, i } = shown;
+  const at = new DOMPoint(one.marks[i].x, one.marks[i].y).matrixTransform(svg.getScreenCTM());
   const { width, height } = tip.getBoundingClientRect();
   const [right, bottom] = [document.documentElement.clientWidth - width - 8, innerHeight - height - 8];
   const above = at.y - height - 14;
   tip.style.left = `${Math.max(8, Math.min(at.x + 14, right))}px`;
   tip.style.top = `${Math.max(8, Math.min(above < 8 ? at.y + 14 : above, bottom))}px`;
+  return at.y >= 0 && at.y <= innerHeight;
 }
 
 function hide() {
@@ -185,4 +192,4 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
   }
 });
-addEventListener("scroll", ({ target }) => target === tip || hide(), { passive: true, capture: true });
+addEventListener("scroll", ({ target }) => shown && target !== tip && !put() && hide(), { passive: true, capture: true });
