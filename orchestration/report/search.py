@@ -1,11 +1,9 @@
 """The report of searches: trials, importances, how well rungs rank, the choice, and warnings."""
 
-import base64
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,8 @@ import numpy as np
 from orchestration.analysis.units import Unit
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords, TrialRecord
+from orchestration.report.figures import Drawing
+from orchestration.report.search_figures import SearchFigures, plain_value, settings_text
 from orchestration.spec.search_config import MAXIMISED
 from orchestration.spec.study import short_names
 
@@ -41,7 +41,7 @@ class RungCorrelation:
 
 @dataclass(frozen=True)
 class StudySection:
-    """One study, as the page shows it; `figures` are its files by title."""
+    """One study, as the page shows it."""
 
     name: str
     summary: str
@@ -52,19 +52,20 @@ class StudySection:
     choice: tuple[str, ...]
     warnings: tuple[str, ...]
     importances: tuple[tuple[str, float], ...]
-    trials: tuple[TrialRecord, ...]
-    objectives: tuple[str, ...]
+    figures: SearchFigures
+
+    @property
+    def trials(self) -> Sequence[TrialRecord]:
+        return self.figures.trials
 
     @property
     def complete(self) -> int:
         """Trials that were trained to the end."""
         return sum(trial.state == "COMPLETE" for trial in self.trials)
 
-    def draw(self, folder: Path) -> dict[str, Path]:
-        """The figures, as files in a folder."""
-        from orchestration.search.optuna import pictures  # start-up time
-
-        return pictures.draw_study(self.trials, self.objectives, folder, f"search-{self.name}")
+    def draw(self) -> dict[str, Drawing]:
+        """The figures, by title."""
+        return self.figures.draw()
 
 
 def sections(ledger: Ledger, spec: Mapping[str, Any]) -> list[StudySection]:
@@ -81,12 +82,12 @@ def sections(ledger: Ledger, spec: Mapping[str, Any]) -> list[StudySection]:
 def _section(
     study: Mapping[str, Any], trials: Sequence[TrialRecord], choices: Sequence[Mapping[str, Any]]
 ) -> StudySection:
-    from orchestration.search.optuna import pictures  # start-up time
+    from orchestration.search.optuna.importances import importances  # start-up time
 
     objectives = tuple(study["objectives"])
     best = _ranked(trials, objectives[0])
     front = pareto_front(best, objectives)
-    shares = pictures.importances(trials, objectives)
+    shares = importances(trials, objectives)
     short = short_names(path for trial in trials for path in trial.params)
     return StudySection(
         name=study["name"],
@@ -101,8 +102,7 @@ def _section(
         choice=tuple(_choice(choices, short)),
         warnings=tuple(_warnings(choices, trials, best)),
         importances=tuple((short[path], share) for path, share in shares.items()),
-        trials=tuple(trials),
-        objectives=objectives,
+        figures=SearchFigures(study["name"], trials, objectives, study["space"], short, shares, front),
     )
 
 
@@ -147,15 +147,7 @@ def _row(trial: TrialRecord, objectives: Sequence[str], short: Mapping[str, str]
         f"{Unit.of(objective).write(value)} {Unit.of(objective).value}".strip()
         for objective, value in zip(objectives, values, strict=True)
     ]
-    return (str(trial.number), *written, _settings(trial.params, short))
-
-
-def _settings(params: Mapping[str, Any], short: Mapping[str, str]) -> str:
-    return ", ".join(f"{short.get(path, path)} {_plain(value)}" for path, value in params.items())
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return (str(trial.number), *written, settings_text(trial.params, short))
 
 
 def rung_correlations(trials: Iterable[TrialRecord]) -> Iterable[RungCorrelation]:
@@ -186,7 +178,7 @@ def _choice(choices: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> I
     written = ", ".join(f"trial {number}: {unit.write(mean)} {unit.value}".rstrip() for number, mean in means.items())
     yield (
         f"Trained anew with {seeds} fresh seeds ({unit.name}, mean): {written}. "
-        f"Chosen by that: trial {last['chosen']} ({_settings(last['params'], short)}). "
+        f"Chosen by that: trial {last['chosen']} ({settings_text(last['params'], short)}). "
         "The test images were then looked at, for it alone."
     )
 
@@ -196,7 +188,7 @@ def _warnings(
 ) -> Iterable[str]:
     if choices:
         for path, end in choices[-1]["at_bound"].items():
-            value = _plain(choices[-1]["params"][path])
+            value = plain_value(choices[-1]["params"][path])
             yield f"The chosen {path}, {value}, lies at the {end} end of its range: the best may lie beyond it."
     opened = list(dict.fromkeys(choice["chosen"] for choice in choices))
     if len(opened) > 1:
@@ -213,8 +205,3 @@ def _warnings(
         yield f"{len(failed)} trials failed, and the sampler was told so, such as {failed[0].number}: {reason}"
     if trials and not best and all(trial.end for trial in trials):
         yield "No trial was trained to its end: there is nothing to choose from."
-
-
-def as_data_uri(path: Path) -> str:
-    """A PNG as an address that holds it, for a page in one file."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -20,7 +20,7 @@ from orchestration.report.figures import Drawing, drawing
 from orchestration.report.forecast import HEADER
 from orchestration.report.marks import Of, Point
 from orchestration.report.resolved import resolved_text
-from orchestration.report.search import as_data_uri, sections
+from orchestration.report.search import StudySection, sections
 from orchestration.report.stamp import TEMPLATES
 from orchestration.report.tables import TextTable
 
@@ -38,11 +38,7 @@ def write(report: Report) -> list[Path]:
 def _written(report: Report, folder: Path) -> list[Path]:
     figures = _Figures.of(report)
     files = [one.save(folder / "figures") for one in figures.all()]
-    searches = [
-        (one, one.draw(folder / "figures")) for one in sections(Ledger(report.folder), report.launches[-1]["spec"])
-    ]
-    shown = [(one, {title: as_data_uri(path) for title, path in files.items()}) for one, files in searches]
-    more = {"searches": shown, "layer_note": layer_maps.note(report.layers)}
+    more = {"layer_note": layer_maps.note(report.layers)}
     written = {
         "report.md": _rendered("report.md.j2", report, figures, autoescape=False, **more),
         "report.html": _rendered("report.html.j2", report, figures, autoescape=True, **more),
@@ -51,25 +47,28 @@ def _written(report: Report, folder: Path) -> list[Path]:
     }
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [*(folder / name for name in written), *files, *(path for _, own in searches for path in own.values())]
+    return [*(folder / name for name in written), *files]
 
 
 class _Figures(NamedTuple):
-    """All but a search's: a row of panels a grid point, the differences if there are any, a map a quantity."""
+    """A row of panels a grid point, the differences if there are any, a map a quantity, and each search's."""
 
     panels: list[list[Drawing]]
     differences: Drawing | None
     layers: dict[str, Drawing]
+    searches: list[tuple[StudySection, dict[str, Drawing]]]
 
     @classmethod
     def of(cls, report: Report) -> "_Figures":
         panels = [[_panel(panel, place) for panel in row] for place, row in enumerate(report.panels)]
         maps = {title: _map(title, found) for title, found in report.layers.items()}
-        return cls(panels, _differences(report), maps)
+        searches = sections(Ledger(report.folder), report.launches[-1]["spec"])
+        return cls(panels, _differences(report), maps, [(one, one.draw()) for one in searches])
 
     def all(self) -> list[Drawing]:
         seeds = [] if self.differences is None else [self.differences]
-        return [*(one for row in self.panels for one in row), *seeds, *self.layers.values()]
+        searches = [one for _, found in self.searches for one in found.values()]
+        return [*(one for row in self.panels for one in row), *seeds, *self.layers.values(), *searches]
 
 
 def _panel(panel: curves.Panel, place: int) -> Drawing:
@@ -123,6 +122,7 @@ def _rendered(template: str, report: Report, figures: _Figures, autoescape: bool
         resolved=resolved_text(report.launches[-1]["spec"], report.primary),
         difference_note=_DIFFERENCES,
         caption=_CAPTION,
+        search_caption=_SEARCH_CAPTION,
         **more,
     )
 
@@ -137,6 +137,12 @@ _CAPTION = (
 _DIFFERENCES = (
     "Point: a seed, its difference to the baseline's same seed (hollow: exploratory); diamond: mean over the planned "
     "seeds; bar: its 95 % interval, not corrected. Right of the dashed line is more than the baseline."
+)
+
+
+_SEARCH_CAPTION = (
+    "Point: a trial that was trained to its end, the mean over the search's seeds; the line of the history is the best "
+    "so far, and later trials are darker in the slices. Rungs: the mean there; grey, ending in a cross, was stopped."
 )
 
 

@@ -1,7 +1,5 @@
 """A `$` in a name or a value is a character, in every figure, and never the begin of a formula."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ from orchestration.ledger.study_records import TrialRecord
 from orchestration.report.curves import Curve, Panel, draw_panel
 from orchestration.report.figures import drawing
 from orchestration.report.layer_maps import Map, draw_maps
+from orchestration.report.search_figures import SearchFigures
 
 LABELS = ("$5$", r"a $\frac b$", "$x_", r"costs \$5 or $6$", "$$")
 
@@ -29,20 +28,19 @@ def test_labels_of_maps_are_drawn_as_they_are() -> None:
         assert f">layer {label}</text>" in svg
 
 
-def test_values_of_a_search_are_drawn_whatever_they_are(tmp_path: Path) -> None:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
-
-    from orchestration.search.optuna.pictures import draw_study
-
-    space = {
-        "train.note": distribution_to_json(CategoricalDistribution(LABELS)),
-        "train.lr": distribution_to_json(FloatDistribution(1e-5, 1, log=True)),
-    }
+def test_values_of_a_search_are_drawn_whatever_they_are(drawn: None) -> None:
     trials = [
         TrialRecord(
-            n, {"train.note": LABELS[n % 5], "train.lr": 10.0 ** -(n % 4)}, space, {0: "c"}, {}, None,
+            n, {"train.note": LABELS[n % 5], "train.$lr": 10.0 ** -(n % 4)}, {}, {0: "c"}, {}, None,
             end={"state": "COMPLETE", "values": [0.1 * n], "reason": "", "attributes": {}},
         )
         for n in range(8)
     ]  # fmt: skip
-    assert {"History", "Slices"} <= draw_study(trials, ["validation/accuracy"], tmp_path, "probe").keys()
+    space = {"train.note": {"choices": list(LABELS)}, "train.$lr": {"low": 1e-5, "high": 1.0, "log": True}}
+    short = {"train.note": "note", "train.$lr": "$lr"}
+    shares = {"train.note": 0.7, "train.$lr": 0.3}
+    found = SearchFigures("$tuned$", trials, ["validation/accuracy"], space, short, shares, trials).draw()
+    assert found.keys() == {"History", "Importances", "Slices"}
+    for label in LABELS:
+        assert f">{label}</text>" in found["Slices"].svg
+    assert all(">$lr</text>" in found[title].svg for title in ("Importances", "Slices"))

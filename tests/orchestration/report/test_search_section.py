@@ -1,21 +1,27 @@
 """What the report says of a search."""
 
+import html
+import itertools
+import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from simulated_search import HALVING, LR, NET, STATES, TRAIN, WEIGHT, Work, study
 from undrawn import leave_figures_empty
 
 from fsg.optimizers import Adam
 from orchestration.ledger.study_records import TrialRecord
+from orchestration.report import write
 from orchestration.report.data import build
+from orchestration.report.figures import Drawing
 from orchestration.report.search import rung_correlations, sections
-from orchestration.report.write import write
+from orchestration.report.search_figures import SearchFigures
 from orchestration.spec import search_config as settings
 from orchestration.spec.cells import Cell
 from orchestration.spec.study import short_names
@@ -83,7 +89,7 @@ def test_optimum_at_a_bound_failures_and_a_second_opening_are_flagged(tmp_path: 
 def test_report_of_a_search_is_written_with_its_figures(
     tmp_path: Path, drawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave_figures_empty(monkeypatch)  # those of any report
+    leave_figures_empty(monkeypatch, [write])  # those of any report
     one = study(trials=14, best=2, pruner=HALVING, sampler=settings.Random(), seeds=(1000,))
     work = Work(tmp_path / "searched", one).go()
     default = Cell("d" * 16, "train", "default", {}, 0, TRAIN)
@@ -92,18 +98,105 @@ def test_report_of_a_search_is_written_with_its_figures(
     work.launched([default])
     built = build(work.ledger)
     assert [(line.variant, line.done) for line in built.lines] == [("default", 1), ("tuned", 3)]
-    paths = {path.name for path in write(built)}
-    pictures = {"history", "slices", "importances", "contour", "rungs"}
-    assert {f"search-tuned-{name}.png" for name in pictures} <= paths
-    page = (work.ledger.folder / "report.html").read_text()
+    paths = {path.name for path in write.write(built)}
+    figures = {f"search-tuned-{name}" for name in ("history", "importances", "two-settings", "rungs", "slices")}
+    assert {f"{name}.svg" for name in figures} <= paths
+    page, markdown = ((work.ledger.folder / name).read_text() for name in ("report.html", "report.md"))
     assert "Search: tuned" in page
-    assert page.count("data:image/png;base64,") == 5
-    assert "Spearman" in (work.ledger.folder / "report.md").read_text()
+    assert set(re.findall(r'<svg[^>]* id="(search-[\w-]+)"', page)) == figures
+    assert set(re.findall(r"\(figures/(search-[\w-]+).svg\)", markdown)) == figures
+    assert "Spearman" in markdown
+    told = json.loads(html.unescape(page.split('id="marks">')[1].split("</script>")[0]))["figures"]
+    assert told.keys() >= figures - {"search-tuned-importances"}
+
+
+# What each figure shows
+
+
+def probe(trials: Sequence[TrialRecord], space: dict[str, Any], **more: Any) -> SearchFigures:
+    names = {path: path for path in space}
+    return replace(SearchFigures("tuned", trials, ["validation/accuracy"], space, names, {}, []), **more)
+
+
+def ended(number: int, values: list[float], **params: Any) -> TrialRecord:
+    rungs = {epoch: {"value": values[0] / (4 - epoch), "pruned": False, "attributes": {}} for epoch in (1, 2)}
+    end = {"state": "COMPLETE", "values": values, "reason": "", "attributes": {}}
+    return TrialRecord(number, params, {}, {0: f"c{number}"}, {}, None, rungs, end)
+
+
+def said(found: Drawing) -> list[str]:
+    return [f"{found.marks['of'][one['of']]['name']}: {one['text']}" for one in found.marks["series"]]
+
+
+RATE: dict[str, Any] = {"lr": {"low": 0.001, "high": 1.0, "log": True}}
+
+
+def test_marks_of_a_search_say_trial_value_settings_and_its_cells(drawn: None) -> None:
+    trials = [ended(0, [0.5], lr=0.1), replace(trial(1, 0.2, None), params={"lr": 0.3}), ended(2, [0.625], lr=0.01)]
+    found = probe(trials, RATE).draw()
+    assert found.keys() == {"History", "Rungs", "Slices"}
+    expected = [
+        "tuned, trial 0: validation accuracy 50.00 %; lr 0.1",
+        "tuned, trial 2: validation accuracy 62.50 %; lr 0.01",
+    ]
+    assert said(found["History"]) == said(found["Slices"]) == expected
+    assert said(found["Rungs"])[:3] == [
+        "tuned, trial 0: epoch 1: validation accuracy 16.67 %; lr 0.1",
+        "tuned, trial 0: epoch 2: validation accuracy 25.00 %; lr 0.1",
+        "tuned, trial 1, stopped early: epoch 1: validation accuracy 20.00 %; lr 0.3",
+    ]
+    cells = {one["name"]: one["cells"] for one in found["Rungs"].marks["of"]}
+    assert cells == {"tuned, trial 0": ("c0",), "tuned, trial 1, stopped early": (), "tuned, trial 2": ("c2",)}
+    for title in ("History", "Slices", "Rungs"):
+        assert found[title].marks["variants"] == ["tuned"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "best"), [("validation/accuracy", [50, 62.5, 62.5]), ("train/loss", [0.5, 0.5, 0.25])]
+)
+def test_history_has_the_best_so_far_whichever_way_is_better(drawn: None, objective: Any, best: list[float]) -> None:
+    trials = [ended(0, [0.5], lr=0.1), ended(1, [0.625], lr=0.2), ended(2, [0.25], lr=0.3)]
+    figures, lines = probe(trials, RATE, objectives=[objective]), []
+    step = Axes.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "step", lambda axes, x, y, **how: lines.append(list(y)) or step(axes, x, y, **how))
+        figures.draw()
+    assert lines == [pytest.approx(best)]
+
+
+def test_axis_of_a_setting_is_what_was_searched_and_a_trial_taken_over_from_beyond(drawn: None) -> None:
+    within = probe([ended(0, [0.5], lr=0.01), ended(1, [0.6], lr=0.1)], RATE).draw()["Slices"].marks["series"]
+    wider = probe([ended(0, [0.5], lr=0.01), ended(1, [0.6], lr=10.0)], RATE).draw()["Slices"].marks["series"]
+    # 0.001 to 1 is three decades: a decade is a third of the axis without its room; to 10 it is four
+    decade = within[1]["x"] - within[0]["x"]
+    assert wider[1]["x"] - wider[0]["x"] == pytest.approx(3 * decade * 3 / 4, rel=0.01)
+
+
+def test_choices_that_are_equal_in_python_have_places_of_their_own(drawn: None) -> None:
+    values = [True, 1, 1.0, "1", None, 2]  # the last was no choice of this search
+    trials = [ended(number, [0.1 * number], of=value) for number, value in enumerate(values)]
+    found = probe(trials, {"of": {"choices": values[:-1]}}).draw()["Slices"]
+    places = [one["x"] for one in found.marks["series"]]
+    gaps = [b - a for a, b in itertools.pairwise(places)]
+    assert gaps == pytest.approx([gaps[0]] * 5, abs=0.11)
+    assert gaps[0] > 5
+
+
+def test_value_that_is_no_number_and_a_setting_that_some_lack_take_no_figure(drawn: None) -> None:
+    trials = [ended(0, [math.nan], lr=0.1), ended(1, [0.5], lr=0.1, of=1), ended(2, [0.6], lr=0.1)]
+    found = probe(trials, RATE | {"of": {"low": 1, "high": 1}, "never": {"low": 0, "high": 1}}).draw()
+    assert len(said(found["History"])) == 2
+    assert [text.split(":")[0] for text in said(found["Slices"])] == [
+        "tuned, trial 1",
+        "tuned, trial 2",
+        "tuned, trial 1",
+    ]
+    assert probe(trials[:2], RATE).draw() == {}
 
 
 @pytest.mark.parametrize("more", [(), ("time/step",)], ids=["two", "three"])
 def test_pareto_front_is_drawn_with_memory_in_its_unit(
-    tmp_path: Path, drawn: None, more: tuple[settings.Objective, ...], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, drawn: None, more: tuple[settings.Objective, ...]
 ) -> None:
     objectives: tuple[settings.Objective, ...] = ("validation/accuracy", "memory/peak", *more)
     one = study(objectives=objectives, sampler=settings.NSGA2(population=4), trials=12)
@@ -116,21 +209,10 @@ def test_pareto_front_is_drawn_with_memory_in_its_unit(
     assert values == sorted(values, reverse=True), "on a front, more accuracy takes more memory"
     assert 1 < len(found.rows) < 12
     assert found.about_rows.startswith(f"The Pareto front: {len(found.rows)} trials")
-    axes: list[str] = []
-    plot, render = optuna.visualization.matplotlib.plot_pareto_front, Figure.savefig
-
-    def watched(*arguments: Any, **options: Any) -> Any:
-        axes.extend(options["target_names"])
-        return plot(*arguments, **options)
-
-    def only_the_front(figure: Figure, path: Path, **options: Any) -> None:
-        if "pareto" in path.name:
-            render(figure, path, **options)
-
-    monkeypatch.setattr(optuna.visualization.matplotlib, "plot_pareto_front", watched)
-    monkeypatch.setattr(Figure, "savefig", only_the_front)
-    assert found.draw(tmp_path / "figures")["Pareto front"].exists()
-    assert axes[:2] == ["validation accuracy (%)", "peak memory (MB)"]
+    front = found.draw()["Pareto front"]
+    labels = ["validation accuracy (%)", "peak memory (MB)", *["time of a step (ms)"][: len(more)]]
+    assert all(f">{label}</text>" in front.svg for label in labels)
+    assert len(said(front)) == 12 * len(objectives[1:])
 
 
 def test_study_of_which_nothing_is_over_is_told_all_the_same(tmp_path: Path) -> None:
@@ -138,4 +220,4 @@ def test_study_of_which_nothing_is_over_is_told_all_the_same(tmp_path: Path) -> 
     work.searches.more()
     found = section_of(work)
     assert found.summary.startswith("1 of 8 trials: 1 under way.")
-    assert found.draw(tmp_path / "figures") == {}
+    assert found.draw() == {}
