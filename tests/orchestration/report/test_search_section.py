@@ -132,7 +132,11 @@ RATE: dict[str, Any] = {"lr": {"low": 0.001, "high": 1.0, "log": True}}
 
 
 def test_marks_of_a_search_say_trial_value_settings_and_its_cells(drawn: None) -> None:
-    trials = [ended(0, [0.5], lr=0.1), replace(trial(1, 0.2, None), params={"lr": 0.3}), ended(2, [0.625], lr=0.01)]
+    trials = [
+        ended(0, [0.5], lr=0.1),
+        replace(trial(1, 0.2, None), params={"lr": 0.3}, cells={0: "c1"}),
+        ended(2, [0.625], lr=0.01),
+    ]
     found = probe(trials, RATE).draw()
     assert found.keys() == {"History", "Rungs", "Slices"}
     expected = [
