@@ -8,6 +8,7 @@ from orchestration.analysis import statistics
 from orchestration.analysis.units import Unit
 from orchestration.commands.exit_status import DONE, FAILED
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.study_records import every_cell
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.own_code import edits, import_own_code
@@ -31,9 +32,8 @@ class Reproduction:
 
 
 def find(ledger: Ledger, name: str) -> Cell:
-    """A cell of the last launch, by its id, the beginning of it, or its label. Raises ValueError."""
-    ids = set(ledger.last_launch()["cells"])
-    return find_cell([cell for cell in ledger.cells() if cell.id in ids], name)
+    """A cell of the last launch, or of its searches, by its id, the beginning of it, or its label. Raises ValueError."""
+    return find_cell(every_cell(ledger, ledger.last_launch()), name)
 
 
 def reproduce(folder: Path, name: str) -> int:
@@ -65,7 +65,7 @@ def reproduce_cell(folder: Path, name: str, tell: Callable[[str], None] = lambda
         raise ValueError(f"{cell.label}: was trained on a GPU, and this machine has none")
     with scratch("fsg-reproduce-") as beside:
         again = to_train_again(ledger, cell, beside)
-        training = CellTraining(again, cell, device=device)
+        training = CellTraining(again, again.cell(cell.id), device=device)
         while training.ended is None:
             training.run_for(_SECONDS)
             tell(f"step {training.step} of {training.total_steps}")
@@ -104,9 +104,8 @@ def _compared(ledger: Ledger, again: Ledger, cell: Cell, elsewhere: list[str]) -
 
 def _by_metric(ledger: Ledger, cell: Cell, then: Values, here: Values) -> tuple[bool, list[str]]:
     """Last values side by side; close is what lies within two standard deviations of the other seeds of its kind."""
-    ids = set(ledger.launches()[-1]["cells"]) - {cell.id}  # its own value, were it wrong, would widen the spread
-    kind = [c for c in ledger.cells() if c.id in ids and (c.variant, c.grid) == (cell.variant, cell.grid)]
-    alike = [rows_of(ledger, one) for one in kind]
+    others = [c for c in every_cell(ledger, ledger.last_launch()) if c.id != cell.id]  # its own would widen the spread
+    alike = [rows_of(ledger, one) for one in others if (one.variant, one.grid) == (cell.variant, cell.grid)]
     close, lines = True, []
     for name in dict.fromkeys(name for _, name in then):
         if not name.endswith(("accuracy", "/loss")):

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import fsg
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.study_records import chosen_cells, study_names
 from orchestration.ledger.tables import missing_cells
 from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.own_code import edits, import_own_code
@@ -76,7 +77,8 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
         print(f"{folder}: {why}", file=sys.stderr)
         return BAD_INPUT
     every = {cell.id: cell for cell in ledger.cells()}
-    outcomes = {i: ledger.outcome(i) for i in launches[-1]["cells"]}
+    chosen_by_searches = [cell.id for cell in chosen_cells(ledger, study_names(launches[-1]))]
+    outcomes = {i: ledger.outcome(i) for i in [*launches[-1]["cells"], *chosen_by_searches]}
     done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
     names = {cell.id: cell.label for cell in missing_cells(ledger, launches[-1])}
     lost = [f"{names.get(i, i)}: its record is missing or damaged" for i in outcomes if i not in every]
@@ -94,7 +96,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     own = json.dumps(import_own_code(ledger))
     draw = random.Random(seed)
     try:
-        long = [cell for cell in done if total_steps(cell) >= _FEWEST_STEPS]
+        long = [cell for cell in done if total_steps(cell.whole) >= _FEWEST_STEPS]
     except (OSError, ValueError) as error:  # images, or the user's class that reads them, are not to be found
         print(f"{folder}: {first_line(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -122,7 +124,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
 
 
 def _verified(ledger: Ledger, cell: Cell, folder: Path, device: str, own: str, draw: random.Random) -> Verdict:
-    steps = total_steps(cell)
+    steps = total_steps(cell.whole)
     if changed := edits(cell.train):
         return Verdict(cell, steps, None, None, None, 0, tuple(changed))
     before, again = ledger.outcome(cell.id), to_train_again(ledger, cell, folder)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fsg import checkpoint
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
-from orchestration.ledger.study_records import StudyRecords, planned_cells, study_names
+from orchestration.ledger.study_records import StudyRecords, every_cell, study_names
 from orchestration.spec.cells import Cell, find_cell
 
 Record = dict[str, Any]
@@ -102,8 +102,7 @@ class Results:
         launch = self._ledger.last_launch()
         names = study_names(launch)
         trials = {(name, one.number): one for name in names for one in StudyRecords(self._ledger, name).trials()}
-        cells = [*planned_cells(self._ledger, launch), *_searched(self._ledger.cells(), names)]
-        cells = list({(cell.id, cell.variant): cell for cell in cells}.values())
+        cells = every_cell(self._ledger, launch)
         grids = []
         for cell in cells:
             trial = trials.get((cell.variant, cell.grid.get("trial", -1)))
@@ -122,14 +121,6 @@ def layer_records(tables: Sequence[dict[str, Any]]) -> Iterator[Record]:
         epoch = {name: value for name, value in table.items() if name not in columns}
         for values in zip(*columns.values(), strict=True):
             yield {"epoch": table["epoch"], **dict(zip(columns, values, strict=True)), **epoch}
-
-
-def _searched(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
-    """The cells that searches have trained: trials, candidates, and the pretrainings that these wait for."""
-    found = [cell for cell in cells if cell.kind in ("trial", "candidate") and cell.variant in names]
-    found.sort(key=lambda cell: (names.index(cell.variant), cell.kind != "trial", cell.grid["trial"], cell.seed))
-    needed = {cell.depends_on for cell in found}
-    return [*(cell for cell in cells if cell.id in needed and cell.kind == "pretrain"), *found]
 
 
 def same_names(records: Sequence[Record]) -> list[Record]:

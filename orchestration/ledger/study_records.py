@@ -130,6 +130,20 @@ def planned_cells(ledger: Ledger, launch: dict[str, Any]) -> list[Cell]:
     return planned + chosen_cells(ledger, study_names(launch))
 
 
+def every_cell(ledger: Ledger, launch: dict[str, Any]) -> list[Cell]:
+    """The cells of a launch's table, then what its searches trained, and the pretrainings that these waited for."""
+    names = study_names(launch)
+    found = [*planned_cells(ledger, launch), *_searched(ledger.cells(), names)]
+    return list({(cell.id, cell.variant): cell for cell in found}.values())
+
+
+def _searched(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+    found = [cell for cell in cells if cell.kind in ("trial", "candidate") and cell.variant in names]
+    found.sort(key=lambda cell: (names.index(cell.variant), cell.kind != "trial", cell.grid["trial"], cell.seed))
+    needed = {cell.depends_on for cell in found}
+    return [*(cell for cell in cells if cell.id in needed and cell.kind == "pretrain"), *found]
+
+
 def study_names(launch: dict[str, Any]) -> list[str]:
     """The searches of a launch."""
     return [study["name"] for study in launch["spec"].get("studies", ())]

@@ -26,9 +26,9 @@ _MOST_NAMED = 3
 
 
 def to_train_again(ledger: Ledger, cell: Cell, folder: Path) -> Ledger:
-    """A ledger in a scratch folder, with the cell and the pretraining that it starts from."""
+    """A ledger in a scratch folder, with the cell, whole, and the pretraining that it starts from."""
     again = Ledger(folder)
-    again.add(cell)
+    again.add(cell.whole)
     if cell.depends_on is not None:
         for name in {cell.depends_on, ledger.origin(cell.depends_on)}:
             shutil.copytree(ledger.folder / "trials" / name, folder / "trials" / name, dirs_exist_ok=True)

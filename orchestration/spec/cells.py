@@ -48,6 +48,11 @@ class Cell:
         """The label without the seed: what is averaged over seeds."""
         return line_name(self.variant, self.grid)
 
+    @property
+    def whole(self) -> "Cell":
+        """The same training from its own start: its id is of the settings, not of where it goes on."""
+        return replace(self, continues=None)
+
     def to_dict(self) -> dict[str, Any]:
         record = {name: getattr(self, name) for name in _FIELDS} | {"train": to_dict(self.train)}
         return {name: value for name, value in record.items() if name != "continues" or value is not None}
@@ -225,8 +230,8 @@ def changed_settings(before: Cell, now: Cell) -> dict[str, tuple[Any, Any]]:
 def find_cell(cells: Sequence[Cell], name: str) -> Cell:
     """A cell by its id, the beginning of it, or its label. Raises ValueError."""
     found = [cell for cell in cells if cell.label == name] or [cell for cell in cells if cell.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
+    if len({cell.id for cell in found}) == 1:
+        return found[0]  # a search may choose the settings of another line: one training of two names
     labels = ", ".join(f"'{cell.label}'" for cell in (found or cells)[:4])
     what = "several cells begin with that" if found else "no such cell"
     near = "" if found else nearest(name, (cell.label for cell in cells))

@@ -1,6 +1,7 @@
 """One cell trained anew, and held against the ledger."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from fsg.estimators import STE
 from fsg.models import ResNet
 from fsg.train_config import TrainConfig
 from orchestration.commands.reproduce import find, reproduce_cell
+from orchestration.commands.verify import verify
 from orchestration.ledger.history import LedgerRow
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.study_records import StudyRecords
 from orchestration.runtime.cell_training import CellTraining
 from orchestration.runtime.determinants import elsewhere
+from orchestration.runtime.retrain import rows_of
 from orchestration.spec.cells import Cell
 from orchestration.util import provenance
 
@@ -139,6 +143,53 @@ def test_a_cell_is_found_by_id_beginning_or_label_and_otherwise_named(experiment
         find(experiment, "set · seed 2")
     with pytest.raises(ValueError, match="no launch is recorded"):
         find(Ledger(experiment.folder / "nowhere"), "0")
+
+
+@pytest.fixture
+def searched(experiment: Ledger) -> Ledger:
+    """A search beside them: a candidate, really trained, and the cell of the table that went on from its end."""
+    train = experiment.cells()[0].train
+    candidate = Cell("c" * 16, "candidate", "tuned", {"trial": 3}, 0, replace(train, test="never"))
+    chosen = Cell("d" * 16, "train", "tuned", {}, 0, train, continues=candidate.id)
+    stopped = Cell("e" * 16, "trial", "tuned", {"trial": 4}, 1000, replace(train, test="never"))
+    for cell in (candidate, chosen):
+        experiment.add(cell)
+        CellTraining(experiment, cell).run_for(1000)
+    experiment.add(stopped)
+    StudyRecords(experiment, "tuned").choose({"cells": [chosen.id]})
+    launch(experiment, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]})
+    return experiment
+
+
+@pytest.mark.parametrize("name", ["tuned · seed 0", "tuned · trial=3 · seed 0"])
+def test_cells_of_a_search_are_trained_from_their_own_start(searched: Ledger, name: str) -> None:
+    answer = reproduce_cell(searched.folder, name)
+    assert answer.bit_for_bit
+    rows = rows_of(searched, find(searched, name))
+    assert {step for step, _ in rows} > {2, 4, 6}
+    assert answer.lines[0].endswith(f", {len(rows)} values)")
+
+
+def test_trial_that_has_not_ended_is_named_and_cannot_be_compared(searched: Ledger) -> None:
+    with pytest.raises(ValueError, match="tuned · trial=4 · seed 1000: is waiting: there is nothing to compare with"):
+        reproduce_cell(searched.folder, "eee")
+
+
+def test_settings_that_a_search_chose_and_a_line_has_are_one_cell(experiment: Ledger) -> None:
+    StudyRecords(experiment, "tuned").choose({"cells": ["0" * 15 + "1"]})
+    launch(experiment, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]})
+    assert find(experiment, "0" * 15 + "1").id == find(experiment, "tuned · seed 1").id == "0" * 15 + "1"
+
+
+def test_verify_trains_again_what_a_search_chose(
+    searched: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(searched, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]}, cells=[])
+    monkeypatch.setenv("COLUMNS", "300")
+    assert verify(searched.folder) == 0
+    first, said, last = capsys.readouterr().out.splitlines()
+    assert said.startswith("same     tuned · seed 0  (killed after step ")
+    assert last == "1 of 1 finished cells verified: bit for bit the same"
 
 
 def test_a_cell_that_is_not_over_cannot_be_compared(experiment: Ledger) -> None:
