@@ -21,6 +21,7 @@ from orchestration.commands.submit import submit
 from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.status import CellStatus, cell_statuses
+from orchestration.ledger.study_records import damage_of_searches
 from orchestration.runtime.faults import is_lack_of_memory
 from orchestration.runtime.pilot import Cost, Pilots, predict, wall_clock
 from orchestration.scheduler.environment import is_job_server
@@ -218,12 +219,14 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
 
 
 def say_damage(request: LaunchRequest, plan: ExperimentPlan) -> None:
-    """A line for each finished cell that has lost a part, and for each record of a launch that does not hold."""
+    """A line for each finished cell that has lost a part, and each record of a launch or a search that is damaged."""
     for status in plan.statuses:
         if status.outcome.damaged:
             request.say(f"{status.cell.label} is trained again: {status.outcome.reason}")
     for problem in plan.ledger.launch_problems():
         request.say(f"{plan.ledger.folder}: {problem}: the verdict of the report claims nothing")
+    for problem in damage_of_searches(plan.ledger):
+        request.say(f"{plan.ledger.folder}: {problem}: what it said does not count")
     if found := plan.ledger.strays():
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         request.say(f"{plan.ledger.folder}: passed over, as none of the ledger's own: {', '.join(found[:3])}{more}")

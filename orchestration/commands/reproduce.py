@@ -32,7 +32,7 @@ class Reproduction:
 
 
 def find(ledger: Ledger, name: str) -> Cell:
-    """A cell of the last launch, or of its searches, by its id, the beginning of it, or its label. Raises ValueError."""
+    """A cell of the last launch or its searches, by its id, the beginning of it, or its label. Raises ValueError."""
     return find_cell(every_cell(ledger, ledger.last_launch()), name)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import fsg
 from orchestration.ledger.ledger import Ledger
-from orchestration.ledger.study_records import chosen_cells, study_names
+from orchestration.ledger.study_records import chosen_cells, damage_of_searches, study_names
 from orchestration.ledger.tables import missing_cells
 from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.own_code import edits, import_own_code
@@ -82,7 +82,7 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
     done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
     names = {cell.id: cell.label for cell in missing_cells(ledger, launches[-1])}
     lost = [f"{names.get(i, i)}: its record is missing or damaged" for i in outcomes if i not in every]
-    lost += ledger.launch_problems()
+    lost += [*ledger.launch_problems(), *damage_of_searches(ledger)]
     lost += [f"{every[i].label}: {o.reason}" for i, o in outcomes.items() if o.damaged and i in every]
     if not done:
         for line in lost:

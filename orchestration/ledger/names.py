@@ -19,7 +19,8 @@ DIAGNOSTICS = re.compile(r"diagnostics-([0-9]{8,})\.json")
 LAUNCH = re.compile(r"([0-9]{1,6})\.json")
 OF_LAUNCH = re.compile(r"([0-9]{1,6})(\.json|-end\.json|-stop|-log\.txt)")
 PLAN = re.compile(r"([0-9]{4,})\.json")
-TRIAL = re.compile(r"([0-9]{6,})(?:-(end|rung-([0-9]{4,})))?\.json")
+AGAIN = r"(?:-again-[0-9]{4,})?"  # written once more, as the record of that name was damaged
+TRIAL = re.compile(rf"([0-9]{{6,}})(?:-(end|rung-[0-9]{{4,}}))?{AGAIN}\.json")
 CHOICE = re.compile(r"choice-([0-9]{4,})\.json")
 
 _OF_CELL = re.compile(rf"{CELL_RECORD.pattern}|accepted\.json|{ATTEMPT.pattern}")

@@ -1,7 +1,9 @@
 """Files that are written once and say themselves whether they are whole (SHA-256)."""
 
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,33 @@ def read_sealed(path: Path, *needs: str) -> dict[str, Any] | None:
         return None
     seal = record.pop("sha256_of_record", None)
     return record if seal == digest_of_record(record) and record.keys() >= set(needs) else None
+
+
+def write_beside_damaged(path: Path, record: dict[str, Any]) -> None:
+    """Write a record; where what has its name is damaged, as `NAME-again-0002.json` and so on beside it.
+
+    Raises FileExistsError where one holds.
+    """
+    for one in _names(path):
+        try:
+            return write_sealed(one, record)
+        except FileExistsError:
+            if read_sealed(one) is not None:
+                raise
+
+
+def read_beside_damaged(path: Path) -> dict[str, Any] | None:
+    """What `write_beside_damaged` has written; or else None."""
+    for one in _names(path):
+        record = read_sealed(one)
+        if record is not None or not store.exists(one):
+            return record
+    raise AssertionError("counting has no end")
+
+
+def _names(path: Path) -> Iterator[Path]:
+    yield path
+    yield from (path.with_name(f"{path.stem}-again-{number:04d}{path.suffix}") for number in itertools.count(2))
 
 
 def digest_of_record(record: dict[str, Any]) -> str:

@@ -8,19 +8,22 @@
       choice-0001.json               which candidate validation chose: written before the test images are opened
       study.journal                  Optuna's; it can be rebuilt from the rest
 
-All but the journal is written once, whole and sealed, like everything in the ledger.
+All but the journal is written once, whole and sealed, like everything in the ledger. Where a record is damaged and
+wanted again, it is written anew beside it (`000007-end-again-0002.json`). A trial whose settings are lost has failed.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestration.ledger import store
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.names import CHOICE, TRIAL, matches, next_number
-from orchestration.ledger.sealed import read_sealed, write_sealed
+from orchestration.ledger.sealed import read_beside_damaged, read_sealed, write_beside_damaged
 from orchestration.spec.cells import Cell
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class StudyRecords:
 
     def description(self) -> dict[str, Any] | None:
         """What the study was begun with."""
-        return read_sealed(self.folder / "study.json")
+        return read_beside_damaged(self.folder / "study.json")
 
     def begin(self, description: dict[str, Any]) -> None:
         self._write("study.json", description)
@@ -93,23 +96,44 @@ class StudyRecords:
         self._write(f"trials/{number:06d}-end.json", record)
 
     def trials(self) -> list[TrialRecord]:
-        """Every trial, by number, up to the first that is missing or damaged."""
-        parts: dict[int, dict[str, dict[str, Any]]] = {}
+        """Every trial, by number."""
+        parts = self._parts()
+        last = max((number for number, _ in parts), default=-1)
+        return [self._trial(number, parts) for number in range(last + 1)]
+
+    def _trial(self, number: int, parts: Mapping[tuple[int, str], Record | None]) -> TrialRecord:
+        begun = parts.get((number, ""))
+        if begun is None:
+            end = {"state": "FAIL", "values": None, "reason": "the record of its settings is damaged", "attributes": {}}
+            return TrialRecord(number, {}, {}, {}, {}, None, end=end)
+        rungs = {
+            int(part.removeprefix("rung-")): record
+            for (of, part), record in parts.items()
+            if of == number and part.startswith("rung-") and record is not None
+        }
+        cells = {int(seed): cell for seed, cell in begun["cells"].items()}
+        of_begin = (begun["params"], begun["distributions"], cells, begun["attributes"], begun["origin"])
+        return TrialRecord(number, *of_begin, rungs, parts.get((number, "end")))
+
+    def _parts(self) -> dict[tuple[int, str], Record | None]:
+        """The record of each part of a trial, by the trial's number; None where it is damaged."""
+        found: dict[tuple[int, str], Record | None] = {}
         for match in matches(self.folder / "trials", TRIAL):
-            record = read_sealed(self.folder / "trials" / match[0])
-            if record is not None:
-                parts.setdefault(int(match[1]), {})[match[2] or ""] = record
-        found: list[TrialRecord] = []
-        for number in itertools.count():
-            records = parts.get(number, {})
-            if "" not in records:
-                return found
-            begun = records[""]
-            rungs = {int(part.removeprefix("rung-")): r for part, r in records.items() if part.startswith("rung-")}
-            cells = {int(seed): cell for seed, cell in begun["cells"].items()}
-            of_begin = (begun["params"], begun["distributions"], cells, begun["attributes"], begun["origin"])
-            found.append(TrialRecord(number, *of_begin, rungs, records.get("end")))
-        raise AssertionError("counting has no end")
+            part = (int(match[1]), match[2] or "")
+            found[part] = found.get(part) or read_sealed(self.folder / "trials" / match[0])
+        return found
+
+    def damage(self) -> list[str]:
+        """A line for each record that is damaged."""
+        trials = [
+            f"trials/{number:06d}{f'-{part}' * bool(part)}.json"
+            for (number, part), record in sorted(self._parts().items())
+            if record is None
+        ]
+        choices = [match[0] for match in matches(self.folder, CHOICE) if read_sealed(self.folder / match[0]) is None]
+        whole = self.description() is not None or not store.exists(self.folder / "study.json")
+        names = [*([] if whole else ["study.json"]), *trials, *choices]
+        return [f"studies/{self.name}/{name} is damaged" for name in names]
 
     def choose(self, record: dict[str, Any]) -> None:
         self._write(f"choice-{next_number(self.folder, CHOICE):04d}.json", record)
@@ -120,7 +144,13 @@ class StudyRecords:
         return [record for record in records if record is not None]
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        write_sealed(self.folder / name, record)
+        write_beside_damaged(self.folder / name, record)
+
+
+def damage_of_searches(ledger: Ledger) -> list[str]:
+    """A line for each record of a search in a ledger that is damaged."""
+    names = store.of(ledger.folder).names(ledger.folder / "studies")
+    return [line for name in sorted(names) for line in StudyRecords(ledger, name).damage()]
 
 
 def planned_cells(ledger: Ledger, launch: dict[str, Any]) -> list[Cell]:

@@ -12,7 +12,7 @@ from orchestration.analysis.units import Unit
 from orchestration.analysis.verdict import Best, Contrast, Family, Verdict, best_of, contrasts_of, judge
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.outcome import Outcome
-from orchestration.ledger.study_records import planned_cells
+from orchestration.ledger.study_records import damage_of_searches, planned_cells
 from orchestration.ledger.tables import missing_cells
 from orchestration.report import convergence, layer_maps
 from orchestration.report.curves import Panel
@@ -146,6 +146,7 @@ def build(ledger: Ledger) -> Report:
             *_about_seeds(plan),
             *_about_late(plan),
             *_about_launches(launch, problems),
+            *(f"Of a search, {problem}: what it said does not count." for problem in damage_of_searches(ledger)),
             *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
             *unlike_pairs(ledger, trained, asked.baseline),
             *_left_out(ledger.orphans(planned)),

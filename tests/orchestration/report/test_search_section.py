@@ -198,6 +198,19 @@ def test_value_that_is_no_number_and_a_setting_that_some_lack_take_no_figure(dra
     assert probe(trials[:2], RATE).draw() == {}
 
 
+@pytest.mark.parametrize("name", ["trials/000000.json", "trials/000001-end.json", "choice-0001.json"])
+def test_damaged_record_of_a_search_is_said_in_the_report(tmp_path: Path, name: str) -> None:
+    work = Work(tmp_path, study(trials=3, best=1, sampler=settings.Random())).go()
+    default = Cell("d" * 16, "train", "default", {}, 0, TRAIN)
+    work.ledger.add(default)
+    work.train_whole(default)
+    work.launched([default])
+    (work.records.folder / name).write_bytes(b"{}")
+    built = build(work.ledger)
+    assert f"Of a search, studies/tuned/{name} is damaged: what it said does not count." in built.warnings
+    assert section_of(work).summary.startswith("3 of 3 trials: ")
+
+
 @pytest.mark.parametrize("more", [(), ("time/step",)], ids=["two", "three"])
 def test_pareto_front_is_drawn_with_memory_in_its_unit(
     tmp_path: Path, drawn: None, more: tuple[settings.Objective, ...]

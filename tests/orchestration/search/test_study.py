@@ -33,7 +33,8 @@ from simulated_search import (
 
 from fsg.estimators import FSG, STE
 from fsg.optimizers import Adam
-from orchestration.ledger.study_records import StudyRecords
+from orchestration.ledger import names
+from orchestration.ledger.study_records import StudyRecords, damage_of_searches
 from orchestration.report.search import pareto_front
 from orchestration.search.compatibility import differences
 from orchestration.search.forecast import expected_cells
@@ -351,6 +352,73 @@ def test_lost_study_is_made_anew_from_the_ledger(
     assert work.params == undisturbed(one).params
     assert work.states == undisturbed(one).states
     assert_told(work)
+
+
+RECORDS = (
+    "study.json",
+    "trials/000000.json",
+    "trials/000002.json",
+    "trials/000002-rung-0001.json",
+    "trials/000002-end.json",
+    "choice-0001.json",
+)
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    if how == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"cut short": content[:-9], "empty": b"", "another's": b'{"values": [1]}\n'}[how])
+
+
+@pytest.mark.parametrize("how", ["cut short", "empty", "another's", "a folder"])
+@pytest.mark.parametrize("name", RECORDS)
+def test_damaged_record_of_a_search_is_named_and_costs_nothing_else(tmp_path: Path, name: str, how: str) -> None:
+    one = study(trials=6, best=2, pruner=HALVING, sampler=settings.Random())
+    work = Work(tmp_path / "damaged", one).go()
+    before = work.records.trials()
+    assert before[2].state == "COMPLETE"
+    spoil(work.records.folder / name, how)
+    assert damage_of_searches(work.ledger) == [f"studies/tuned/{name} is damaged"]
+
+    grown = Work(tmp_path / "damaged", replace(one, trials=9)).go()
+    after = grown.records.trials()
+    assert len(after) == 9
+    assert all(trial.end for trial in after)
+    if "rung" not in name:  # Optuna still knows it
+        assert_told(grown)
+    lost = name.startswith("trials") and int(name[7:13])
+    for then, now in zip(before, after, strict=False):
+        if then.number != lost or lost is False:
+            assert now == then
+    if lost is not False and name.endswith(f"{lost:06d}.json"):
+        assert (after[lost].state, after[lost].params) == ("FAIL", {})
+        assert (after[lost].end or {})["reason"] == "the record of its settings is damaged"
+    elif lost is not False:
+        assert (after[lost].state, after[lost].params) == (before[lost].state, before[lost].params)
+        assert (after[lost].end or {})["values"] == (before[lost].end or {})["values"]
+    healed = name in ("study.json", "trials/000002-end.json")  # wanted again, and written beside it
+    assert damage_of_searches(grown.ledger) == ([] if healed else [f"studies/tuned/{name} is damaged"])
+    assert grown.records.choices()[-1]["trials"] == 9
+    assert Work(tmp_path / "damaged", replace(one, trials=9)).go().legs == []
+    assert names.strays(grown.ledger.folder) == []
+
+
+@pytest.mark.parametrize("name", [one for one in RECORDS if not one.startswith("choice")])
+def test_search_whose_record_is_damaged_on_the_way_goes_on(tmp_path: Path, name: str) -> None:
+    one = study(trials=6, best=2, pruner=HALVING, sampler=settings.Random())
+    legs = len(Work(tmp_path / "whole", one).go().legs)
+    for until in range(8, legs, 5):
+        work = Work(tmp_path / str(until), one).go(until=until)
+        if not (work.records.folder / name).exists():
+            continue
+        spoil(work.records.folder / name, "cut short")
+        work.searches = work.opened()
+        work.go()
+        assert len(work.records.trials()) == 6, until
+        assert work.records.choices()[-1]["trials"] == 6, until
 
 
 def test_study_is_extended_without_repeating_a_trial(tmp_path: Path) -> None:
