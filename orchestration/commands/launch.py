@@ -39,7 +39,7 @@ from orchestration.util.scratch import private_temporary_files
 if TYPE_CHECKING:
     from orchestration.tracking.sync import Patience, Tracker
 
-SYNC_EVERY = 15.0
+SYNC_EVERY = 5.0
 _REPORT, _MEANWHILE = "orchestration.report.write", 20.0
 MLFLOW_TIMEOUT = 20.0  # for all that is left to be sent at the end
 

@@ -55,6 +55,9 @@ class TrialRecord:
         return dict(records[-1]["attributes"]) if records else self.attributes
 
 
+_LOST: Record = {"state": "FAIL", "values": None, "reason": "the record of its settings is damaged", "attributes": {}}
+
+
 class StudyRecords:
     """One study's part of the ledger. Constructing it touches nothing."""
 
@@ -104,8 +107,7 @@ class StudyRecords:
     def _trial(self, number: int, parts: Mapping[tuple[int, str], Record | None]) -> TrialRecord:
         begun = parts.get((number, ""))
         if begun is None:
-            end = {"state": "FAIL", "values": None, "reason": "the record of its settings is damaged", "attributes": {}}
-            return TrialRecord(number, {}, {}, {}, {}, None, end=end)
+            return TrialRecord(number, {}, {}, {}, {}, None, end=dict(_LOST))
         rungs = {
             int(part.removeprefix("rung-")): record
             for (of, part), record in parts.items()

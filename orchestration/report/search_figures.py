@@ -216,7 +216,7 @@ class SearchFigures:
         return [float(value) for value in values]
 
     def _points(
-        self, figure: Figure, shown: Iterable[tuple[Axes, Sequence[float], Floats, list[TrialRecord]]]
+        self, figure: Figure, shown: Iterable[tuple[Axes, Iterable[float], Iterable[float], list[TrialRecord]]]
     ) -> Marks:
         found = [
             Point(self._of(trial), *marks.place(figure, axes, x, y), self._said(trial))

@@ -40,6 +40,7 @@ from orchestration.util.program import AT_WORK
 logger = logging.getLogger(__name__)
 
 _SILENT = 2.0  # seconds of waiting of which nothing is said
+_SPARED = 4.0  # times as long as a sync took nothing is sent
 
 
 class SyncReport(NamedTuple):
@@ -273,7 +274,7 @@ def _to_stderr(line: str) -> None:
 def background(
     tracker: Tracker, every: float, patience: Patience | None = None, warn: Callable[[str], None] = _to_stderr
 ) -> Iterator[None]:
-    """Sync in a thread of its own every so many seconds, and once more at the end.
+    """Sync in a thread of its own every so many seconds, or for a fifth of the time at most, and once more at the end.
 
     Where MLflow fails, `warn` gets one line, once, and the next time it is tried again; the same with every item that
     it refuses. The last is waited for as long as there is patience.
@@ -292,9 +293,10 @@ def background(
 
 
 def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: Callable[[str], None]) -> None:
-    warned, told = False, set[str]()
+    warned, told, took = False, set[str](), 0.0
     while True:
-        last = stop.wait(every)
+        last = stop.wait(max(every, _SPARED * took))
+        began = time.monotonic()
         try:
             refused = set((tracker.level() if last else tracker.sync()).refused)
             for line in sorted(refused - told):
@@ -306,5 +308,6 @@ def _keep_syncing(tracker: Tracker, every: float, stop: threading.Event, warn: C
                 line = f"MLflow ({tracker.uri}) cannot be written to: {why}. The ledger is complete; MLflow is retried."
                 warn(hide_passwords(line, tracker.uri))
             warned = True
+        took = time.monotonic() - began
         if last:
             return

@@ -187,7 +187,7 @@ def test_verify_trains_again_what_a_search_chose(
     launch(searched, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]}, cells=[])
     monkeypatch.setenv("COLUMNS", "300")
     assert verify(searched.folder) == 0
-    first, said, last = capsys.readouterr().out.splitlines()
+    _, said, last = capsys.readouterr().out.splitlines()
     assert said.startswith("same     tuned · seed 0  (killed after step ")
     assert last == "1 of 1 finished cells verified: bit for bit the same"
 

@@ -26,6 +26,7 @@ from orchestration.runtime.cell_training import CellTraining
 from orchestration.spec.cells import Cell
 from orchestration.spec.experiment import ExperimentSpec
 from orchestration.spec.resolver import Point
+from orchestration.tracking import sync as module
 from orchestration.tracking.program import Exporter
 from orchestration.tracking.server import free_port, serving
 from orchestration.tracking.sync import SyncReport, Tracker, background
@@ -477,6 +478,27 @@ def test_background_sends_while_the_run_goes_on_and_once_more_at_its_end(results
         finish(ledger, cells[1])
     assert {cells[0].label, cells[1].label} <= in_mlflow(tracker).keys()
     assert in_mlflow(tracker)["ablation"].info.status == "FINISHED"
+
+
+def test_a_sync_that_takes_long_is_not_begun_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited, now, durations = list[float](), 0.0, iter([0.5, 3.0, 0.1, 0.0])
+
+    class Stop:
+        def wait(self, seconds: float) -> bool:
+            waited.append(seconds)
+            return len(waited) == 4
+
+    class Slow:
+        def sync(self) -> SyncReport:
+            nonlocal now
+            now += next(durations)
+            return SyncReport(0, 0, 0)
+
+        level = sync
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    module._keep_syncing(Slow(), 5.0, Stop(), pytest.fail)  # type: ignore[arg-type]
+    assert waited == [5.0, 5.0, 12.0, 5.0]
 
 
 def test_failing_mlflow_is_warned_of_once_and_tried_again(results: Path, sqlite: str) -> None:
