@@ -1,7 +1,7 @@
 """What a user waits for: `python -m benchmarks.commands [TIMES]` (medians of so many, 5 unless given).
 
-The quick profile of configs/ablation_hgs.yaml, 18 cells, is launched once. Then every command is a fresh process, in turns
-with one that imports torch, mlflow and matplotlib and does nothing else: its time is the unit.
+The quick profile of configs/ablation_hgs.yaml, 18 cells, is launched once. Then every command is a fresh process, in
+turns with one that imports torch, mlflow and matplotlib and does nothing else: its time is the unit.
 """
 
 import argparse
