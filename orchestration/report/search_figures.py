@@ -89,7 +89,7 @@ class SearchFigures:
         paths = [path for path in self.space if self._having(path)]
         columns = min(_COLUMNS, len(paths))
         rows = -(-len(paths) // columns)
-        figure = Figure(figsize=(3.0 * columns, 2.7 * rows + 0.3), layout="constrained")
+        figure = Figure(figsize=(6.0 if columns < 3 else 12.0, 2.7 * rows + 0.3), layout="constrained")
         found = []
         for place, path in enumerate(paths):
             axes = figure.add_subplot(rows, columns, place + 1)
