@@ -225,7 +225,7 @@ def verify(
     """
     from orchestration.commands.verify import verify  # start-up time
 
-    raise typer.Exit(verify(folder, cells, seed))
+    raise typer.Exit(_one_line_errors(lambda: verify(folder, cells, seed)))
 
 
 @app.command()
@@ -240,7 +240,7 @@ def sync(
     """Bring MLflow level with an experiment's ledger, after it was down for a while, say."""
     from orchestration.commands.sync import sync  # start-up time
 
-    raise typer.Exit(sync(folder, tracking_uri, verify))
+    raise typer.Exit(_one_line_errors(lambda: sync(folder, tracking_uri, verify)))
 
 
 @app.command()
@@ -251,7 +251,7 @@ def accept(folder: Folder, verbose: Verbose = False) -> None:
     """
     from orchestration.commands.accept import accept  # start-up time
 
-    raise typer.Exit(accept(folder))
+    raise typer.Exit(_one_line_errors(lambda: accept(folder)))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from orchestration.commands.exit_status import DONE
 from orchestration.ledger.ledger import Ledger
 from orchestration.report.data import Report, build
 from orchestration.spec.fields import Report as Asked
-from orchestration.spec.fields import adapter
+from orchestration.spec.fields import from_record
 from orchestration.spec.yaml_tree import printable
 from orchestration.util import terminal
 
@@ -64,8 +64,8 @@ def differences(before: Ledger, after: Ledger) -> Differences:
         "Code": [Change(name, a.get(name), b.get(name)) for name in _CODE if a.get(name) != b.get(name)],
         "Data": changed({"images": a.get("data")}, {"images": b.get("data")}),
         "Environment": changed(
-            {"versions": a["versions"], "hardware": a["hardware"]},
-            {"versions": b["versions"], "hardware": b["hardware"]},
+            {name: a.get(name) for name in ("versions", "hardware")},
+            {name: b.get(name) for name in ("versions", "hardware")},
         ),
     }
     broken = [f"{name}: {one.verdict.headline}. {why}" for name, one in zip("AB", reports, strict=True)
@@ -102,7 +102,7 @@ def spec_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Ch
 def _with_defaults(cls: type[Settings], values: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the settings that have come since at their defaults; as it is where this version cannot read it."""
     try:
-        return json.loads(json.dumps(to_dict(adapter(cls).validate_python(values))))
+        return json.loads(json.dumps(to_dict(from_record(cls, values))))
     except Exception:  # a component of the user's own that is not here may raise anything
         return values
 

@@ -16,6 +16,7 @@ from orchestration.ledger import store
 from orchestration.ledger.stores.errors import LockedError
 from orchestration.scheduler.environment import Unusable
 from orchestration.spec.experiment import SpecErrors
+from orchestration.spec.fields import OtherVersion
 from orchestration.util import submission, terminal
 from orchestration.util.passwords import without_password
 
@@ -95,7 +96,7 @@ def run_guarded(request: LaunchRequest, work: Callable[[], int]) -> int:
         for line in refused.lines:
             print(line, file=sys.stderr)
         return BAD_INPUT
-    except (LockedError, Unusable) as refused:
+    except (LockedError, Unusable, OtherVersion) as refused:
         print(refused, file=sys.stderr)
         return BAD_INPUT
     except OSError as error:

@@ -18,6 +18,7 @@ from orchestration.ledger.outcome import Outcome
 from orchestration.ledger.status import CellStatus
 from orchestration.ledger.study_records import StudyRecords, planned_cells, study_names
 from orchestration.spec.cells import Cell, total_steps
+from orchestration.spec.fields import Report, from_record
 from orchestration.util import terminal
 from orchestration.util.clock import now_ms
 from orchestration.util.duration import duration
@@ -59,8 +60,8 @@ def tally_of(ledger: Ledger, launch: dict[str, Any]) -> Tally:
         _run(tally, ledger, cell)
     waits = Counter(_waits_for(one, statuses, held) for one in statuses if _waits(one))
     tally.waits = lambda: dict(waits)
-    report = launch["spec"]["report"]
-    tally.interim = Interim(ledger, cells, report["baseline"], report["primary"], report["metric"]).text()
+    report = from_record(Report, launch["spec"]["report"], f"{ledger.folder}: report.")
+    tally.interim = Interim(ledger, cells, report.baseline, report.primary, report.metric).text()
     tally.warnings.extend(warnings(ledger, statuses))
     return tally
 

@@ -45,6 +45,7 @@ from orchestration.ledger.sealed import read_sealed, write_sealed
 from orchestration.ledger.stores.errors import Unwritable
 from orchestration.ledger.stores.lock import alive, this_process
 from orchestration.spec.cells import Cell, orphans
+from orchestration.spec.fields import OtherVersion
 from orchestration.util.clock import now_ms
 
 
@@ -79,9 +80,9 @@ class Ledger(LaunchRecords):
         return found
 
     def find(self, cell_id: str) -> Cell | None:
-        """A cell by its id; None where there is none."""
+        """A cell by its id; None where there is none. Raises OtherVersion."""
         record, _ = self._cell_record(cell_id)
-        return None if record is None else Cell.from_dict(record)
+        return None if record is None else self._read(cell_id, record)
 
     def settings_as_recorded(self, cell_id: str) -> dict[str, Any]:
         """The settings of a cell as they were written down, without those that there were not yet."""
@@ -89,9 +90,15 @@ class Ledger(LaunchRecords):
         return dict(record["train"]) if record is not None else {}
 
     def cells(self) -> list[Cell]:
-        """Every cell that was ever entered, by id."""
-        records = (self._cell_record(folder.name)[0] for folder in store.matching(self.folder / "trials", "*"))
-        return [Cell.from_dict(record) for record in records if record is not None]
+        """Every cell that was ever entered, by id. Raises OtherVersion."""
+        names = [folder.name for folder in store.matching(self.folder / "trials", "*")]
+        return [cell for cell in map(self.find, names) if cell is not None]
+
+    def _read(self, cell_id: str, record: dict[str, Any]) -> Cell:
+        try:
+            return Cell.from_dict(record)
+        except OtherVersion as error:
+            raise OtherVersion(f"{self._cell_folder(cell_id)}: {error}") from None
 
     def accept(self, cell: Cell, instead_of: str, record: dict[str, Any]) -> None:
         """Enter a cell for which the attempts of another, of older numerics, count; `record` says why they may.

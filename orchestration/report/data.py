@@ -21,7 +21,7 @@ from orchestration.report.forecast import ForecastAccuracy, forecast_accuracy, u
 from orchestration.report.marks import Of
 from orchestration.report.places import Place, places_of
 from orchestration.spec.cells import Cell, imported
-from orchestration.spec.fields import Published, adapter
+from orchestration.spec.fields import Published, from_record
 from orchestration.spec.fields import Report as Asked
 from orchestration.spec.networks import NetworkOfLines
 from orchestration.util import provenance
@@ -116,12 +116,11 @@ class Report:
 def build(ledger: Ledger) -> Report:
     """The report of an experiment as its last launch planned it, from its ledger alone.
 
-    Raises ValueError where nothing was ever launched.
+    Raises ValueError where nothing was ever launched, OtherVersion.
     """
     launch = ledger.last_launch()
     launches, spec = ledger.launches(), launch["spec"]
-    asked = adapter(Asked).validate_python(spec["report"])
-    assert isinstance(asked, Asked)
+    asked = from_record(Asked, spec["report"], f"{ledger.folder}: report.")
     trials, problems = _trials(ledger, launch), ledger.launch_problems()
     planned = [trial.cell for trial in trials]
     plan = seed_plan(launches, every_result(ledger, launches, planned), problems)
@@ -302,7 +301,7 @@ def _provenance(launches: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> 
         "Spec": f"{Path(launch['spec_source']).name}, resolved SHA-256 {launch['spec_sha256']}",
         "Images": _text(launch.get("data", {})) or "not recorded",
         "Versions": _text(launch["versions"]),
-        "Hardware": _text(launch["hardware"]),
+        "Hardware": _text(launch.get("hardware", {})) or "not recorded",
     }
 
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fsg.config import to_dict
 from fsg.train_config import TrainConfig
-from orchestration.spec.fields import Report, Resources, adapter, nearest, train_from_dict
+from orchestration.spec.fields import Report, Resources, from_record, nearest, train_from_dict
 from orchestration.spec.reader import show
 from orchestration.spec.resolver import Point, Resolved, Resolver
 from orchestration.spec.study import StudySpec
@@ -92,7 +92,7 @@ class RecordedSpec(ExperimentSpec):
 
 
 def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
-    """The spec of a launch from its record. Raises KeyError, pydantic's ValidationError."""
+    """The spec of a launch from its record. Raises KeyError, OtherVersion."""
     spec = launch["spec"]
     return RecordedSpec(
         record=spec,
@@ -101,8 +101,8 @@ def recorded_spec(launch: dict[str, Any]) -> RecordedSpec:
         profile=spec["profile"],
         variants=tuple(spec["variants"]),
         seeds=tuple(spec["seeds"]),
-        resources=cast(Resources, adapter(Resources).validate_python(spec["resources"])),
-        report=cast(Report, adapter(Report).validate_python(spec["report"])),
+        resources=from_record(Resources, spec["resources"], f"{spec['name']}: resources."),
+        report=from_record(Report, spec["report"], f"{spec['name']}: report."),
         points=tuple(
             Point(variant=point["variant"], grid=point["grid"], train=train_from_dict(point["train"]))
             for point in spec["points"]

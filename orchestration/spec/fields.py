@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import Field as Constraint
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fsg.config import Settings, as_written, choice, setting, to_dict
@@ -18,6 +18,7 @@ from orchestration.util.nearest import meant
 
 IMPORT = "import: module:Class"
 _T = TypeVar("_T")
+Recorded = TypeVar("Recorded", bound=Settings)
 
 Name = Annotated[
     str,
@@ -277,8 +278,27 @@ def item_hint(hint: Any) -> Any:
     return arguments[-1] if get_origin(hint) in (list, dict) else arguments[0] if get_origin(hint) is tuple else hint
 
 
-def train_from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `fsg.config.to_dict`. Raises pydantic's ValidationError."""
-    config = adapter(TrainConfig).validate_python(values)
-    assert isinstance(config, TrainConfig)
-    return config
+class OtherVersion(ValueError):
+    """A record has what this version does not know: a newer one wrote it, or one before something was renamed."""
+
+
+def from_record(cls: type[Recorded], values: Mapping[str, Any], of: str = "") -> Recorded:
+    """Settings from their record, those that have come since at their defaults; `of` names it. Raises OtherVersion."""
+    try:
+        found = adapter(cls).validate_python(values)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        path = ".".join(map(str, wrong["loc"]))
+        why = "not known" if wrong["type"] in _UNKNOWN else " ".join(wrong["msg"].split())
+        said = f"{wrong['ctx']['tag']} " if wrong["type"] == "union_tag_invalid" else ""
+        raise OtherVersion(f"{of}{path}: {said}{why} (expected the version of fsg that wrote it)") from None
+    assert isinstance(found, cls)
+    return found
+
+
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden", "union_tag_invalid", "literal_error")
+
+
+def train_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `fsg.config.to_dict`. Raises OtherVersion."""
+    return from_record(TrainConfig, values, "train.")

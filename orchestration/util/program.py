@@ -3,6 +3,7 @@
 Nothing but the standard library is imported here.
 """
 
+import atexit
 import gc
 import os
 import signal
@@ -20,6 +21,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def begin(words: Iterable[str]) -> None:
     """Make this process one that its surroundings cannot break; `words` are those of its command."""
     gc.set_threshold(100_000, 50, 100)  # libraries make a million objects that stay: to look through them takes long
+    atexit.register(gc.freeze)  # and what goes with the process need not be looked through at its end
     _open_missing_descriptors()
     take_off_users_folders(words)
     os.environ["PYTHONIOENCODING"] = os.environ.get("PYTHONIOENCODING", "").partition(":")[0] + ":replace"
@@ -33,7 +35,6 @@ def leave(status: int) -> None:
     """End the program. A thread that is still at work must not meet an interpreter that is taken down around it."""
     if any(thread.name == AT_WORK for thread in threading.enumerate()):
         os._exit(status)
-    gc.freeze()  # what goes with the process need not be looked through once more
     sys.exit(status)
 
 

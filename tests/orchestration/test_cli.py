@@ -1,6 +1,7 @@
 """Commands across experiments, as they are typed: what is wrong is told in one line, with exit status 2."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import tiny_experiment
 from launches import NO_MLFLOW
 from synthetic_experiment import spec_of
 from synthetic_experiment import trained as made_up
+from tiny_experiment import tamper
 
 from orchestration import cli
 
@@ -74,6 +76,51 @@ def test_what_is_wrong_is_told_in_one_line(
     assert (status, said, complained.count("\n")) == (2, "", 1), complained
     assert re.search(told, complained), complained
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
+
+
+def newer(results: Path, where: str) -> None:
+    """Something that this version knows nothing of, in the records of an experiment's folder."""
+    launch, one = results / "launches/0001.json", sorted((results / "trials").glob("*/cell.json"))[-1]
+    spec, train = json.loads(launch.read_text())["spec"], json.loads(one.read_text())["train"]
+    match where:
+        case "report":
+            tamper(launch, spec=spec | {"report": spec["report"] | {"tomorrow": 1}})
+        case "a cell":
+            tamper(one, train=train | {"tomorrow": 1})
+        case "a component":
+            tamper(one, train=train | {"estimator": {"name": "tomorrow"}})
+
+
+KNOWN_BY = {
+    "report": "report.tomorrow: not known",
+    "a cell": "train.tomorrow: not known",
+    "a component": "train.estimator: tomorrow not known",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (command, where)
+        for command in ("report", "status", "sync", "verify", "diff", "reproduce", "bundle", "plan")
+        for where in KNOWN_BY
+        if where != "report" or command not in ("verify", "reproduce", "plan")  # they have no use for it
+    ],
+)
+def test_records_of_another_version_are_told_in_one_line(tmp_path: Path, command: str, where: str) -> None:
+    made_up(tmp_path / "ablation", spec_of(seeds=(0,)))
+    shutil.copytree(tmp_path / "ablation", tmp_path / "newer")
+    newer(tmp_path / "newer", where)
+    folder, others = tmp_path / "newer", {"diff": [tmp_path / "ablation"], "reproduce": ["ste · seed 0"]}
+    words: list[str | Path] = [command, folder, *others.get(command, [])]
+    if command == "plan":
+        spec = tiny_experiment.written(tmp_path)
+        words = [command, spec, "--no-pilot", "--set=name=newer", "--results", tmp_path]
+    status, said, complained = fsg(*words)
+    assert status in (1, 2), said
+    assert KNOWN_BY[where] in complained
+    assert "(expected the version of fsg that wrote it)" in complained
+    assert complained.count("\n") == 1, complained
 
 
 def test_a_bundle_says_what_is_in_it_and_leaves_no_folder_unless_asked(results: Path, tmp_path: Path) -> None:
