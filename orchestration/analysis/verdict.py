@@ -28,7 +28,8 @@ class Contrast:
     """A variant's comparison with the baseline; `adjusted` is what p is after correction, None where nothing is tested.
 
     `level` is what it is held to, and its interval's is one minus that. `planned` is the number of pairs that it waits
-    for; it is not `declared` where the plan was not kept.
+    for; it is not `declared` where the plan was not kept. `same` says that both are the same trainings: a search may come
+    back to the settings that it began with.
     """
 
     variant: str
@@ -41,6 +42,7 @@ class Contrast:
     planned: int = 0
     declared: bool = True
     infinite: tuple[str, ...] = ()
+    same: bool = False
 
     @property
     def complete(self) -> bool:
@@ -148,9 +150,17 @@ def contrasts_of(
         inside = tested and chosen and variant not in plan.late_variants
         role: Role = "primary" if variant == primary else "family" if inside else "untested"
         test = Contrast(variant, role, comparison, len(points), planned=planned, declared=declared)
-        test = replace(test, infinite=tuple(_infinite_in(lines, test, asked.baseline)))
+        infinite, same = _infinite_in(lines, test, asked.baseline), _are_the_same(lines, points, asked.baseline)
+        test = replace(test, infinite=tuple(infinite), same=same)
         found.append(_primary(test, plan) if role == "primary" else test)
     return _corrected(found, plan)
+
+
+def _are_the_same(lines: Sequence[Line], points: Sequence[Line], baseline: str) -> bool:
+    """Whether every training of a variant is the baseline's of the same grid point, under another name."""
+    by_point = {(line.variant, line.grid): {trial.cell.id for trial in line.trials} for line in lines}
+    ours = [(by_point[line.variant, line.grid], counterpart(by_point, baseline, line.grid)) for line in points]
+    return bool(ours) and all(ids and ids == theirs for ids, theirs in ours)
 
 
 def _infinite_in(lines: Sequence[Line], test: Contrast, baseline: str) -> Iterable[str]:
@@ -245,6 +255,9 @@ def _judged(tests: Sequence[Contrast], unit: Unit, asked: Report, plan: SeedPlan
     if test is None or test.comparison.n == 0:
         which = "planned seed" if plan.added else "seed"
         return Verdict("No verdict yet", f"No {which} has finished both {pairs}.", "")
+    if test.same:
+        both = f"{primary} has the settings of {baseline}: they are the same trainings under two names"
+        return Verdict("Nothing to compare", f"{both}, and no difference was measured.", "")
     comparison, points = test.comparison, test.points
     seeds = f"{comparison.n} paired seeds" if comparison.n > 1 else "one seed"
     planned = len(plan.seeds)

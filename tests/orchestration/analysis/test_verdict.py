@@ -1,6 +1,7 @@
 """What is tested and what is claimed: the primary comparison, looks, the family, the best line, seeds added late."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_the_primary_stands_alone_and_the_others_are_corrected_together() -> Non
     assert found["fsg"].shown
     assert [found[name].adjusted for name in ("a", "b", "c")] == [3 * 2 / 256, 3 * 2 / 256, 1.0]
     assert [found[name].shown for name in ("a", "b", "c")] == [True, True, False]
+
+
+@pytest.mark.parametrize("shared", [8, 7])
+def test_one_training_of_two_names_is_compared_with_nothing(shared: int) -> None:
+    """A search that comes back to the settings it began with; with one training of its own it is another line."""
+    of_ste = [trial("ste", seed, 0.7 + 0.01 * seed) for seed in range(8)]
+    tuned = [replace(one.cell, variant="fsg") for one in of_ste[:shared]]
+    tuned += [Cell("another", "train", "fsg", {}, 7, TRAIN)] * (8 - shared)
+    found = [*of_ste, *(replace(one, cell=cell) for one, cell in zip(of_ste, tuned, strict=True))]
+    plan, report = SeedPlan(tuple(range(8))), Report(baseline="ste", primary="fsg", equivalence_margin=0.01)
+    tests = contrasts_of(lines_of(found, Measure.metric("test/accuracy"), "ste"), report, plan, "fsg")
+    verdict = judge(tests, ACCURACY, report, plan)
+    assert (verdict.headline == "Nothing to compare") is (shared == 8)
+    if shared == 8:
+        said = (
+            "fsg has the settings of ste: they are the same trainings under two names, and no difference was measured."
+        )
+        assert (verdict.sentence, verdict.consequence, verdict.shown) == (said, "", False)
 
 
 def test_seven_others_need_nine_seeds() -> None:
