@@ -28,8 +28,8 @@ class Contrast:
     """A variant's comparison with the baseline; `adjusted` is what p is after correction, None where nothing is tested.
 
     `level` is what it is held to, and its interval's is one minus that. `planned` is the number of pairs that it waits
-    for; it is not `declared` where the plan was not kept. `same` says that both are the same trainings: a search may come
-    back to the settings that it began with.
+    for; it is not `declared` where the plan was not kept. `same` says that both are the same trainings, where a search
+    has come back to the settings that it began with.
     """
 
     variant: str
