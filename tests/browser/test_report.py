@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from simulated_search import HALVING, TRAIN, Work, study
+
+from orchestration.report.data import build
+from orchestration.report.write import write
+from orchestration.spec.cells import Cell
+from orchestration.spec.search_config import Random
 
 pytestmark = pytest.mark.browser
 
@@ -192,6 +198,38 @@ def test_arrow_keys_go_from_mark_to_mark_and_enter_picks(report: Page) -> None:
         report.keyboard.press("Escape")
         assert report.locator("tr.picked").count() == 0
         assert svg.get_attribute("aria-label") is not None
+
+
+@pytest.fixture(scope="session")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an experiment with eight searches whose trainings are made up."""
+    names, sampler = [f"net_{number}" for number in range(8)], Random()
+    studies = [study(name=name, trials=14, best=2, pruner=HALVING, sampler=sampler, seeds=(1000,)) for name in names]
+    work = Work(tmp_path_factory.mktemp("searches"), *studies).go()
+    default = Cell("d" * 16, "train", "default", {}, 0, TRAIN)
+    work.ledger.add(default)
+    work.train_whole(default)
+    work.launched([default])
+    write(build(work.ledger))
+    return work.ledger.folder / "report.html"
+
+
+def test_a_trial_of_a_search_says_its_settings_and_its_command(page: Page, searches: Path) -> None:
+    assert searches.stat().st_size < 2e6
+    page.goto(searches.as_uri())
+    for figure in ("history", "two-settings", "rungs", "slices"):
+        svg = f"#search-net_3-{figure}"
+        page.mouse.move(*on_screen(page, svg, 0))
+        said = told(page)
+        assert re.match(r"net_3, trial \d+(, stopped early)?\n", said), (figure, said)
+        assert re.search(r"validation accuracy \d\d\.\d\d %; lr [\d.e-]+, slow_weight ", said), (figure, said)
+        assert ("fsg reproduce" in said) is ("stopped early" not in said)
+        assert inside(page)
+        page.locator(svg).focus()
+        page.keyboard.press("ArrowRight")
+        assert told(page).startswith("net_3, trial ")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
