@@ -24,13 +24,14 @@ Marks = dict[str, Any]
 class Of:
     """The trainings that a mark is of: their variant, what they are called, steps an epoch where that is known.
 
-    `cells` are those that can be reproduced.
+    `cells` are those that can be reproduced, `note` is said after the words of each mark.
     """
 
     variant: str
     name: str
     cells: tuple[str, ...] = ()
     steps_an_epoch: float | None = None
+    note: str = ""
 
     @classmethod
     def trials(cls, line: Line, trials: Sequence[Trial], steps_an_epoch: float | None = None, note: str = "") -> "Of":
@@ -41,7 +42,8 @@ class Of:
         return cls(line.variant, name, reproducible(trials), steps_an_epoch)
 
     def as_json(self) -> Marks:
-        more = {} if self.steps_an_epoch is None else {"epoch": self.steps_an_epoch}
+        more: Marks = {} if self.steps_an_epoch is None else {"epoch": self.steps_an_epoch}
+        more |= {"note": self.note} if self.note else {}
         return {"variant": self.variant, "name": self.name, "cells": self.cells, **more}
 
 
@@ -103,11 +105,9 @@ def curves(figure: Figure, variants: Sequence[str], quantity: str, traces: Seque
 
 def points(variants: Sequence[str], found: Sequence[Point]) -> Marks:
     """Points, each of which says something of its own."""
-    shown = [
-        {"of": place, "x": round(one.x, 1), "y": round(one.y, 1), "text": one.text} for place, one in enumerate(found)
-    ]
-    of = [one.of.as_json() for one in found]
-    return {"kind": "points", "variants": list(variants), "of": of, "series": shown}
+    of = {one: place for place, one in enumerate(dict.fromkeys(point.of for point in found))}
+    shown = [{"of": of[one.of], "x": round(one.x, 1), "y": round(one.y, 1), "text": one.text} for one in found]
+    return {"kind": "points", "variants": list(variants), "of": [one.as_json() for one in of], "series": shown}
 
 
 def place(figure: Figure, axes: Axes, x: float, y: float) -> tuple[float, float]:

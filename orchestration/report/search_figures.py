@@ -23,6 +23,7 @@ from orchestration.spec.search_config import MAXIMISED
 Floats = NDArray[np.float64]
 _INK, _SOFT, _BEST, _OTHER, _STOPPED = "#1a1f26", "#8a929c", "#D55E00", "#0072B2", "#9aa3ad"
 _COLUMNS = 4
+MOST, _MOST_POINTS = 250, 2500  # trials that a figure shows, and points of all slices: the page stays small
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class SearchFigures:
         return [one for one in self.trials if one.state == "COMPLETE" and all(map(math.isfinite, _values(one)))]
 
     @property
+    def caption(self) -> str:
+        few = (
+            f" Of more than {MOST} trials so many at most are drawn, evenly spread." if len(self.trials) > MOST else ""
+        )
+        return _CAPTION + few
+
+    @property
     def unit(self) -> Unit:
         return Unit.of(self.objectives[0])
 
@@ -71,19 +79,20 @@ class SearchFigures:
         return [*(path for path in self.shares if path in numbers), *(p for p in numbers if p not in self.shares)][:2]
 
     def _having(self, *paths: str) -> list[TrialRecord]:
-        return [trial for trial in self.complete if all(path in trial.params for path in paths)]
+        return [trial for trial in _spread(self.complete) if all(path in trial.params for path in paths)]
 
     # The figures
 
     def _history(self) -> Drawing:
         figure, axes = self._figure("History", "trial")
         y = self._first(self.complete)
-        x = [trial.number for trial in self.complete]
         best = np.maximum.accumulate(y) if self.objectives[0] in MAXIMISED else np.minimum.accumulate(y)
-        axes.step(x, best, where="post", color=_BEST, linewidth=1.6)
+        axes.step([trial.number for trial in self.complete], best, where="post", color=_BEST, linewidth=1.6)
+        trials = _spread(self.complete)
+        x, y = [trial.number for trial in trials], self._first(trials)
         axes.plot(x, y, "o", color=_OTHER, markersize=4.5, alpha=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return self._drawing(figure, "History", lambda: self._points(figure, [(axes, x, y, self.complete)]))
+        return self._drawing(figure, "History", lambda: self._points(figure, [(axes, x, y, trials)]))
 
     def _slices(self) -> Drawing:
         paths = [path for path in self.space if self._having(path)]
@@ -93,7 +102,7 @@ class SearchFigures:
         found = []
         for place, path in enumerate(paths):
             axes = figure.add_subplot(rows, columns, place + 1)
-            trials = self._having(path)
+            trials = _spread(self._having(path), _MOST_POINTS // len(paths))
             x, y = self._scale(axes, path, trials), self._first(trials)
             number = Normalize(0, max(trial.number for trial in self.complete) or 1)
             colours = colormaps["Blues"](0.35 + 0.65 * np.array([number(trial.number) for trial in trials]))
@@ -131,7 +140,7 @@ class SearchFigures:
         figure, axes = self._figure("Means at the rungs", "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         found = []
-        for trial in self.trials:
+        for trial in _spread(self.trials):
             means = {epoch: value for epoch, value in trial.intermediate.items() if math.isfinite(value)}
             x, y = list(means), [value * self.unit.factor for value in means.values()]
             stopped = trial.state == "PRUNED"
@@ -147,22 +156,22 @@ class SearchFigures:
         for trial, epoch, value in found:
             said = f"epoch {epoch}: {unit.name} {unit.write(value / unit.factor)} {unit.value}".strip()
             place = marks.place(figure, figure.axes[0], epoch, value)
-            points.append(Point(self._of(trial), *place, f"{said}; {settings_text(trial.params, self.short)}"))
+            points.append(Point(self._of(trial), *place, said))
         return marks.points([self.name], points)
 
     def _pareto_front(self) -> Drawing:
         others = self.objectives[1:]
         figure = Figure(figsize=(6.0 * len(others), 4.0), layout="constrained")
         shown = []
-        front = {trial.number for trial in self.front}
+        front, trials = {trial.number for trial in self.front}, _spread(self.complete)
         for place, objective in enumerate(others, 1):
             axes, factor = figure.add_subplot(1, len(others), place), Unit.of(objective).factor
-            x, y = self._first(self.complete), np.array([factor * _values(one)[place] for one in self.complete])
-            on = np.array([trial.number in front for trial in self.complete])
+            x, y = self._first(trials), np.array([factor * _values(one)[place] for one in trials])
+            on = np.array([trial.number in front for trial in trials])
             axes.plot(x[~on], y[~on], "o", color=_STOPPED, markersize=4.5)
             axes.plot(x[on], y[on], "o", color=_BEST, markersize=6)
             self._styled(axes, self._label(0), self._label(place))
-            shown.append((axes, x, y, self.complete))
+            shown.append((axes, x, y, trials))
         figure.axes[0].set_title("Pareto front", loc="left", fontsize=10.5, fontweight="bold", color=_INK)
         return self._drawing(figure, "Pareto front", lambda: self._points(figure, shown))
 
@@ -229,17 +238,29 @@ class SearchFigures:
         """A trial and its trainings: those that were stopped early cannot be reproduced to an end."""
         cells = tuple(trial.cells.values()) if trial.state == "COMPLETE" else ()
         stopped = ", stopped early" if trial.state == "PRUNED" else ""
-        return Of(self.name, f"{self.name}, trial {trial.number}{stopped}", cells)
+        settings = settings_text(trial.params, self.short)
+        return Of(self.name, f"{self.name}, trial {trial.number}{stopped}", cells, note=settings)
 
     def _said(self, trial: TrialRecord) -> str:
         units = [Unit.of(one) for one in self.objectives]
-        values = [
+        return "; ".join(
             f"{one.name} {one.write(v)} {one.value}".strip() for one, v in zip(units, _values(trial), strict=True)
-        ]
-        return "; ".join([*values, settings_text(trial.params, self.short)])
+        )
 
     def _drawing(self, figure: Figure, title: str, found: Callable[[], Marks] = dict) -> Drawing:
         return drawing(figure, f"search-{self.name}-{title}", f"Search {self.name}: {title.lower()}", found)
+
+
+_CAPTION = (
+    "Point: a trial that was trained to its end, the mean over the search's seeds; the line of the history is the best "
+    "so far, and later trials are darker in the slices. Rungs: the mean there; grey, ending in a cross, was stopped."
+)
+
+
+def _spread(trials: Sequence[TrialRecord], most: int = MOST) -> list[TrialRecord]:
+    if len(trials) <= most:
+        return list(trials)
+    return [trials[place] for place in np.linspace(0, len(trials) - 1, most).round().astype(int)]
 
 
 def settings_text(params: Mapping[str, Any], short: Mapping[str, str]) -> str:

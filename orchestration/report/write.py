@@ -122,7 +122,6 @@ def _rendered(template: str, report: Report, figures: _Figures, autoescape: bool
         resolved=resolved_text(report.launches[-1]["spec"], report.primary),
         difference_note=_DIFFERENCES,
         caption=_CAPTION,
-        search_caption=_SEARCH_CAPTION,
         **more,
     )
 
@@ -137,12 +136,6 @@ _CAPTION = (
 _DIFFERENCES = (
     "Point: a seed, its difference to the baseline's same seed (hollow: exploratory); diamond: mean over the planned "
     "seeds; bar: its 95 % interval, not corrected. Right of the dashed line is more than the baseline."
-)
-
-
-_SEARCH_CAPTION = (
-    "Point: a trial that was trained to its end, the mean over the search's seeds; the line of the history is the best "
-    "so far, and later trials are darker in the slices. Rungs: the mean there; grey, ending in a cross, was stopped."
 )
 
 

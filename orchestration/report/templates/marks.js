@@ -76,7 +76,7 @@ function show(svg, one, i) {
   shown = { svg, one, i, here };
   const [name, code] = [document.createElement("strong"), document.createElement("code")];
   [name.textContent, code.textContent] = [one.of.name, again(one.of)];
-  tip.replaceChildren(name, mark.text, ...(code.textContent ? [code] : []));
+  tip.replaceChildren(name, [mark.text, one.of.note].filter(Boolean).join("; "), ...(code.textContent ? [code] : []));
   tip.hidden = false;
   put();
 }

@@ -125,7 +125,24 @@ def ended(number: int, values: list[float], **params: Any) -> TrialRecord:
 
 
 def said(found: Drawing) -> list[str]:
-    return [f"{found.marks['of'][one['of']]['name']}: {one['text']}" for one in found.marks["series"]]
+    of = [found.marks["of"][one["of"]] for one in found.marks["series"]]
+    return [f"{o['name']}: {one['text']}; {o['note']}" for o, one in zip(of, found.marks["series"], strict=True)]
+
+
+def test_page_of_a_long_search_stays_small_and_says_what_it_leaves_out(drawn: None) -> None:
+    space: dict[str, Any] = {f"setting_{place}": {"low": 0.0, "high": 1.0} for place in range(20)}
+
+    def at(number: int) -> dict[str, float]:
+        return {path: (number * place % 97) / 97 for place, path in enumerate(space)}
+
+    trials = [ended(number, [number / 2000], **at(number)) for number in range(2000)]
+    found = probe(trials, space)
+    drawings = found.draw()
+    assert sum(len(one.svg) + len(json.dumps(one.marks)) for one in drawings.values()) < 1.7e6
+    assert [len(drawings[one].marks["series"]) for one in ("History", "Rungs", "Slices")] == [250, 500, 20 * 125]
+    assert said(drawings["History"])[-1].startswith("tuned, trial 1999: validation accuracy 99.95 %; setting_0 0,")
+    assert found.caption.endswith("Of more than 250 trials so many at most are drawn, evenly spread.")
+    assert "evenly" not in probe(trials[:250], space).caption
 
 
 RATE: dict[str, Any] = {"lr": {"low": 0.001, "high": 1.0, "log": True}}
