@@ -54,7 +54,8 @@ class SearchFigures:
             found["Rungs"] = self._rungs()
         if len(self.objectives) > 1:
             found["Pareto front"] = self._pareto_front()
-        return found | {"Slices": self._slices()}
+        paths = [path for path in self.space if self._having(path)]
+        return found | ({"Slices": self._slices(paths)} if paths else {})
 
     @property
     def complete(self) -> list[TrialRecord]:
@@ -63,10 +64,8 @@ class SearchFigures:
 
     @property
     def caption(self) -> str:
-        few = (
-            f" Of more than {MOST} trials so many at most are drawn, evenly spread." if len(self.trials) > MOST else ""
-        )
-        return _CAPTION + few
+        few = f" Of more than {MOST} trials so many at most are drawn, evenly spread."
+        return _CAPTION + few * (len(self.trials) > MOST)
 
     @property
     def unit(self) -> Unit:
@@ -94,8 +93,7 @@ class SearchFigures:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return self._drawing(figure, "History", lambda: self._points(figure, [(axes, x, y, trials)]))
 
-    def _slices(self) -> Drawing:
-        paths = [path for path in self.space if self._having(path)]
+    def _slices(self, paths: Sequence[str]) -> Drawing:
         columns = min(_COLUMNS, len(paths))
         rows = -(-len(paths) // columns)
         figure = Figure(figsize=(6.0 if columns < 3 else 12.0, 2.7 * rows + 0.3), layout="constrained")

@@ -213,6 +213,7 @@ def test_value_that_is_no_number_and_a_setting_that_some_lack_take_no_figure(dra
         "tuned, trial 1",
     ]
     assert probe(trials[:2], RATE).draw() == {}
+    assert probe(trials, {"another": {"low": 0, "high": 1}}).draw().keys() == {"History", "Rungs"}
 
 
 @pytest.mark.parametrize("name", ["trials/000000.json", "trials/000001-end.json", "choice-0001.json"])
