@@ -1,15 +1,13 @@
 """The cells that a search will train, as far as they are known before it runs."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from fsg.starting_points import Pretrain
-from fsg.train_config import pretraining
+from fsg.train_config import TrainConfig, pretraining
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords
-from orchestration.spec.cells import Cell
+from orchestration.spec.cells import Cell, cell_id
 from orchestration.spec.experiment import ExperimentSpec
-from orchestration.spec.study import StudySpec
 
 PLACEHOLDER_ID = ""  # the id of a cell that a search will find
 
@@ -17,6 +15,8 @@ PLACEHOLDER_ID = ""  # the id of a cell that a search will find
 def expected_cells(spec: ExperimentSpec, ledger: Ledger) -> list[Cell]:
     """The cells of the searches: those that exist, and a cell with `PLACEHOLDER_ID` for each that will follow."""
     found: list[Cell] = []
+    begins = [point.train for point in spec.points if isinstance(point.train.init, Pretrain)]
+    starts = {_start(train, seed) for train in begins for seed in spec.seeds}
     for study in spec.studies:
         records = StudyRecords(ledger, study.name)
         trials = records.trials()
@@ -25,7 +25,11 @@ def expected_cells(spec: ExperimentSpec, ledger: Ledger) -> list[Cell]:
         missing = max(0, study.trials - len(own)) * len(study.seeds)
         train, seeds = study.trial_train, study.table_seeds
         if not own and isinstance(train.init, Pretrain):
-            found += _pretrainings(study, [*study.seeds, *(seeds if study.best else [])])
+            for seed in [*study.seeds, *(seeds if study.best else [])]:
+                known = {_start(train, seed), cell_id(pretraining(train), seed)}
+                if not starts & known and not any(map(ledger.find, known)):
+                    found.append(Cell(PLACEHOLDER_ID, "pretrain", "pretrain", {}, seed, pretraining(train)))
+                starts |= known
         found += there
         found += [Cell(PLACEHOLDER_ID, "trial", study.name, {}, study.seeds[0], train)] * missing
         choice = records.choices()[-1:]
@@ -43,6 +47,6 @@ def expected_cells(spec: ExperimentSpec, ledger: Ledger) -> list[Cell]:
     return found
 
 
-def _pretrainings(study: StudySpec, seeds: Sequence[int]) -> list[Cell]:
-    train = pretraining(study.trial_train)
-    return [Cell(PLACEHOLDER_ID, "pretrain", "pretrain", {}, seed, train) for seed in seeds]
+def _start(train: TrainConfig, seed: int) -> str:
+    """The id of the pretraining that a training with a seed begins with, if the table asks for it."""
+    return cell_id(replace(pretraining(train), test="end"), seed)

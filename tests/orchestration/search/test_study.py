@@ -33,7 +33,9 @@ from simulated_search import (
 
 from fsg.estimators import FSG, STE
 from fsg.optimizers import Adam
+from fsg.starting_points import Pretrain
 from orchestration.ledger import names
+from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords, damage_of_searches
 from orchestration.report.search import pareto_front
 from orchestration.search.compatibility import differences
@@ -43,7 +45,8 @@ from orchestration.search.optuna.storage import to_frozen_trial
 from orchestration.search.source import ErrorCapturingSource
 from orchestration.search.values import at_bounds
 from orchestration.spec import search_config as settings
-from orchestration.spec.cells import Cell, WorkItem, cell_id
+from orchestration.spec.cells import Cell, WorkItem, cell_id, cells_of
+from orchestration.spec.resolver import Point
 from orchestration.spec.study import Dimension, StudySpec, with_settings
 
 
@@ -659,6 +662,24 @@ def test_plan_counts_what_is_there_and_what_is_to_come(tmp_path: Path) -> None:
     assert counted() == (all_kinds, 17 - 4)
     work.go()
     assert counted() == (all_kinds, 0)
+
+
+def test_plan_counts_a_pretraining_once_whoever_begins_with_it(tmp_path: Path) -> None:
+    train = replace(TRAIN, init=Pretrain(epochs=1, batch_size=128))
+    studies = [study(name=name, train=train, trials=2, best=1, table_seeds=(0, 1)) for name in ("a", "b")]
+    other = replace(studies[1], train=replace(train, init=Pretrain(epochs=2, batch_size=128)))
+
+    def counted(*wanted: StudySpec, **spec: Any) -> list[int]:
+        cells = expected_cells(replace(spec_of(*wanted), **spec), Ledger(tmp_path))
+        return sorted(cell.seed for cell in cells if cell.kind == "pretrain")
+
+    assert counted(studies[0]) == counted(*studies) == [0, 1, 1000, 1001]
+    assert counted(studies[0], other) == [0, 0, 1, 1, 1000, 1000, 1001, 1001]
+    assert counted(*studies, points=(Point(variant="default", grid={}, train=train),)) == [1000, 1001]  # the table has its own
+    for cell in cells_of(replace(train, test="never"), "trial", "a", {}, 1000)[:1]:
+        assert cell is not None
+        Ledger(tmp_path).add(cell)
+    assert counted(*studies) == [0, 1, 1001]
 
 
 def test_records_are_plain_and_complete_enough_for_optuna(tmp_path: Path) -> None:
