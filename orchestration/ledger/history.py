@@ -107,12 +107,12 @@ class Piece:
                 if after < row.step and (self.until is None or row.step <= self.until):
                     yield row
 
-    def diagnostics(self) -> Iterator[dict[str, Any]]:
+    def diagnostics(self) -> Iterator[dict[str, Any] | None]:
+        """The tables of its epochs; None for one that is damaged."""
         last = self.view.reached if self.until is None else self.until
         for match in matches(self.view.folder, DIAGNOSTICS):
-            counts = self.after < int(match[1]) <= last
-            if counts and (table := read_sealed(self.view.folder / match[0])) is not None:
-                yield table
+            if self.after < int(match[1]) <= last:
+                yield read_sealed(self.view.folder / match[0])
 
 
 @dataclass

@@ -182,6 +182,10 @@ class Ledger(LaunchRecords):
 
     def diagnostics(self, cell_id: str) -> list[dict[str, Any]]:
         """The tables of the epochs of a cell (`fsg.diagnostics`), spliced like its durable rows: each epoch once."""
+        return [table for table in self.diagnostics_or_damage(cell_id) if table is not None]
+
+    def diagnostics_or_damage(self, cell_id: str) -> list[dict[str, Any] | None]:
+        """The same, with None for an epoch whose table is damaged."""
         history = self._history(cell_id)
         if history.being_claimed:
             return []

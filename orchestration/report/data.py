@@ -129,6 +129,8 @@ def build(ledger: Ledger) -> Report:
     measured = tuple(_measured(trained, asked, plan))
     lines = measured[0].lines
     mixed = _mixed(ledger, launches, trials)
+    done = [trial.cell.id for trial in trained if trial.state == "done" and not trial.exploratory]
+    tables = {cell_id: ledger.diagnostics_or_damage(cell_id) for cell_id in done}
     return Report(
         folder=ledger.folder,
         name=spec["name"] + (f" · {spec['profile']}" if spec["profile"] else ""),
@@ -144,6 +146,7 @@ def build(ledger: Ledger) -> Report:
             *_warnings(lines, trials, asked.metric, asked.baseline),
             *_about_seeds(plan),
             *_about_late(plan),
+            *_about_diagnostics(trained, tables),
             *_about_launches(launch, problems),
             *(f"Of a search, {problem}: what it said does not count." for problem in damage_of_searches(ledger)),
             *(f"Cells of different {what} stand in one table: {', '.join(of)}." for what, of in mixed.items()),
@@ -153,7 +156,7 @@ def build(ledger: Ledger) -> Report:
         mixed=tuple(mixed),
         panels=tuple(convergence.panels(lines, asked.baseline, asked.primary)),
         provenance=_provenance(launches, trials),
-        layers=layer_maps.maps([_diagnosed(ledger, line) for line in lines]),
+        layers=layer_maps.maps([_diagnosed(line, tables) for line in lines]),
         spec_text=launch["spec_text"],
         changes=launch.get("git_diff") or "",
         launches=tuple(launches),
@@ -176,10 +179,17 @@ def _trials(ledger: Ledger, launch: dict[str, Any]) -> list[Trial]:
     return sorted(found, key=lambda trial: order.get(trial.cell.id, len(order)))
 
 
-def _diagnosed(ledger: Ledger, line: Line) -> layer_maps.Diagnosed:
+def _diagnosed(line: Line, tables: Mapping[str, Sequence[dict[str, Any] | None]]) -> layer_maps.Diagnosed:
     done = [trial for trial in line.planned if trial.state == "done"]
     of = Of.trials(line, done, convergence.steps_an_epoch(done[0]) if done else None)
-    return layer_maps.Diagnosed(line.short_label, of, [ledger.diagnostics(trial.cell.id) for trial in done])
+    whole = [[table for table in tables[trial.cell.id] if table is not None] for trial in done]
+    return layer_maps.Diagnosed(line.short_label, of, whole)
+
+
+def _about_diagnostics(trials: Sequence[Trial], tables: Mapping[str, Sequence[dict[str, Any] | None]]) -> Iterable[str]:
+    damaged = [trial.cell.label for trial in trials if None in tables.get(trial.cell.id, ())]
+    if damaged:
+        yield f"Diagnostics of some epochs are damaged, and in no map of the layers: {', '.join(damaged)}."
 
 
 def _measured(trials: Sequence[Trial], asked: Asked, plan: SeedPlan) -> Iterable[Measured]:

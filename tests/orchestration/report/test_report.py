@@ -637,6 +637,23 @@ def test_layers_are_drawn_as_the_mean_over_seeds_where_a_variant_has_them(tmp_pa
     assert "501\u00a0MB" in page.words
 
 
+def test_damaged_diagnostics_are_in_no_map_and_said(tmp_path: Path) -> None:
+    spec = spec_of(seeds=(0, 1), epochs=3)
+    cells = cells_of(spec)
+    ledger = launched(tmp_path / "x", spec, cells)
+    for cell in cells:
+        with_diagnostics(ledger, cell, layers=2, epochs=3)
+    assert not any("Diagnostics" in one for one in build(ledger).warnings)
+    hurt = next(cell for cell in cells if cell.label == "ste · seed 1")
+    (table, *_) = sorted((ledger.folder / "trials" / hurt.id / "0001").glob("diagnostics-*.json"))
+    table.write_bytes(table.read_bytes()[:-20])
+    report = build(Ledger(ledger.folder))
+    (said,) = (one for one in report.warnings if "Diagnostics" in one)
+    assert said == "Diagnostics of some epochs are damaged, and in no map of the layers: ste · seed 1."
+    flips = {each.label: each.values for each in report.layers["Flip rate a step"]}
+    np.testing.assert_allclose(flips["ste"][0], [0.015, 0.0015])  # no mean over fewer seeds than the line has
+
+
 def test_what_networks_cost_stands_in_the_report_and_by_layer_in_the_csv(tmp_path: Path) -> None:
     spec = spec_of(seeds=(0,), epochs=2)
     cells = cells_of(spec)

@@ -675,7 +675,8 @@ def test_plan_counts_a_pretraining_once_whoever_begins_with_it(tmp_path: Path) -
 
     assert counted(studies[0]) == counted(*studies) == [0, 1, 1000, 1001]
     assert counted(studies[0], other) == [0, 0, 1, 1, 1000, 1000, 1001, 1001]
-    assert counted(*studies, points=(Point(variant="default", grid={}, train=train),)) == [1000, 1001]  # the table has its own
+    of_the_table = Point(variant="default", grid={}, train=train)
+    assert counted(*studies, points=(of_the_table,)) == [1000, 1001]
     for cell in cells_of(replace(train, test="never"), "trial", "a", {}, 1000)[:1]:
         assert cell is not None
         Ledger(tmp_path).add(cell)
