@@ -29,7 +29,11 @@ one = socket.create_server(('127.0.0.1', int(sys.argv[1])))
 time.sleep(60)" "$PORT" ;;
           *ray.scripts*) exec sleep 60 ;;
           *find_spec*|*put_away*) exec {sys.executable} "$@" ;;
-          *) echo "driver $(stat -c %a "$TMPDIR") $TMPDIR" >>"$LOG" ;;
+          *) for _ in $(seq 300); do  # a driver takes longer than the steps beside it to be begun
+               [ "$(grep -c "$PYTHON" "$LOG")" -lt 3 ] || break
+               sleep 0.1
+             done
+             echo "driver $(stat -c %a "$TMPDIR") $TMPDIR" >>"$LOG" ;;
         esac""",
 }
 
