@@ -101,35 +101,35 @@ class StudyRecords:
     def trials(self) -> list[TrialRecord]:
         """Every trial, by number."""
         parts = self._parts()
-        last = max((number for number, _ in parts), default=-1)
-        return [self._trial(number, parts) for number in range(last + 1)]
+        return [self._trial(number, parts.get(number, {})) for number in range(max(parts, default=-1) + 1)]
 
-    def _trial(self, number: int, parts: Mapping[tuple[int, str], Record | None]) -> TrialRecord:
-        begun = parts.get((number, ""))
+    def _trial(self, number: int, parts: Mapping[str, Record | None]) -> TrialRecord:
+        begun = parts.get("")
         if begun is None:
             return TrialRecord(number, {}, {}, {}, {}, None, end=dict(_LOST))
         rungs = {
             int(part.removeprefix("rung-")): record
-            for (of, part), record in parts.items()
-            if of == number and part.startswith("rung-") and record is not None
+            for part, record in parts.items()
+            if part.startswith("rung-") and record is not None
         }
         cells = {int(seed): cell for seed, cell in begun["cells"].items()}
         of_begin = (begun["params"], begun["distributions"], cells, begun["attributes"], begun["origin"])
-        return TrialRecord(number, *of_begin, rungs, parts.get((number, "end")))
+        return TrialRecord(number, *of_begin, rungs, parts.get("end"))
 
-    def _parts(self) -> dict[tuple[int, str], Record | None]:
+    def _parts(self) -> dict[int, dict[str, Record | None]]:
         """The record of each part of a trial, by the trial's number; None where it is damaged."""
-        found: dict[tuple[int, str], Record | None] = {}
+        found: dict[int, dict[str, Record | None]] = {}
         for match in matches(self.folder / "trials", TRIAL):
-            part = (int(match[1]), match[2] or "")
-            found[part] = found.get(part) or read_sealed(self.folder / "trials" / match[0])
+            of_trial, part = found.setdefault(int(match[1]), {}), match[2] or ""
+            of_trial[part] = of_trial.get(part) or read_sealed(self.folder / "trials" / match[0])
         return found
 
     def damage(self) -> list[str]:
         """A line for each record that is damaged."""
         trials = [
             f"trials/{number:06d}{f'-{part}' * bool(part)}.json"
-            for (number, part), record in sorted(self._parts().items())
+            for number, parts in sorted(self._parts().items())
+            for part, record in sorted(parts.items())
             if record is None
         ]
         choices = [match[0] for match in matches(self.folder, CHOICE) if read_sealed(self.folder / match[0]) is None]

@@ -97,16 +97,16 @@ class SearchFigures:
         columns = min(_COLUMNS, len(paths))
         rows = -(-len(paths) // columns)
         figure = Figure(figsize=(6.0 if columns < 3 else 12.0, 2.7 * rows + 0.3), layout="constrained")
-        found = []
+        order = Normalize(0, max(trial.number for trial in self.complete) or 1)
+        limits, found = _room(self._first(self.complete).tolist(), 0.06), []
         for place, path in enumerate(paths):
             axes = figure.add_subplot(rows, columns, place + 1)
             trials = _spread(self._having(path), _MOST_POINTS // len(paths))
             x, y = self._scale(axes, path, trials), self._first(trials)
-            number = Normalize(0, max(trial.number for trial in self.complete) or 1)
-            colours = colormaps["Blues"](0.35 + 0.65 * np.array([number(trial.number) for trial in trials]))
+            colours = colormaps["Blues"](0.35 + 0.65 * np.array([order(trial.number) for trial in trials]))
             axes.scatter(x, y, c=colours, s=20, edgecolors="none")
             self._styled(axes, plain(self.short[path]), self._label(0) if place % columns == 0 else "")
-            axes.set_ylim(*_room(self._first(self.complete).tolist(), 0.06))
+            axes.set_ylim(*limits)
             if place % columns:
                 axes.tick_params(labelleft=False)
             found.append((axes, x, y, trials))
