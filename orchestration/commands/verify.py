@@ -78,9 +78,9 @@ def verify(folder: Path, cells: int = 3, seed: int = 0, console: Console | None 
         return BAD_INPUT
     every = {cell.id: cell for cell in ledger.cells()}
     chosen_by_searches = [cell.id for cell in chosen_cells(ledger, study_names(launches[-1]))]
-    outcomes = {i: ledger.outcome(i) for i in [*launches[-1]["cells"], *chosen_by_searches]}
-    done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
     names = {cell.id: cell.label for cell in missing_cells(ledger, launches[-1])}
+    outcomes = {i: ledger.outcome(i) for i in [*launches[-1]["cells"], *chosen_by_searches, *names]}
+    done = [every[i] for i, outcome in outcomes.items() if outcome.state == "done" and i in every]
     lost = [f"{names.get(i, i)}: its record is missing or damaged" for i in outcomes if i not in every]
     lost += [*ledger.launch_problems(), *damage_of_searches(ledger)]
     lost += [f"{every[i].label}: {o.reason}" for i, o in outcomes.items() if o.damaged and i in every]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.study_records import StudyRecords
 from orchestration.spec.cells import Cell
 from orchestration.spec.fields import train_from_dict
 
@@ -35,5 +36,16 @@ def entries(launch: Mapping[str, Any]) -> list[Entry]:
 
 
 def missing_cells(ledger: Ledger, launch: Mapping[str, Any]) -> list[Cell]:
-    """The trainings of a launch whose cells have no record that holds."""
-    return [entry.cell() for entry in entries(launch) if ledger.find(entry.id) is None]
+    """The trainings of a launch, those that its searches chose too, whose cells have no record that holds."""
+    chosen = [entry for study in launch["spec"].get("studies", ()) for entry in _chosen(ledger, study)]
+    return [entry.cell() for entry in [*entries(launch), *chosen] if ledger.find(entry.id) is None]
+
+
+def _chosen(ledger: Ledger, study: Mapping[str, Any]) -> list[Entry]:
+    """What the last choice of a search put into the table; `train` is as it was before the search."""
+    found = []
+    for choice in StudyRecords(ledger, study["name"]).choices()[-1:]:
+        seeds = choice["candidates"][str(choice["chosen"])]
+        pairs = zip(choice["cells"], seeds, strict=True)
+        found += [Entry(cell_id, study["name"], {}, int(seed), study["train"]) for cell_id, seed in pairs]
+    return found

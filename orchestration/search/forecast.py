@@ -34,8 +34,9 @@ def expected_cells(spec: ExperimentSpec, ledger: Ledger) -> list[Cell]:
         found += [Cell(PLACEHOLDER_ID, "trial", study.name, {}, study.seeds[0], train)] * missing
         choice = records.choices()[-1:]
         if choice and choice[0]["trials"] == len(trials) and not missing:
-            ids = [*choice[0]["candidate_cells"], *choice[0]["cells"]]
-            found += [cell for cell_id in ids if (cell := ledger.find(cell_id))]
+            lost = Cell(PLACEHOLDER_ID, "train", study.name, {}, seeds[0], train, continues=PLACEHOLDER_ID)
+            found += [cell for cell_id in choice[0]["candidate_cells"] if (cell := ledger.find(cell_id))]
+            found += [ledger.find(cell_id) or lost for cell_id in choice[0]["cells"]]  # one whose record is lost
             continue
         best = min(study.best, study.trials)
         found += [Cell(PLACEHOLDER_ID, "candidate", study.name, {}, seed, train) for seed in seeds for _ in range(best)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from synthetic_experiment import RECORD, spec_of
 
+from fsg.config import to_dict
 from fsg.data import Arrays
 from fsg.estimators import STE
 from fsg.models import ResNet
@@ -24,6 +25,8 @@ from orchestration.runtime.determinants import elsewhere
 from orchestration.runtime.retrain import rows_of
 from orchestration.spec.cells import Cell
 from orchestration.util import provenance
+
+STUDY = {"name": "tuned", "train": to_dict(TrainConfig())}
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +159,8 @@ def searched(experiment: Ledger) -> Ledger:
         experiment.add(cell)
         CellTraining(experiment, cell).run_for(1000)
     experiment.add(stopped)
-    StudyRecords(experiment, "tuned").choose({"cells": [chosen.id]})
-    launch(experiment, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]})
+    StudyRecords(experiment, "tuned").choose({"cells": [chosen.id], "chosen": 3, "candidates": {"3": {"0": 0.5}}})
+    launch(experiment, spec=spec_of().resolved() | {"studies": [STUDY]})
     return experiment
 
 
@@ -176,15 +179,15 @@ def test_trial_that_has_not_ended_is_named_and_cannot_be_compared(searched: Ledg
 
 
 def test_settings_that_a_search_chose_and_a_line_has_are_one_cell(experiment: Ledger) -> None:
-    StudyRecords(experiment, "tuned").choose({"cells": ["0" * 15 + "1"]})
-    launch(experiment, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]})
+    StudyRecords(experiment, "tuned").choose({"cells": ["0" * 15 + "1"], "chosen": 0, "candidates": {"0": {"1": 0.5}}})
+    launch(experiment, spec=spec_of().resolved() | {"studies": [STUDY]})
     assert find(experiment, "0" * 15 + "1").id == find(experiment, "tuned · seed 1").id == "0" * 15 + "1"
 
 
 def test_verify_trains_again_what_a_search_chose(
     searched: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch(searched, spec=spec_of().resolved() | {"studies": [{"name": "tuned"}]}, cells=[])
+    launch(searched, spec=spec_of().resolved() | {"studies": [STUDY]}, cells=[])
     monkeypatch.setenv("COLUMNS", "300")
     assert verify(searched.folder) == 0
     _, said, last = capsys.readouterr().out.splitlines()

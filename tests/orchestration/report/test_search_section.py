@@ -16,12 +16,14 @@ from simulated_search import HALVING, LR, NET, STATES, TRAIN, WEIGHT, Work, stud
 from undrawn import leave_figures_empty
 
 from fsg.optimizers import Adam
+from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import TrialRecord
 from orchestration.report import write
 from orchestration.report.data import build
 from orchestration.report.figures import Drawing
 from orchestration.report.search import rung_correlations, sections
 from orchestration.report.search_figures import SearchFigures
+from orchestration.search.forecast import expected_cells
 from orchestration.spec import search_config as settings
 from orchestration.spec.cells import Cell
 from orchestration.spec.study import short_names
@@ -227,6 +229,29 @@ def test_damaged_record_of_a_search_is_said_in_the_report(tmp_path: Path, name: 
     built = build(work.ledger)
     assert f"Of a search, studies/tuned/{name} is damaged: what it said does not count." in built.warnings
     assert section_of(work).summary.startswith("3 of 3 trials: ")
+
+
+def test_training_that_a_search_chose_is_missing_by_name_and_comes_back(tmp_path: Path) -> None:
+    one = study(trials=3, best=1, sampler=settings.Random())
+    work = Work(tmp_path, one).go()
+    default = Cell("d" * 16, "train", "default", {}, 0, TRAIN)
+    work.ledger.add(default)
+    work.train_whole(default)
+    work.launched([default])
+    assert all(cell.id for cell in expected_cells(work.spec, work.ledger))
+    lost = work.records.choices()[-1]["cells"][1]
+    (tmp_path / "trials" / lost / "cell.json").write_bytes(b"")
+    built = build(Ledger(tmp_path))
+    assert any("in no number: tuned · seed 1." in one for one in built.warnings)
+    assert [(line.variant, line.done, len(line.planned)) for line in built.lines] == [
+        ("default", 1, 1),
+        ("tuned", 2, 3),
+    ]
+    assert [cell.id for cell in expected_cells(work.spec, Ledger(tmp_path))].count("") == 1, "a launch is not complete"
+    again = Work(tmp_path, one).go()
+    assert again.ledger.find(lost) is not None
+    assert [leg.cell.id for leg in again.legs] == [], "what it was trained to is there"
+    assert build(Ledger(tmp_path)).lines[1].done == 3
 
 
 @pytest.mark.parametrize("more", [(), ("time/step",)], ids=["two", "three"])
