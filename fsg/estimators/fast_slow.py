@@ -73,7 +73,7 @@ class FSG(LookAhead):
         applied: Literal["current", "previous"] = choice(
             "current", "Which gradient the update uses: this step's, or that of the step before (released)."
         )
-        fast_lr: float = setting(1e-2, "Learning rate of the fast net's Adam.", gt=0)
+        fast_lr: float = setting(3.6e-3, "Learning rate of the fast net's Adam.", gt=0)
         slow_lr: float = setting(1e-3, "Learning rate of the slow net's Adam.", gt=0)
 
         def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from fsg.train_config import TrainConfig, pretraining
 from fsg.trainer import Row, Training, train
 
 FSG_SMALL = FSG.Config(hidden=5, chunk_size=16, layer_embedding_dim=4, history_length=3)
-RELEASED = replace(FSG_SMALL, semantics="released", start="random", applied="previous")
+RELEASED = replace(FSG_SMALL, semantics="released", start="random", applied="previous", fast_lr=1e-2)
 ESTIMATORS: list[EstimatorConfig] = [STE.Config(), FSG_SMALL, RELEASED, MultiFC.Config(hidden=5)]
 STOPS = [(0, 1, 8, 15), (0, 1, 2, 5, 8, 10, 14, 15), (1, 2, 5, 10, 14), (0, 1, 2, 8, 14)]  # of each of them
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=["ste", "fsg", "released", "multifc"])
