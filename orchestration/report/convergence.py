@@ -150,6 +150,23 @@ def seconds_to_reach(trial: Trial, target: float) -> float | None:
     return float(np.interp(step, np.concatenate([[0.0], steps]), np.concatenate([[0.0], seconds])))
 
 
+def validated_more_than_once(trial: Trial) -> bool:
+    return len(trial.series("validation/accuracy")[0]) > 1
+
+
+def best_validation() -> tuple[Measure, Measure]:
+    """The best validation accuracy, and the epoch that first reached it."""
+    accuracy = Measure(
+        Unit.of("validation/accuracy"), lambda trial: 0.0 if trial.state == "diverged" else _best_validation(trial)[1]
+    )
+    return accuracy, Measure(Unit("epoch", 1.0, 1, "", "epochs", math.nan), lambda trial: _best_validation(trial)[0])
+
+
+def _best_validation(trial: Trial) -> tuple[float, float] | tuple[None, None]:
+    epochs, values = _by_epoch(trial, "validation/accuracy")
+    return (float(epochs[values.argmax()]), float(values.max())) if len(values) else (None, None)
+
+
 def steps_an_epoch(trial: Trial) -> float | None:
     """As its last row has it; None where none has."""
     at = next((row for row in reversed(trial.rows) if row.values.get("epoch")), None)

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.analysis import statistics
-from orchestration.analysis.comparisons import SIGNIFICANCE, Comparison, Line, Trial
+from orchestration.analysis.comparisons import SIGNIFICANCE, Comparison, Line, Measure, Trial, lines_of
 from orchestration.analysis.units import Spread, Unit
 from orchestration.analysis.verdict import Contrast, Family, p_text
+from orchestration.report.convergence import best_validation, validated_more_than_once
 from orchestration.report.data import Measured, Report
 from orchestration.report.places import PLACE_COLUMNS
 from orchestration.spec.networks import COST_COLUMNS, cost_texts
@@ -72,7 +73,7 @@ def _result(report: Report, line: Line) -> Iterable[str]:
     yield line.label
     yield f"{line.done}/{len(line.planned)}" + (f", {line.diverged} diverged" if line.diverged else "")
     yield report.unit.spread(line.metric)
-    yield _difference(report, line)
+    yield _difference(report, line, report.unit)
     yield _p(test) if test is not None and test.points == 1 else EMPTY
     if _has_papers_protocol(report):
         yield paper_style(line.papers_protocol)
@@ -103,10 +104,8 @@ def _with(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _difference(report: Report, line: Line) -> str:
-    if line.variant == report.baseline:
-        return "baseline"
-    return _estimate(report.unit, line.comparison)
+def _difference(report: Report, line: Line, unit: Unit) -> str:
+    return "baseline" if line.variant == report.baseline else _estimate(unit, line.comparison)
 
 
 def _estimate(unit: Unit, comparison: Comparison | None) -> str:
@@ -284,8 +283,30 @@ def _about_family(family: Family) -> Iterable[str]:
 
 
 def convergence(report: Report) -> list[TextTable]:
-    """A table a measure of convergence."""
-    return [_of_measure(report, measured) for measured in report.measured[1:]]
+    """A table a measure of convergence, and the validations'."""
+    return [*(_of_measure(report, measured) for measured in report.measured[1:]), *_validations(report)]
+
+
+def _validations(report: Report) -> Iterable[TextTable]:
+    """The validation accuracy at the end and at its best, where a training has several."""
+    trials = [trial for line in report.lines for trial in line.trials]
+    if not any(validated_more_than_once(trial) for trial in trials):
+        return
+    best, epoch = best_validation()
+    unit = best.unit
+    difference = _with(f"difference to {report.baseline}", unit.difference)
+    spoiled = " (contaminated)" if any(line.contaminated for line in report.lines) else ""
+    name = f"{unit.name}{spoiled}"
+    header = ("variant", f"{name} at the end (%)", difference, "at its best (%)", difference, "epoch of the best")
+    measured = (
+        lines_of(trials, measure, report.baseline) for measure in (Measure.metric("validation/accuracy"), best, epoch)
+    )
+    rows = []
+    for line, *both, when in zip(report.lines, *measured, strict=True):
+        cells = [cell for one in both for cell in (unit.spread(one.metric), _difference(report, one, unit))]
+        cells += [epoch.unit.spread(when.metric)]
+        rows.append(TextRow((line.label, *cells), _kind(report, line), variant=line.variant))
+    yield TextTable(name, header, tuple(rows))
 
 
 def _of_measure(report: Report, measured: Measured) -> TextTable:
@@ -294,12 +315,13 @@ def _of_measure(report: Report, measured: Measured) -> TextTable:
     rows = []
     for line in measured.lines:
         test = measured.test(line.variant)
-        compared = "baseline" if line.variant == report.baseline else EMPTY
-        if line.comparison is not None and line.comparison.n:
-            compared = unit.estimate(line.comparison.mean, line.comparison.interval)
         p = _p(test) if test is not None and test.points == 1 else EMPTY
         rows.append(
-            TextRow((line.label, unit.spread(line.metric), compared, p), _kind(report, line), variant=line.variant)
+            TextRow(
+                (line.label, unit.spread(line.metric), _difference(report, line, unit), p),
+                _kind(report, line),
+                variant=line.variant,
+            )
         )
     return TextTable(unit.name, header, tuple(rows))
 
@@ -308,7 +330,8 @@ CONVERGENCE_NOTE = (
     "Convergence: lower is faster. Area under the loss curve, an epoch: the training loss averaged over all steps. "
     "Epochs and seconds until the validation accuracy first reaches a value, as validations see it; a seed that never "
     "does counts with all its epochs, so the mean is a lower bound. Each measure is a family of its own, the primary "
-    "variant in it, corrected by Holm; planned seeds alone."
+    "variant in it, corrected by Holm; planned seeds alone. Validation accuracy at its best: the highest of all of a "
+    "training's validations, which chance alone lifts above the last; its differences are not tested."
 )
 
 
@@ -415,7 +438,7 @@ def terminal_table(report: Report) -> Table:
         cells = (
             f"{line.done}/{len(line.planned)}" + " ✗" * bool(line.diverged) + f"+{len(line.added)}" * bool(line.added)
         )
-        difference = _difference(report, line) + SIGNIFICANT * bool(test and test.points == 1 and test.shown)
+        difference = _difference(report, line, unit) + SIGNIFICANT * bool(test and test.points == 1 and test.shown)
         shown = [line.short_label, cells, unit.spread(line.metric) + "★" * _is_best(report, line), difference]
         shown += [paper_style(line.papers_protocol), loss] if papers else [loss, _short(time(line.seconds))]
         made.add_row(*map(Text, shown), style="bold" if line.variant in (report.primary, report.baseline) else "")

@@ -38,7 +38,7 @@ from orchestration.report.data import Report, build
 from orchestration.report.figures import drawing
 from orchestration.report.places import places_of
 from orchestration.report.resolved import resolved_text
-from orchestration.report.tables import terminal_table
+from orchestration.report.tables import convergence, terminal_table
 from orchestration.report.write import write
 from orchestration.spec.cells import Cell
 from orchestration.spec.fields import Published
@@ -558,6 +558,29 @@ def test_convergence_is_counted_and_tested(tmp_path: Path) -> None:
     assert set(never.lines[0].values.values()) == {4.0}
     assert (epochs.family.size, epochs.contrasts[0].role) == (1, "family")
     assert "epochs to 70\u00a0%" in page_of(report)[1].words
+
+
+def test_validation_accuracy_stands_at_the_end_and_at_its_best(tmp_path: Path) -> None:
+    spec = spec_of(("fsg", "ste"), seeds=range(4), epochs=4)
+    cells = cells_of(spec)
+    ledger = launched(tmp_path / "x", spec, cells)
+    before, end = {"fsg": (0.8, 0.6, 0.9), "ste": (0.7, 0.7, 0.5)}, {"fsg": 0.75, "ste": 0.5}
+    for cell in cells:
+        attempt = ledger.claim(cell.id, {"device": "cpu"})
+        values = [*before[cell.variant], end[cell.variant]]
+        attempt.record([Row(10 * n, {"epoch": n, "train/loss": 1.0, "validation/accuracy": value + cell.seed / 100})
+                        for n, value in enumerate(values, 1)])  # fmt: skip
+        attempt.record([Row(40, {"test/accuracy": 0.5})])
+        attempt.weights("final.pt", b"the final weights")
+        attempt.finish("done", digest="d" * 64, step=40, seconds=1.0)
+    *_, table = convergence(build(ledger))
+    rows = {row.cells[0]: row.cells[1:] for row in table.rows}
+    spread = "\u00a0±\u00a01.29"
+    assert rows["fsg"] == (f"76.50{spread}", "+25.00 [+25.00,\u00a0+25.00]", f"91.50{spread}",
+                           "+20.00 [+20.00,\u00a0+20.00]", "3.0\u00a0±\u00a00.0")  # fmt: skip
+    assert rows["ste"] == (f"51.50{spread}", "baseline", f"71.50{spread}", "baseline", "1.0\u00a0±\u00a00.0")
+    once = build(trained(tmp_path / "y", spec_of(seeds=range(2), epochs=1)))
+    assert [made.title for made in convergence(once)] == ["area under the loss curve, an epoch"]
 
 
 def test_latex_has_as_many_columns_in_every_row_and_escapes_what_it_must(tmp_path: Path) -> None:
