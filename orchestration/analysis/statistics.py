@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +55,8 @@ def t_interval(differences: Sequence[float] | Floats, level: float = 0.95) -> In
     n = len(differences)
     if n < 2 or not np.isfinite(differences).all():
         return None
+    from scipy import special  # start-up time
+
     half = float(special.stdtrit(n - 1, (1 + level) / 2)) * standard_deviation(differences) / n**0.5
     return Interval(mean(differences) - half, mean(differences) + half)
 
@@ -143,6 +144,8 @@ def welch_interval(
     if a + b == 0:
         return None
     freedom = (a + b) ** 2 / (a**2 / (len(x) - 1) + b**2 / (len(y) - 1))
+    from scipy import special  # start-up time
+
     half = float(special.stdtrit(freedom, (1 + level) / 2) * (a + b) ** 0.5)
     centre = float(x.mean() - y.mean())
     return Interval(centre - half, centre + half)
@@ -159,6 +162,8 @@ def power(n: int, effect: float, significance: float = 0.05) -> float:
     """
     if n < 2:
         return 0.0
+    from scipy import special  # start-up time
+
     bound, shift = float(special.stdtrit(n - 1, 1 - significance / 2)), effect * n**0.5
     found = float(special.nctdtr(n - 1, -shift, -bound) + special.nctdtr(n - 1, shift, -bound))
     return float(special.ndtr(abs(shift) - bound)) if np.isnan(found) else found  # far out, scipy's is not a number
@@ -194,7 +199,7 @@ def looks_levels(looks: tuple[int, ...], boundary: Boundary, significance: float
     """
     steepness = 0.5 if boundary == "obrien_fleming" else 0.0
     shape = (looks[-1] / np.asarray(looks, dtype=np.float64)) ** steepness
-    from scipy import optimize  # start-up time
+    from scipy import optimize, special  # start-up time
 
     constant = float(optimize.brentq(lambda c: _crossing(looks, c * shape) - significance, 1.0, 8.0))
     return tuple(float(2 * special.ndtr(-bound)) for bound in constant * shape)

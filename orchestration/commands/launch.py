@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import fsg
 from orchestration.commands.exit_status import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from orchestration.commands.orphans import confirm_orphans
-from orchestration.commands.plan import ExperimentPlan, load_checked, make_plan, say_damage
+from orchestration.commands.plan import ExperimentPlan, load_checked, make_plan, say_damage, say_weaknesses
 from orchestration.commands.progress import view_for
 from orchestration.commands.request import LaunchRequest, Refused, refusing_write_errors, run_guarded
 from orchestration.commands.restart import Restart
@@ -177,6 +177,8 @@ def run(request: LaunchRequest, plan: ExperimentPlan, number: int) -> int:
     request.say(plan.summary)
     if plan.orphans:
         request.say(f"{len(plan.orphans)} earlier cells of the same names are orphans; --plan lists them")
+    if not plan.complete:
+        say_weaknesses(request, plan)
     say_damage(request, plan)
     tracker = Tracker(plan.ledger, plan.spec, request.mlflow)
     view = view_for(plan.statuses, plan.spec.folder_name, plan.max_running, request.console)

@@ -14,6 +14,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from orchestration.analysis.declared import weaknesses
 from orchestration.commands.exit_status import DONE
 from orchestration.commands.preflight import find_problems, study_conflicts
 from orchestration.commands.request import LaunchRequest, Refused, refusing_write_errors, run_guarded
@@ -200,6 +201,7 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
     for line in too_little:
         request.say(line)
     request.say(found.summary)
+    say_weaknesses(request, found)
     say_damage(request, found)
     waiting = Counter(one.cell.depends_on for one in statuses if one.cell.depends_on and not one.over)
     before = [one for one in statuses if one.cell.id in waiting and not one.over]
@@ -216,6 +218,12 @@ def _show(request: LaunchRequest, with_pilot: bool) -> int:
         said = f"orphan: {cell.label} ({cell.id}, {state}) has other settings, code or data"
         request.console.print(f"{said}: {changed}" if changed else said, style="yellow", markup=False)
     return DONE
+
+
+def say_weaknesses(request: LaunchRequest, plan: ExperimentPlan) -> None:
+    """A line for each thing that the table cannot show, whatever the trainings give."""
+    for weakness in weaknesses(plan.spec):
+        request.say(f"note: {weakness}")
 
 
 def say_damage(request: LaunchRequest, plan: ExperimentPlan) -> None:

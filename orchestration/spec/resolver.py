@@ -1,7 +1,7 @@
 """From the tree of a spec file to the trainings that it means."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -20,11 +20,15 @@ MAX_TRAININGS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One training of a variant, before its seed; `grid` holds the paths that the grid set, and their values."""
+    """One training of a variant, before its seed; `grid` holds the paths that the grid set, and their values.
+
+    `own` are the paths that the variant sets itself, where the point was read from a file.
+    """
 
     variant: str
     grid: dict[str, Any]
     train: TrainConfig
+    own: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -202,7 +206,7 @@ class Resolver:
                 continue
             variant = self._variant(name, at, grid)
             problems += [*variant.problems, *_alike(points, variant.points, overrides)]
-            points |= variant.points
+            points |= {key: replace(point, own=_own(overrides)) for key, point in variant.points.items()}
             used |= variant.used
             valid |= set(self.reader.paths(at))
         anywhere = {path for path, _, _ in paths(TrainConfig)}
@@ -251,6 +255,14 @@ class Resolver:
         certain_alone = [problem for problem in alone if problem.certain]
         variant.problems.extend(dict.fromkeys([*certain_alone, *found]))
         return variant
+
+
+def _own(overrides: Node) -> frozenset[str]:
+    """The paths that a variant sets: `optimizer.lr`, written so or as `optimizer: {lr: …}`."""
+    entries = overrides.items().items()
+    return frozenset(
+        [path for path, _ in entries] + [f"{path}.{name}" for path, node in entries for name in node.items()]
+    )
 
 
 def _depth(path: str) -> int:

@@ -16,7 +16,7 @@ from fsg.estimators import FSG, FullPrecision
 from fsg.optimizers import Adam
 from fsg.starting_points import File, Pretrain
 from fsg.train_config import TrainConfig
-from orchestration.commands.plan import compare, load_checked, say_damage
+from orchestration.commands.plan import compare, load_checked, plan, say_damage
 from orchestration.commands.request import LaunchRequest, Refused
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.status import cell_statuses
@@ -279,3 +279,12 @@ def test_strays_are_said_in_one_line(tmp_path: Path) -> None:
         say_damage(request, compare(found, ledger))
     (line,) = said.get().splitlines()
     assert line.endswith("own: trials/notes-0.txt, trials/notes-1.txt, trials/notes-2.txt and 2 more")
+
+
+def test_what_cannot_be_shown_is_said_before_anything_runs(tmp_path: Path) -> None:
+    found = spec(tmp_path, "variants: {ste: {estimator: ste}, fsg: {estimator: fsg}}\nseeds: [0]\n")
+    request = LaunchRequest(found.source, results=tmp_path / "results", console=Console(file=io.StringIO(), width=200))
+    with request.console.capture() as said:
+        plan(request, with_pilot=False)
+    note = "note: 1 seed cannot show a difference of fsg to ste, whatever comes out: the test takes 6 at 5\u00a0%"
+    assert note in said.get().splitlines()
