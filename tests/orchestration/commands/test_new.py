@@ -41,6 +41,7 @@ def test_what_is_written_is_planned_as_it_stands(
         assert plan(request, with_pilot=False) == 0
         out = capsys.readouterr().out
         assert re.search(rf"^\d+ cells, \d+ to run, .*results/{name}", out, flags=re.MULTILINE), out
+        assert ("note: " in out) == (profile == "quick"), out
     assert not re.search(
         "NAME|MODULE", Path(f"{name}.yaml").read_text().replace(name, "").replace("2nd_try_of_NAME", "")
     )
