@@ -9,16 +9,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from numpy.typing import NDArray
 
 from orchestration.report import marks
-from orchestration.report.figures import plain
+from orchestration.report.figures import FIRST, INK, SECOND, dress, plain
 from orchestration.report.marks import Marks, Trace
 
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's palette, which the colour-blind tell apart, without its yellow, which white paper swallows.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_COLOURS = (FIRST, SECOND, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _BASELINE = "#000000"
 _DASHES = ("-", "--", ":")
-_INK = "#1a1f26"
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.plot(x, y, dashes, color=colour, linewidth=0.9, zorder=2, gid=panel.gid(curve, f"lost{place}"))
             axes.plot(x[-1:], y[-1:], "x", color=colour, markersize=8, markeredgewidth=2, zorder=4,
                       gid=panel.gid(curve, f"cross{place}"))  # fmt: skip
-    axes.set_title(plain(panel.title), loc="left", fontsize=10.5, fontweight="bold", color=_INK)
-    axes.set_xlabel(panel.x_label, color=_INK)
-    axes.set_ylabel(panel.y_label, color=_INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#8a929c")
-    axes.tick_params(colors=_INK, length=3, color="#8a929c")
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
+    dress(axes, panel.x_label, panel.y_label, plain(panel.title), grid="y")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     drawn = [values for curve in panel.curves for values in (curve.mean, *(y for _, y in curve.diverged))]
     if panel.log:
@@ -121,7 +113,7 @@ def _name_the_curves(axes: Axes, panel: Panel) -> None:
     """Names beside the curves' ends, in their order, pushed apart where they would lie on each other."""
     curves = [c for c in panel.curves if len(c.x)]
     if not curves:
-        axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=_INK)
+        axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=INK)
         return
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = sorted(((float(to_axes.transform((c.x[-1], c.mean[-1]))[1]), c) for c in curves), key=lambda end: end[0])
@@ -137,7 +129,7 @@ def _name_the_curves(axes: Axes, panel: Panel) -> None:
         axes.plot([1.035, 1.07], [height] * 2, dashes, color=colour, lw=2.4, transform=axes.transAxes, clip_on=False,
                   gid=panel.gid(curve, "key"))  # fmt: skip
         weight, name = "bold" if panel.styles[curve.variant] in (None, 0) else "normal", plain(curve.label)
-        axes.text(1.082, height, name, transform=axes.transAxes, va="center", fontsize=9, color=_INK, weight=weight,
+        axes.text(1.082, height, name, transform=axes.transAxes, va="center", fontsize=9, color=INK, weight=weight,
                   gid=panel.gid(curve, "name"))  # fmt: skip
 
 

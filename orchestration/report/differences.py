@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from orchestration.analysis.comparisons import Line, counterpart
 from orchestration.analysis.units import Unit
 from orchestration.report import marks
-from orchestration.report.figures import plain
+from orchestration.report.figures import FIRST, INK, SECOND, dress, plain
 from orchestration.report.marks import Marks, Of, Point
 
 _BELOW = 0.22  # rows, from the mean to its seeds
-_INK, _SOFT, _PRIMARY, _OTHER = "#1a1f26", "#8a929c", "#D55E00", "#0072B2"
 
 
 def draw_differences(lines: Sequence[Line], unit: Unit, baseline: str, primary: str) -> Figure | None:
@@ -25,10 +24,10 @@ def draw_differences(lines: Sequence[Line], unit: Unit, baseline: str, primary: 
         return None
     figure = Figure(figsize=(9.0, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(0, color=_INK, linewidth=1.0, linestyle="--", zorder=1)
+    axes.axvline(0, color=INK, linewidth=1.0, linestyle="--", zorder=1)
     for place, line in enumerate(rows):
         assert line.comparison is not None
-        colour = _PRIMARY if line.variant == primary else _OTHER
+        colour = FIRST if line.variant == primary else SECOND
         named = partial(_gid, rows, place)
         interval = line.comparison.interval
         if interval is not None:
@@ -48,20 +47,18 @@ def draw_differences(lines: Sequence[Line], unit: Unit, baseline: str, primary: 
                 for d, seed in zip(differences.differences, differences.seeds, strict=True)
                 if (seed in line.added) is not filled
             ]
-            face = _INK if filled else "none"
-            axes.plot(shown, [place + _BELOW] * len(shown), "o", markersize=4, markerfacecolor=face, color=_INK,
+            face = INK if filled else "none"
+            axes.plot(shown, [place + _BELOW] * len(shown), "o", markersize=4, markerfacecolor=face, color=INK,
                       alpha=0.65, zorder=3, gid=named("planned" if filled else "added"))  # fmt: skip
     axes.set_yticks(range(len(rows)), [plain(line.short_label) for line in rows])
     for place, (label, line) in enumerate(zip(axes.get_yticklabels(), rows, strict=True)):
         label.set_fontweight("bold" if line.variant == primary else "normal")
         label.set_gid(_gid(rows, place, "name"))
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(f"{unit.name}, difference to {baseline}" + (f" ({unit.difference})" if unit.difference else ""))
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    points = f" ({unit.difference})" if unit.difference else ""
+    dress(axes, f"{unit.name}, difference to {baseline}{points}", "", grid="x")
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.spines["bottom"].set_color(_SOFT)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
     return figure
 
 

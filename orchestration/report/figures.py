@@ -6,14 +6,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from orchestration.report.marks import Marks
 
+INK, SOFT, _FAINT = "#1a1f26", "#8a929c", "#e4e7eb"
+FIRST, SECOND = "#D55E00", "#0072B2"  # of Okabe and Ito's palette: what a figure is about, and what it is beside
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "fsg", "font.family": "sans-serif", "font.size": 9.5}
 
 
@@ -57,6 +60,19 @@ def drawing(figure: Figure, name: str, label: str, marks: Callable[[], Marks] = 
         found = marks()
         canvas.print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     return Drawing(slug(name), label, svg.getvalue().decode(), found)
+
+
+def dress(axes: Axes, x: str, y: str, title: str = "", grid: Literal["both", "x", "y"] = "both") -> None:
+    """Give axes their labels and title, open at the top and on the right, with a faint grid behind what is drawn."""
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(SOFT)
+    axes.tick_params(length=3, color=SOFT, labelcolor=INK)
+    axes.grid(axis=grid, color=_FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def plain(text: str) -> str:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from orchestration.analysis.units import Unit
 from orchestration.ledger.study_records import TrialRecord
 from orchestration.report import marks
-from orchestration.report.figures import Drawing, drawing, plain
+from orchestration.report.figures import FIRST, INK, SECOND, SOFT, Drawing, drawing, dress, plain
 from orchestration.report.marks import Marks, Of, Point
 from orchestration.spec.search_config import MAXIMISED
 
 Floats = NDArray[np.float64]
-_INK, _SOFT, _BEST, _OTHER, _STOPPED = "#1a1f26", "#8a929c", "#D55E00", "#0072B2", "#9aa3ad"
+_STOPPED = "#9aa3ad"
 _COLUMNS = 4
 MOST, _MOST_POINTS = 250, 2500  # trials that a figure shows, and points of all slices: the page stays small
 
@@ -86,10 +86,10 @@ class SearchFigures:
         figure, axes = self._figure("History", "trial")
         y = self._first(self.complete)
         best = np.maximum.accumulate(y) if self.objectives[0] in MAXIMISED else np.minimum.accumulate(y)
-        axes.step([trial.number for trial in self.complete], best, where="post", color=_BEST, linewidth=1.6)
+        axes.step([trial.number for trial in self.complete], best, where="post", color=FIRST, linewidth=1.6)
         trials = _spread(self.complete)
         x, y = [trial.number for trial in trials], self._first(trials)
-        axes.plot(x, y, "o", color=_OTHER, markersize=4.5, alpha=0.8)
+        axes.plot(x, y, "o", color=SECOND, markersize=4.5, alpha=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return self._drawing(figure, "History", lambda: self._points(figure, [(axes, x, y, trials)]))
 
@@ -105,7 +105,7 @@ class SearchFigures:
             x, y = self._scale(axes, path, trials), self._first(trials)
             colours = colormaps["Blues"](0.35 + 0.65 * np.array([order(trial.number) for trial in trials]))
             axes.scatter(x, y, c=colours, s=20, edgecolors="none")
-            self._styled(axes, plain(self.short[path]), self._label(0) if place % columns == 0 else "")
+            dress(axes, plain(self.short[path]), self._label(0) if place % columns == 0 else "")
             axes.set_ylim(*limits)
             if place % columns:
                 axes.tick_params(labelleft=False)
@@ -116,7 +116,7 @@ class SearchFigures:
         names = [plain(self.short[path]) for path in self.shares][::-1]
         shares = [100 * share for share in self.shares.values()][::-1]
         figure, axes = self._figure("Importances", "share of the variance between trials (%)", "", 0.32 * len(names))
-        axes.barh(names, shares, color=_OTHER, height=0.62)
+        axes.barh(names, shares, color=SECOND, height=0.62)
         for place, share in enumerate(shares):
             axes.annotate(f"{share:.0f}", (share, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_xlim(0, max(shares) * 1.1 or 1)
@@ -129,9 +129,9 @@ class SearchFigures:
         x, y = self._scale(axes, one, trials), self._scale(axes, other, trials, "y")
         drawn = axes.scatter(x, y, c=self._first(trials), cmap="cividis", s=42, edgecolors="white", linewidths=0.6)
         bar = figure.colorbar(drawn, ax=axes, pad=0.02)
-        bar.set_label(self._label(0), color=_INK)
+        bar.set_label(self._label(0), color=INK)
         bar.outline.set_visible(False)
-        bar.ax.tick_params(length=3, color=_SOFT)
+        bar.ax.tick_params(length=3, color=SOFT)
         return self._drawing(figure, "Two settings", lambda: self._points(figure, [(axes, x, y, trials)]))
 
     def _rungs(self) -> Drawing:
@@ -142,7 +142,7 @@ class SearchFigures:
             means = {epoch: value for epoch, value in trial.intermediate.items() if math.isfinite(value)}
             x, y = list(means), [value * self.unit.factor for value in means.values()]
             stopped = trial.state == "PRUNED"
-            colour = _STOPPED if stopped else _OTHER
+            colour = _STOPPED if stopped else SECOND
             axes.plot(x, y, "o-", color=colour, linewidth=0.9, alpha=0.8, markersize=3)
             if stopped:
                 axes.plot(x[-1:], y[-1:], "x", color=colour, markersize=7, markeredgewidth=1.6)
@@ -167,10 +167,9 @@ class SearchFigures:
             x, y = self._first(trials), np.array([factor * _values(one)[place] for one in trials])
             on = np.array([trial.number in front for trial in trials])
             axes.plot(x[~on], y[~on], "o", color=_STOPPED, markersize=4.5)
-            axes.plot(x[on], y[on], "o", color=_BEST, markersize=6)
-            self._styled(axes, self._label(0), self._label(place))
+            axes.plot(x[on], y[on], "o", color=FIRST, markersize=6)
+            dress(axes, self._label(0), self._label(place), "Pareto front" if place == 1 else "")
             shown.append((axes, x, y, trials))
-        figure.axes[0].set_title("Pareto front", loc="left", fontsize=10.5, fontweight="bold", color=_INK)
         return self._drawing(figure, "Pareto front", lambda: self._points(figure, shown))
 
     # What they share
@@ -179,18 +178,8 @@ class SearchFigures:
         size = 4.0 if height is None else min(8.0, height + 1.0)
         figure = Figure(figsize=(6.0, size), layout="constrained")
         axes = figure.subplots()
-        self._styled(axes, x, self._label(0) if y is None else y)
-        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
+        dress(axes, x, self._label(0) if y is None else y, title)
         return figure, axes
-
-    def _styled(self, axes: Axes, x: str, y: str) -> None:
-        axes.set_xlabel(x, color=_INK)
-        axes.set_ylabel(y, color=_INK)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_SOFT)
-        axes.tick_params(length=3, color=_SOFT, labelcolor=_INK)
-        axes.grid(color="#e4e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
 
     def _label(self, place: int) -> str:
         unit = Unit.of(self.objectives[place])
