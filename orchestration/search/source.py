@@ -28,7 +28,7 @@ class SearchManager:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._url = storage or spec.study_storage
-        shared = SearchContext(ledger, set(), {}, pruned, say)
+        self._shared = shared = SearchContext(ledger, set(), {}, pruned, say)
         self.studies = [Study(one, spec.folder_name, shared, self._url, max_running > 1) for one in spec.studies]
 
     def more(self) -> Sequence[WorkItem]:
@@ -42,6 +42,7 @@ class SearchManager:
 
     def ended(self, cell: Cell, state: str, reason: str) -> None:
         """A cell from here is no longer trained. Raises SearchError where the storage is lost."""
+        self._shared.out.discard(cell.id)  # once, before any study hands it out again
         with storage.storage_errors(self._url):
             for study in self.studies:
                 study.ended(cell, state, reason)

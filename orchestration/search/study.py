@@ -103,7 +103,6 @@ class Study:
 
     def ended(self, cell: Cell, state: str, reason: str) -> None:
         """A cell is no longer trained: as ended, or `paused` at a rung."""
-        self._context.out.discard(cell.id)
         self._news = True
         if state == "failed":
             self._context.failed[cell.id] = reason

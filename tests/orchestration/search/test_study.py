@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ from orchestration.ledger import names
 from orchestration.ledger.ledger import Ledger
 from orchestration.ledger.study_records import StudyRecords, damage_of_searches
 from orchestration.report.search import pareto_front
+from orchestration.scheduler.queue import Queue
 from orchestration.search.compatibility import differences
 from orchestration.search.forecast import expected_cells
 from orchestration.search.optuna.errors import SearchError
@@ -213,6 +215,47 @@ def test_cells_of_a_stopped_trial_are_pruned_though_a_worker_is_heard_of_after_t
     for trial in pruned:
         outcomes = [work.ledger.outcome(cell_id) for cell_id in trial.cells.values()]
         assert {(outcome.state, outcome.step) for outcome in outcomes} == {("pruned", max(trial.rungs) * STEPS)}
+
+
+class NobodyHears:
+    """What happens in the queue is of no interest."""
+
+    waits = dict
+
+    def started(self, cell: Cell) -> None: ...
+    def progressed(self, cell: Cell, step: int, of_steps: int, metrics: dict[str, float]) -> None: ...
+    def retried(self, cell: Cell, reason: str) -> None: ...
+    def noted(self, cell: Cell, note: str) -> None: ...
+    def ended(self, cell: Cell, state: str, reason: str, log: str) -> None: ...
+
+
+@pytest.mark.parametrize("order", range(3))
+@pytest.mark.parametrize(("studies", "workers"), [(1, 2), (3, 1), (3, 2), (3, 4)])
+def test_every_leg_goes_further_and_none_is_left_of_a_stopped_trial(
+    tmp_path: Path, studies: int, workers: int, order: int
+) -> None:
+    """Workers end in any order, and the studies of a tuning share what is out."""
+    one = study(trials=10, pruner=HALVING, sampler=settings.Random())
+    trains = [replace(TRAIN, estimator=FSG.Config(hidden=2 + number)) for number in range(studies)]
+    searched = [replace(one, name=f"study{number}", train=train) for number, train in enumerate(trains)]
+    work = Work(tmp_path, *searched)
+    queue, busy, draw = Queue([], NobodyHears(), source=work.searches), list[Cell](), random.Random(order)
+    while not queue.finished:
+        while len(busy) < workers and (cell := queue.take()) is not None:
+            busy.append(cell)
+        if not busy:  # it was asked, and decided
+            continue
+        cell = busy.pop(draw.randrange(len(busy)))
+        before = work.ledger.outcome(cell.id)
+        assert before.state in ("waiting", "interrupted"), cell.label
+        state, reason = work.train(WorkItem(cell, queue.until(cell.id)))
+        assert work.ledger.outcome(cell.id).step > before.step, cell.label
+        queue.ended(cell.id, state, reason)
+    ends = [work.ledger.outcome(cell.id).state for cell in work.ledger.cells()]
+    assert set(ends) == {"done", "pruned"}
+    trials = [trial for one in searched for trial in StudyRecords(work.ledger, one.name).trials()]
+    assert [len(trial.cells) for trial in trials] == [2] * 10 * studies
+    assert sum(trial.state == "PRUNED" for trial in trials) * 2 == ends.count("pruned")
 
 
 def test_nothing_is_decided_at_a_rung_before_every_seed_has_come_there(tmp_path: Path) -> None:
