@@ -6,7 +6,7 @@ question: Does the history of the gradient help?
 train:
   data: {name: arrays, file: images.npz, validation: 40, crop_padding: 1}
   model: {name: resnet, depth: 8, width: 4}
-  estimator: {name: fsg, slow_weight: 0.5}
+  estimator: {name: fsg, slow_weight: 0.5, fast_lr: 1.0e-2}
   optimizer: {name: adam, lr: 3.0e-3}
   epochs: 4
   batch_size: 20
