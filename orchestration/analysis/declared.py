@@ -42,7 +42,8 @@ def _tuned_beside_untuned(spec: ExperimentSpec) -> Iterator[str]:
         return
     groups: dict[tuple[str, ...], list[str]] = {}
     for path in _TUNED:
-        own = tuple(v for v in spec.variants if any(path in point.own for point in spec.points if point.variant == v))
+        set_itself = {point.variant for point in spec.points if path in point.own and path not in point.grid}
+        own = tuple(variant for variant in spec.variants if variant in set_itself)
         groups.setdefault(own, []).append(path)
     for own, paths in groups.items():
         if own and (shared := [variant for variant in spec.variants if variant not in own]):

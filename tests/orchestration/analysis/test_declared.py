@@ -108,6 +108,7 @@ def test_what_a_tuning_or_a_grid_gives_every_variant_is_not_said(tmp_path: Path)
     own = PLAIN.replace("{estimator: fsg}", "{estimator: fsg, optimizer.lr: 0.3}")
     assert said(tmp_path, f"tuning: {{budget: 4}}\n{own}{SEEDS}") == []
     assert said(tmp_path, f"grid: {{optimizer.lr: [0.1, 0.3]}}\n{PLAIN}{SEEDS}") == []
+    assert said(tmp_path, f"grid: {{optimizer.lr: [0.1, 0.3]}}\n{own}{SEEDS}") == []
 
 
 def test_the_ablation_that_newcomers_see_has_no_weakness() -> None:
